@@ -1,0 +1,1 @@
+"""The library behind the twelve numbered scripts; see docs/ for the map."""

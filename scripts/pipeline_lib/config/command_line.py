@@ -1,0 +1,195 @@
+"""The command line of a numbered script: the fields of its own section as flags, and five that all scripts share.
+
+`--optimizer.lr 3e-4` sets a nested field; `--max-steps` and `--max_steps` are the same flag; a boolean field answers to
+`--flag` and `--no-flag`. Only what the user typed overrides the YAML, so a default can never undo a setting.
+"""
+
+import argparse
+import difflib
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from pipeline_lib.stage.errors import UserError
+
+from .base import PROJECT_ROOT, Section
+from .load import build, leaves, merge, parse_value, read_layers
+from .run import RunConfig
+
+DEFAULT_CONFIG = PROJECT_ROOT / "configs" / "demo.yaml"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line and the YAML say together.
+
+    origins: where each value that is not a default came from, by dotted name; arguments: the flags that lead another
+    script to the same run; extra: values of the flags that only this script has.
+    """
+
+    config: RunConfig
+    origins: dict[str, str]
+    run_folder: Path
+    force: bool
+    plan: bool
+    arguments: str
+    extra: dict[str, Any]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; {self.prog} --help lists the flags")
+
+
+def read_command_line(
+    section: str,
+    description: str,
+    argv: list[str],
+    extra_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> Options:
+    """Parse the flags of the script that runs `section`. Raises UserError on unknown flags and bad values."""
+    parser = _Parser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    common = parser.add_argument_group("run")
+    common.add_argument("--config", "-c", default=str(DEFAULT_CONFIG), metavar="YAML", help="the run's configuration")
+    common.add_argument("--run-dir", metavar="FOLDER", help="where the run's outputs go (default: runs/<run name>)")
+    common.add_argument("--force", action="store_true", help="run even if the outputs are up to date")
+    common.add_argument("--plan", action="store_true", help="say what would be done and what it would cost; do nothing")
+    common.add_argument("--seed", type=int, metavar="int", help="seed of every random choice (default: the YAML's)")
+    if extra_arguments:
+        extra_arguments(parser.add_argument_group("instead of running"))
+    flags = _add_flags(
+        parser.add_argument_group(f"settings of this stage (section `{section}` of the YAML)"),
+        RunConfig.model_fields[section].annotation,
+        "",
+    )
+    known, unknown = parser.parse_known_args(argv)
+    if unknown:
+        _refuse(unknown[0], parser)
+    values = vars(known)
+    typed = {name: values.pop(name) for name in list(values) if name in flags}
+    shared = {name: values.pop(name) for name in ("config", "run_dir", "force", "plan", "seed")}
+    return _assemble(section, shared, typed, values)
+
+
+def _assemble(section: str, shared: dict[str, Any], typed: dict[str, Any], extra: dict[str, Any]) -> Options:
+    config_path = Path(shared["config"])
+    layers = read_layers(config_path)
+    merged: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for path, content in layers:
+        merged = merge(merged, content)
+        origins.update({name: path.name for name in leaves(content)})
+    build(RunConfig, merged, layers)  # judged without the flags first, so that a flag cannot be blamed for the file
+    if typed:
+        merged = merge(merged, {section: _nest(typed)})
+        origins.update({f"{section}.{name}": f"--{name}" for name in typed})
+    if shared["seed"] is not None:
+        merged["seed"] = shared["seed"]
+        origins["seed"] = "--seed"
+    config = build(RunConfig, merged, [])
+    run_folder = Path(shared["run_dir"]).resolve() if shared["run_dir"] else run_folder_of(config, config_path)
+    arguments = f" --config {shlex.quote(_short(config_path))}"
+    if shared["run_dir"]:
+        arguments += f" --run-dir {shlex.quote(shared['run_dir'])}"
+    return Options(config, origins, run_folder, shared["force"], shared["plan"], arguments, extra)
+
+
+def run_folder_of(config: RunConfig, config_path: Path) -> Path:
+    """Return the default folder of a run: runs/ and the run's name, which is the YAML's unless `run:` says otherwise."""
+    return PROJECT_ROOT / "runs" / (config.run or config_path.stem)
+
+
+def _short(path: Path) -> str:
+    absolute = path.resolve()
+    return str(absolute.relative_to(PROJECT_ROOT)) if absolute.is_relative_to(PROJECT_ROOT) else str(absolute)
+
+
+def _nest(typed: dict[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in typed.items():
+        *parents, last = name.split(".")
+        place = nested
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    return nested
+
+
+def _add_flags(group: argparse._ArgumentGroup, section: type[Section], prefix: str) -> set[str]:
+    """Add one flag per field below `section` and return their dotted names."""
+    names: set[str] = set()
+    for key, field in section.model_fields.items():
+        name = f"{prefix}{key}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            names |= _add_flags(group, field.annotation, f"{name}.")
+            continue
+        names.add(name)
+        spellings = list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]))
+        if _is_boolean(field.annotation):
+            negative = [f"--no-{name.replace('_', '-')}"]
+            group.add_argument(*spellings, dest=name, nargs="?", const=True, type=parse_value,
+                               default=argparse.SUPPRESS, metavar="true|false", help=_help(field))
+            group.add_argument(*negative, dest=name, action="store_false", default=argparse.SUPPRESS,
+                               help=argparse.SUPPRESS)
+        else:
+            reader = str if _is_text(field.annotation) else parse_value
+            group.add_argument(*spellings, dest=name, type=reader, default=argparse.SUPPRESS,
+                               metavar=_spell_type(field.annotation), help=_help(field))
+    return names
+
+
+def _help(field: FieldInfo) -> str:
+    default = "required" if field.is_required() else f"default: {_spell_default(field.get_default(call_default_factory=True))}"
+    text = " ".join((field.description or "").split())
+    return f"{text} ({default})".replace("%", "%%")
+
+
+def _spell_default(value: Any) -> str:
+    if isinstance(value, Section):
+        value = value.model_dump(mode="json")
+    elif isinstance(value, list | tuple):
+        value = [item.model_dump(mode="json") if isinstance(item, Section) else item for item in value]
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _parts(annotation: Any) -> list[Any]:
+    if get_origin(annotation) in (Union, UnionType):
+        return [part for part in get_args(annotation) if part is not type(None)]
+    return [annotation]
+
+
+def _is_boolean(annotation: Any) -> bool:
+    return _parts(annotation) == [bool]
+
+
+def _is_text(annotation: Any) -> bool:
+    return annotation is str
+
+
+def _spell_type(annotation: Any) -> str:
+    spelled = []
+    for part in _parts(annotation):
+        if get_origin(part) is Literal:
+            spelled.append("|".join(str(choice) for choice in get_args(part)))
+        else:
+            spelled.append(getattr(part, "__name__", "value") if get_origin(part) is None else "[...]")
+    return "|".join(spelled)
+
+
+def _refuse(argument: str, parser: argparse.ArgumentParser) -> NoReturn:
+    flag = argument.split("=")[0]
+    if not flag.startswith("-"):
+        raise UserError(f"unexpected argument {argument!r}; flags start with --, see {parser.prog} --help")
+    known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    nearest = difflib.get_close_matches(flag, known, n=1, cutoff=0.4)
+    hint = f"; did you mean {nearest[0]}?" if nearest else f"; {parser.prog} --help lists the flags"
+    raise UserError(f"unknown flag {flag}{hint}")

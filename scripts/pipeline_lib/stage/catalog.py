@@ -1,0 +1,75 @@
+"""The stages in their order: where each one writes, which script runs it, and what it needs first."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One row of the pipeline.
+
+    name: folder inside the run; script: file in scripts/; section: key of its settings in the YAML; needs: folders of
+    the stages it reads; does: the rest of the sentence "This stage ..."; keeps_superseded: its unfinished work is hours
+    of training, so it is moved aside rather than deleted when settings or code no longer match.
+    """
+
+    name: str
+    script: str
+    section: str
+    needs: tuple[str, ...]
+    does: str
+    keeps_superseded: bool = False
+
+
+STAGES = (
+    StageSpec("01_download", "01_download_data.py", "download", (), "reads every source into shards"),
+    StageSpec("02_clean", "02_clean_deduplicate.py", "clean", ("01_download",), "cleans and deduplicates the text"),
+    StageSpec("03_packed", "03_tokenize_and_pack.py", "pack", ("02_clean",), "tokenises and packs"),
+    StageSpec("04_init", "04_init_model.py", "model", ("03_packed",), "makes the untrained model"),
+    StageSpec("05_pretrain", "05_pretrain.py", "pretrain", ("03_packed", "04_init"), "pretrains", True),
+    StageSpec(
+        "06_sft_data", "06_prepare_sft_data.py", "sft_data", ("01_download", "03_packed"), "formats the instruction data"
+    ),
+    StageSpec(
+        "06_reasoning_data",
+        "06_prepare_reasoning_data.py",
+        "reasoning_data",
+        ("01_download", "03_packed"),
+        "formats the reasoning data",
+    ),
+    StageSpec(
+        "07_sft",
+        "07_sft.py",
+        "sft",
+        ("05_pretrain", "06_sft_data", "06_reasoning_data"),
+        "fine-tunes on instructions",
+        True,
+    ),
+    StageSpec(
+        "08_dpo_data", "08_prepare_dpo_data.py", "dpo_data", ("01_download", "03_packed"), "formats the preference pairs"
+    ),
+    StageSpec("09_dpo", "09_dpo.py", "dpo", ("07_sft", "08_dpo_data"), "aligns with preferences", True),
+    StageSpec(
+        "10_lora",
+        "10_lora_finetune.py",
+        "lora",
+        ("01_download", "06_sft_data", "09_dpo"),
+        "adapts to a domain",
+        True,
+    ),
+    StageSpec(
+        "11_eval",
+        "11_evaluate.py",
+        "evaluate",
+        ("01_download", "03_packed", "04_init", "05_pretrain", "07_sft", "09_dpo", "10_lora"),
+        "evaluates every model",
+    ),
+    StageSpec("12_gates", "12_check_gates.py", "gates", ("11_eval",), "gives the verdicts"),
+)
+
+BY_NAME = {spec.name: spec for spec in STAGES}
+
+
+def next_stage(name: str) -> StageSpec | None:
+    """Return the stage after `name`, or None after the last."""
+    position = STAGES.index(BY_NAME[name])
+    return STAGES[position + 1] if position + 1 < len(STAGES) else None

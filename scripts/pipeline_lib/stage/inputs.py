@@ -1,0 +1,76 @@
+"""A finished earlier stage, seen from the stage that reads it: every file is verified before it is handed out."""
+
+from pathlib import Path
+from typing import Any
+
+from .catalog import BY_NAME
+from .digests import file_digest
+from .errors import UserError
+from .ledger import Ledger
+from .manifest import MANIFEST, Manifest
+
+
+def repairing_command(stage_name: str, arguments: str) -> str:
+    """Return the command that makes (or makes again) the output of a stage of this run."""
+    return f"python scripts/{BY_NAME[stage_name].script}{arguments}"
+
+
+class StageInput:
+    """Read access to a finished stage's outputs."""
+
+    def __init__(self, run_folder: Path, name: str, arguments: str):
+        """Open the stage `name` of a run. Raises UserError, with the command to type, when it is not finished."""
+        self.name = name
+        self.path = run_folder / name
+        self._command = repairing_command(name, arguments)
+        manifest = Manifest.read(self.path / MANIFEST)
+        if manifest is None:
+            state = "is damaged" if (self.path / MANIFEST).exists() else "is missing"
+            raise UserError(f"{self.path / MANIFEST} {state}; make it with: {self._command}")
+        self.manifest = manifest
+        self._verified: set[str] = set()
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The summary numbers the stage stored."""
+        return self.manifest.result
+
+    @property
+    def ledger(self) -> Ledger:
+        """What the stage kept and dropped."""
+        return Ledger.from_json(self.manifest.ledger)
+
+    def _verify(self, name: str) -> Path:
+        path = self.path / name
+        entry = self.manifest.files[name]
+        if name not in self._verified:
+            if not path.is_file():
+                raise UserError(f"{path} is missing; make it again with: {self._command} --force")
+            if path.stat().st_size != entry.bytes or file_digest(path) != entry.digest:
+                raise UserError(f"{path} is damaged (its checksum differs); make it again with: {self._command} --force")
+            self._verified.add(name)
+        return path
+
+    def files(self, pattern: str) -> list[Path]:
+        """Return the outputs whose path inside the stage folder matches the glob `pattern`, sorted and verified.
+
+        A pattern without a slash matches the top level only. Raises UserError on a missing or damaged file.
+        """
+        depth = pattern.count("/")
+        names = [name for name in self.manifest.files if name.count("/") == depth and Path(name).match(pattern)]
+        return [self._verify(name) for name in sorted(names)]
+
+    def file(self, name: str) -> Path:
+        """Return one verified output. Raises UserError when the stage did not make it."""
+        if name not in self.manifest.files:
+            raise UserError(f"{self.path / name} was not made by this stage; make it again with: {self._command} --force")
+        return self._verify(name)
+
+    def folder(self, name: str) -> Path:
+        """Return a folder of outputs after verifying every file below it. Raises UserError when there is none."""
+        names = [file for file in self.manifest.files if file.startswith(name.rstrip("/") + "/")]
+        if not names:
+            raise UserError(f"{self.path / name} is empty or missing; make it again with: {self._command} --force")
+        for file in names:
+            self._verify(file)
+        return self.path / name

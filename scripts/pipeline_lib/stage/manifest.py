@@ -1,0 +1,124 @@
+"""What a finished stage says about itself: `manifest.json`, written last, with a digest of its own.
+
+The part that decides (fingerprint, files, ledger, result) is reproducible; the part that describes one run of it
+(times, memory, machine, the modification times seen) stands apart under "run" and enters no digest.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .atomic import write_json_atomic
+from .digests import file_digest, json_digest
+
+MANIFEST = "manifest.json"
+
+
+@dataclass
+class FileEntry:
+    """One file of a stage: size, digest, and whether it is a record (timings inside, so it may differ between runs)."""
+
+    bytes: int
+    digest: str
+    record: bool = False
+
+
+@dataclass
+class Manifest:
+    """A finished stage. `fingerprint` is what it was made from, `files` what it made (paths inside the stage folder)."""
+
+    stage: str
+    fingerprint: dict[str, Any]
+    files: dict[str, FileEntry]
+    ledger: dict[str, Any]
+    result: dict[str, Any]
+    notes: list[str]
+    exit_code: int
+    run: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def outputs_digest(self) -> str:
+        """Digest of all outputs, records excluded: what a later stage depends on."""
+        return json_digest({path: entry.digest for path, entry in self.files.items() if not entry.record})
+
+    def _decisive(self) -> dict[str, Any]:
+        files = {path: vars(self.files[path]) for path in sorted(self.files)}
+        return {
+            "stage": self.stage,
+            "outputs_digest": self.outputs_digest,
+            "fingerprint": self.fingerprint,
+            "files": files,
+            "ledger": self.ledger,
+            "result": self.result,
+            "notes": self.notes,
+            "exit_code": self.exit_code,
+        }
+
+    def write(self, path: Path) -> None:
+        """Write the manifest atomically."""
+        decisive = self._decisive()
+        write_json_atomic(path, {**decisive, "self_digest": json_digest(decisive), "run": self.run})
+
+    @classmethod
+    def read(cls, path: Path) -> "Manifest | None":
+        """Return the manifest at `path`, or None when there is none that is whole and undamaged."""
+        try:
+            value = json.loads(path.read_bytes())
+            run, claimed = value.pop("run"), value.pop("self_digest")
+            value.pop("outputs_digest")
+            value["files"] = {name: FileEntry(**entry) for name, entry in value["files"].items()}
+            manifest = cls(**value, run=run)
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None  # damaged: the stage is treated as never finished, and is made again
+        return manifest if json_digest(manifest._decisive()) == claimed else None
+
+    def stat_of(self, path: Path) -> list[int]:
+        """Return the size and modification time that stand for a content already verified."""
+        status = path.stat()
+        return [status.st_size, status.st_mtime_ns]
+
+    def damaged_files(self, folder: Path, always_read: bool = False) -> list[str]:
+        """Return the outputs that are missing or whose content is not what was written.
+
+        A file whose size and modification time are those recorded at publication is not read again unless
+        `always_read`; any other is read and its digest compared.
+        """
+        seen = self.run.get("seen", {})
+        damaged = []
+        for name, entry in sorted(self.files.items()):
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != entry.bytes:
+                damaged.append(name)
+            elif (always_read or seen.get(name) != self.stat_of(path)) and file_digest(path) != entry.digest:
+                damaged.append(name)
+        return damaged
+
+
+def describe_change(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Say in one line why two fingerprints differ: which inputs, settings or files of code."""
+    reasons = []
+    for part, label in (("inputs", "input"), ("settings", "setting"), ("data", "data"), ("code", "code")):
+        before, after = _flatten(old.get(part) or {}), _flatten(new.get(part) or {})
+        changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+        if changed:
+            shown = ", ".join(_spell(part, key, before, after) for key in changed[:3])
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            reasons.append(f"{label} changed: {shown}{more}")
+    if old.get("seed") != new.get("seed"):
+        reasons.append(f"seed changed: {old.get('seed')} -> {new.get('seed')}")
+    return "; ".join(reasons) or "the record of the last run has another layout"
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {key: leaf for name, item in value.items() for key, leaf in _flatten(item, f"{prefix}{name}\0").items()}
+    return {prefix.rstrip("\0").replace("\0", "."): value}
+
+
+def _spell(part: str, key: str, before: dict[str, Any], after: dict[str, Any]) -> str:
+    if part != "settings":
+        return key
+    return f"{key} {json.dumps(before.get(key))} -> {json.dumps(after.get(key))}"[:120]

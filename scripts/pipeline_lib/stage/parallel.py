@@ -1,0 +1,68 @@
+"""Work on several cores whose results come back in the order of the items, so that worker count never shows.
+
+Processes, not threads: the work is Python and C code that holds the interpreter lock. At most two items per worker are
+in flight, so a slow consumer bounds the memory. Workers ignore SIGINT (the parent decides what to finish) and die with
+the parent, so that a killed stage leaves nobody behind. They come from a fork server: a plain fork of a process that
+has threads (numba, torch, the memory sampler) can inherit a lock that nobody will ever release.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_PR_SET_PDEATHSIG = 1
+
+
+def available_cores() -> int:
+    """Return the number of cores this process may use, which in containers can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start_worker(initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if initializer is not None:
+        initializer(*initargs)
+
+
+def ordered_map(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    workers: int,
+    initializer: Callable[..., None] | None = None,
+    initargs: tuple[Any, ...] = (),
+) -> Iterator[Result]:
+    """Yield function(item) for every item, in item order, computed by `workers` processes.
+
+    `function` must be defined at module level. With one worker everything runs in this process. An exception in a
+    worker is raised here, when its item's turn comes.
+    """
+    if workers <= 1:
+        if initializer is not None:
+            initializer(*initargs)
+        yield from map(function, items)
+        return
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(workers, context, _start_worker, (initializer, initargs)) as pool:
+        waiting: deque = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) >= 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -1,0 +1,74 @@
+"""`--plan`: what a stage would do, with which settings and inputs, for how long and how large; nothing is written."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .errors import StageFailure, UserError
+from .progress import duration, size
+
+if TYPE_CHECKING:
+    from .stage import Stage
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a short probe expects of a whole stage; None where the probe cannot tell.
+
+    seconds: wall time; memory_bytes: peak of the process tree; disk_bytes: new files; basis: what was measured.
+    """
+
+    seconds: float | None
+    memory_bytes: int | None
+    disk_bytes: int | None
+    basis: str
+
+
+def print_plan(
+    stage: "Stage",
+    origins: dict[str, str],
+    status: str,
+    estimate: Callable[["Stage"], Estimate] | None,
+) -> None:
+    """Print settings with where each came from, inputs, whether the stage would run, and the expected cost."""
+    print(f"{stage.name} {stage.spec.does}\n  folder  {stage.folder}\n  status  {status}\n  settings")
+    for key, value in _leaves(stage.settings.model_dump(mode="json")):
+        print(f"    {key} = {value!r}  ({origins.get(f'{stage.spec.section}.{key}', 'default')})")
+    missing = False
+    print("  inputs" if stage.spec.needs else "  inputs  none")
+    for name in stage.spec.needs:
+        try:
+            files = stage.input(name).manifest.files
+            print(f"    {name}: {len(files)} files, {size(sum(entry.bytes for entry in files.values()))}")
+        except UserError as error:
+            missing = True
+            print(f"    {name}: {error}")
+    if estimate is None:
+        print("  cost    not estimated: this stage takes seconds")
+    elif missing:
+        print("  cost    cannot be estimated before the inputs exist")
+    else:
+        _print_cost(stage, estimate)
+
+
+def _print_cost(stage: "Stage", estimate: Callable[["Stage"], Estimate]) -> None:
+    try:
+        cost = estimate(stage)
+    except StageFailure as error:
+        print(f"  cost    the probe failed: {error}")
+        return
+    time = duration(cost.seconds) if cost.seconds is not None else "unknown"
+    memory = size(cost.memory_bytes) if cost.memory_bytes is not None else "unknown"
+    disk = size(cost.disk_bytes) if cost.disk_bytes is not None else "unknown"
+    home = next(folder for folder in (stage.folder, *stage.folder.parents) if folder.exists())
+    free = shutil.disk_usage(home).free
+    print(f"  cost    about {time}, {memory} of memory, {disk} of disk ({size(free)} free); {cost.basis}")
+    if cost.disk_bytes is not None and cost.disk_bytes > free:
+        print("  WARNING the outputs would not fit on this disk")
+
+
+def _leaves(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if isinstance(value, dict) and (value or not prefix):
+        return [leaf for key, item in value.items() for leaf in _leaves(item, f"{prefix}{key}.")]
+    return [(prefix.rstrip("."), value)]

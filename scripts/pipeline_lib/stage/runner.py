@@ -1,0 +1,261 @@
+"""`run_stage`: the whole life of a stage, the same for every numbered script.
+
+read config and flags -> finish an interrupted publication -> prerequisites -> up to date? -> lock -> find unfinished
+work -> run -> check the ledger -> publish -> card -> exit code.
+
+Exit codes: 0 done (also "up to date"), 1 the work failed or a gate did, 2 usage, configuration or a missing
+prerequisite, 130 and 143 interrupted by SIGINT and SIGTERM.
+"""
+
+import errno
+import importlib.metadata
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .catalog import BY_NAME, StageSpec, next_stage
+from .code_version import SCRIPTS, code_digest, code_version
+from .digests import json_digest
+from .errors import StageFailure, StageInterrupted, UserError
+from .inputs import repairing_command
+from .lock import StageLock
+from .manifest import MANIFEST, Manifest, describe_change
+from .memory import PeakMemory
+from .parallel import available_cores
+from .plan import Estimate, print_plan
+from .stage import Stage
+from .workspace import WORK, Workspace, finish_publication
+
+if TYPE_CHECKING:
+    import argparse
+
+_VERSIONED = ("numpy", "pyarrow", "torch", "transformers", "trl", "peft", "lm_eval", "gigatoken", "numba", "tokenizers")
+
+
+@dataclass(frozen=True)
+class ActionContext:
+    """What a script's own action flag (such as `--why ID`) gets: the settings and where the finished stage lies."""
+
+    config: Any
+    settings: Any
+    stage_folder: Path
+
+
+def run_stage(
+    stage: str | StageSpec,
+    run: Callable[[Stage], None],
+    estimate: Callable[[Stage], Estimate] | None = None,
+    inputs: Callable[[Any], dict[str, Any]] | None = None,
+    extra_arguments: Callable[["argparse.ArgumentParser"], None] | None = None,
+    actions: dict[str, Callable[[ActionContext, Any], None]] | None = None,
+    argv: list[str] | None = None,
+) -> None:
+    """Run a numbered script from its command line and leave the process with the right exit code.
+
+    run: does the work; estimate: the probe behind `--plan`; inputs: from the stage's settings, JSON that identifies
+    data outside the run (file digests, package versions); extra_arguments and actions: flags of this script that do
+    something instead of running the stage.
+    """
+    spec = BY_NAME[stage] if isinstance(stage, str) else stage
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        code = _main(spec, run, estimate, inputs, extra_arguments, actions or {}, arguments)
+    except UserError as error:
+        code = _complain(error, 2)
+    except StageFailure as error:
+        code = _complain(error, 1)
+    except MemoryError:
+        code = _complain("out of memory: use smaller batches or fewer threads, then start again; finished units are kept", 1)
+    except OSError as error:
+        if error.errno != errno.ENOSPC and "No space left" not in str(error):
+            raise
+        code = _complain(f"disk full while writing {error.filename or 'the outputs'}: free some space and start again;"
+                         " finished units are kept, nothing is half-written", 1)
+    except KeyboardInterrupt:
+        code = _complain("stopped at once; the unit in hand will be done again at the next start", 130)
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def _complain(message: object, code: int) -> int:
+    sys.stdout.flush()
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def _main(spec, run, estimate, inputs, extra_arguments, actions, argv) -> int:
+    from pipeline_lib.config.command_line import read_command_line
+
+    main_module = sys.modules["__main__"]
+    options = read_command_line(spec.section, main_module.__doc__ or spec.does, argv, extra_arguments)
+    run_folder = options.run_folder
+    stage = Stage(spec, options.config, run_folder, options.config.threads or available_cores(), options.arguments)
+    for name, action in actions.items():
+        if (value := options.extra.get(name)) is not None:
+            action(ActionContext(options.config, stage.settings, stage.folder), value)
+            return 0
+    if options.plan:
+        fingerprint, problem = _try_fingerprint(stage, spec, inputs)
+        status = problem or _status(stage, fingerprint, options.force)
+        print_plan(stage, options.origins, status, estimate)
+        return 0
+    return _execute(stage, spec, run, inputs, options.force)
+
+
+def _fingerprint(stage: Stage, spec: StageSpec, inputs: Callable[[Any], dict[str, Any]] | None) -> dict[str, Any]:
+    """Return all that decides the outputs: upstream digests, settings, seed, code, and data outside the run."""
+    upstream = {name: stage.input(name).manifest.outputs_digest for name in spec.needs}
+    return {
+        "inputs": upstream,
+        "settings": stage.settings.model_dump(mode="json"),
+        "seed": stage.seed,
+        "data": inputs(stage.settings) if inputs else {},
+        "code": code_version(_script(spec)),
+    }
+
+
+def _script(spec: StageSpec) -> Path:
+    own = SCRIPTS / spec.script
+    return own if own.is_file() else Path(sys.modules["__main__"].__file__).resolve()
+
+
+def _try_fingerprint(stage: Stage, spec: StageSpec, inputs) -> tuple[dict[str, Any] | None, str]:
+    try:
+        return _fingerprint(stage, spec, inputs), ""
+    except UserError as error:
+        return None, f"cannot start: {error}"
+
+
+def _status(stage: Stage, fingerprint: dict[str, Any], force: bool) -> str:
+    manifest = Manifest.read(stage.folder / MANIFEST)
+    if (stage.folder / WORK / MANIFEST).exists():
+        return "would finish moving its outputs into place"
+    reason = "forced" if force else _why_not_up_to_date(stage, manifest, fingerprint)
+    if reason is None:
+        return "up to date"
+    workspace = Workspace(stage.folder, fingerprint)
+    from .workspace import read_json
+
+    state = read_json(workspace.folder / "state.json") or {}
+    resumes = not force and state.get("fingerprint") == workspace.fingerprint
+    return f"would {'continue unfinished work' if resumes else 'run'}: {reason}"
+
+
+def _why_not_up_to_date(stage: Stage, manifest: Manifest | None, fingerprint: dict[str, Any]) -> str | None:
+    if manifest is None:
+        return "it has not finished before" if not (stage.folder / MANIFEST).exists() else "its manifest is damaged"
+    if manifest.fingerprint != fingerprint:
+        return describe_change(manifest.fingerprint, fingerprint)
+    if damaged := manifest.damaged_files(stage.folder):
+        return f"{len(damaged)} outputs are missing or damaged, first {damaged[0]}"
+    return None
+
+
+def _execute(stage: Stage, spec: StageSpec, run: Callable[[Stage], None], inputs, force: bool) -> int:
+    _make_folder(stage.folder)
+    stage.open_log()
+    lock = StageLock(stage.folder / ".lock", stage.say)
+    try:
+        if finish_publication(stage.folder):
+            stage.say(f"{stage.name}: finished moving its outputs into place")
+        fingerprint = _fingerprint(stage, spec, inputs)
+        manifest = Manifest.read(stage.folder / MANIFEST)
+        reason = "--force was given" if force else _why_not_up_to_date(stage, manifest, fingerprint)
+        if reason is None:
+            print(f"{stage.name}: up to date", flush=True)
+            return manifest.exit_code
+        stage.say(f"{stage.name} {spec.does} ({reason})")
+        _warn_of_stale_inputs(stage)
+        return _run_and_publish(stage, spec, run, fingerprint, force)
+    finally:
+        lock.release()
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be created ({error.strerror}); choose another place with --run-dir") from None
+
+
+def _warn_of_stale_inputs(stage: Stage) -> None:
+    """An input made with other settings than this config has now is used, but never without a word."""
+    for name, source in sorted(stage.inputs.items()):
+        current = getattr(stage.config, BY_NAME[name].section).model_dump(mode="json")
+        made_with = source.manifest.fingerprint["settings"]
+        if made_with != current:
+            change = describe_change({"settings": made_with}, {"settings": current})
+            stage.note(f"{name} was made with other settings than the config has now ({change})")
+
+
+def _run_and_publish(stage: Stage, spec: StageSpec, run, fingerprint: dict[str, Any], force: bool) -> int:
+    workspace = Workspace(stage.folder, fingerprint)
+    workspace.open(fresh=force, keep_superseded=spec.keeps_superseded, say=stage.say)
+    stage.begin(workspace)
+    peak = PeakMemory()
+    started = time.time()
+    try:
+        with stage.signals.watching():
+            run(stage)
+            stage.stop_if_interrupted()
+            files, ledger = stage.collect()
+            ledger.check()
+            for name in spec.needs:
+                ledger.check_chain(stage.input(name).ledger, name)
+    except StageInterrupted as interruption:
+        peak.stop()
+        workspace.journal.close()
+        stage.say(f"{stage.name}: interrupted, everything finished so far is saved; continue with:"
+                  f" {repairing_command(stage.name, stage.arguments)}")
+        return 128 + interruption.signal_number
+    except (UserError, StageFailure, OSError, MemoryError, KeyboardInterrupt):
+        raise
+    except Exception:
+        stage.say(traceback.format_exc().rstrip())
+        raise StageFailure(
+            f"{stage.name} failed by a defect or an unforeseen condition (traceback above and in"
+            f" {stage.folder / 'log.txt'}); finished units are kept"
+        ) from None
+    manifest = Manifest(
+        stage=stage.name,
+        fingerprint=fingerprint,
+        files=files,
+        ledger=ledger.to_json(),
+        result=stage.result,
+        notes=stage.notes,
+        exit_code=stage.exit_code,
+        run=_describe_run(started, peak.stop(), workspace.resuming, fingerprint),
+    )
+    workspace.publish(manifest)
+    following = next_stage(spec.name)
+    print_card(stage, spec, following)
+    return stage.exit_code
+
+
+def print_card(stage: Stage, spec: StageSpec, following: StageSpec | None) -> None:
+    """Print the card of the stage that has just been published, as its manifest on disk tells it."""
+    from .card import print_card as print_rows
+
+    manifest = Manifest.read(stage.folder / MANIFEST)
+    print_rows(manifest, spec.does, repairing_command(following.name, stage.arguments) if following else None)
+
+
+def _describe_run(started: float, peak: int, resumed: bool, fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """Return facts about this run of the stage, none of which enters a digest."""
+    versions = {name: importlib.metadata.version(name) for name in _VERSIONED if name in sys.modules}
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
+        "seconds": round(time.time() - started, 3),
+        "peak_memory_bytes": peak,
+        "resumed": resumed,
+        "fingerprint_digest": json_digest(fingerprint),
+        "code_digest": code_digest(fingerprint["code"]),
+        "machine": f"{platform.machine()} {platform.system()}, {available_cores()} cores",
+        "python": platform.python_version(),
+        "packages": versions,
+    }

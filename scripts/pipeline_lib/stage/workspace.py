@@ -1,0 +1,119 @@
+"""The folder of an unfinished stage, its journal, and the move that turns it into the finished stage.
+
+    runs/<run>/<stage>/work/state.json      fingerprint of the attempt
+    runs/<run>/<stage>/work/journal.jsonl   finished units
+    runs/<run>/<stage>/work/...             files of finished units, training checkpoints
+    runs/<run>/<stage>/work/manifest.json   written when all is done: from here on only renames remain
+
+Publication is idempotent: whatever instant it is killed at, the next start sees `work/manifest.json` and goes on
+renaming. The outputs of the previous attempt stay valid until then.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .atomic import fsync_folder, remove, write_json_atomic
+from .digests import json_digest
+from .journal import Journal
+from .manifest import MANIFEST, Manifest
+
+WORK = "work"
+SUPERSEDED = "superseded"
+_STATE = "state.json"
+_JOURNAL = "journal.jsonl"
+
+
+class Workspace:
+    """The unfinished part of a stage folder."""
+
+    def __init__(self, stage_folder: Path, fingerprint: dict[str, Any]):
+        self.stage_folder = stage_folder
+        self.folder = stage_folder / WORK
+        self.fingerprint = json_digest(fingerprint)
+        self.resuming = False
+        self.journal: Journal
+
+    def open(self, fresh: bool, keep_superseded: bool, say: Callable[[str], None]) -> None:
+        """Find the unfinished work of this very fingerprint, or start anew and say what became of other work.
+
+        With `keep_superseded` work of another fingerprint (hours of training) is moved to `superseded/`.
+        """
+        state = read_json(self.folder / _STATE)
+        mine = state is not None and state.get("fingerprint") == self.fingerprint and not fresh
+        if self.folder.exists() and not mine:
+            if keep_superseded:
+                remove(self.stage_folder / SUPERSEDED)
+                os.replace(self.folder, self.stage_folder / SUPERSEDED)
+                say(f"unfinished work of other settings, inputs or code was moved to {self.stage_folder / SUPERSEDED}")
+            else:
+                remove(self.folder)
+                say("unfinished work of other settings, inputs or code was discarded")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not mine:
+            write_json_atomic(self.folder / _STATE, {"fingerprint": self.fingerprint})
+        self.journal = Journal(self.folder / _JOURNAL)
+        self.resuming = mine
+
+    def finished_units(self) -> dict[str, dict[str, Any]]:
+        """Return {unit key: journal record} for units whose files are still there with the recorded sizes."""
+        units = {}
+        for record in self.journal.records:
+            whole = all(
+                (self.folder / name).is_file() and (self.folder / name).stat().st_size == entry["bytes"]
+                for name, entry in record["files"].items()
+            )
+            if whole:
+                units[record["unit"]] = record
+        return units
+
+    def publish(self, manifest: Manifest) -> None:
+        """Commit the manifest inside the work folder, then move everything into place."""
+        self.journal.close()
+        manifest.write(self.folder / MANIFEST)
+        finish_publication(self.stage_folder)
+
+
+def finish_publication(stage_folder: Path) -> bool:
+    """Complete a publication whose manifest was committed; return whether there was one to complete."""
+    work = stage_folder / WORK
+    manifest = Manifest.read(work / MANIFEST)
+    if manifest is None:
+        return False
+    previous = Manifest.read(stage_folder / MANIFEST)
+    for name in sorted(set(previous.files) - set(manifest.files)) if previous else ():
+        _remove_with_empty_parents(stage_folder / name, stage_folder)
+    remove(stage_folder / MANIFEST)  # from here until the last line but one the stage counts as unfinished
+    fsync_folder(stage_folder)
+    touched = {stage_folder}
+    for name in sorted(manifest.files):
+        source, target = work / name, stage_folder / name
+        if source.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(source, target)
+        touched.add(target.parent)
+    for folder in sorted(touched):
+        fsync_folder(folder)
+    manifest.run["seen"] = {name: manifest.stat_of(stage_folder / name) for name in sorted(manifest.files)}
+    manifest.write(stage_folder / MANIFEST)
+    remove(work)
+    return True
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object at `path`, or None when it is absent or not whole."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _remove_with_empty_parents(path: Path, top: Path) -> None:
+    remove(path)
+    folder = path.parent
+    while folder != top and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent

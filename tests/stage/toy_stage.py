@@ -1,0 +1,55 @@
+"""A stage as small as a stage can be: squares of numbers, one unit each. Arguments: a folder's worth of knobs by environment.
+
+TOY_UNITS: number of units; TOY_SLEEP: seconds inside a unit between writing its file and finishing it; TOY_BROKEN:
+which fault to make (unbalanced, empty, crash, user, exit1).
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, os.environ["TOY_SCRIPTS"])
+
+from pipeline_lib.stage import Stage, StageFailure, UserError, run_stage  # noqa: E402
+from pipeline_lib.stage.catalog import StageSpec  # noqa: E402
+
+
+def run(stage: Stage) -> None:
+    fault = os.environ.get("TOY_BROKEN", "")
+    if fault == "user":
+        raise UserError("numbers.txt:3 is not a number; put a number there")
+    units = [f"number-{index:03d}" for index in range(int(os.environ.get("TOY_UNITS", "6")))]
+    for key in stage.todo(units, "squaring", "numbers"):
+        with stage.unit(key) as unit:
+            number = int(key.removeprefix("number-"))
+            path = unit.path(f"squares/{key}.txt")
+            with open(path, "w") as stream:
+                for _ in range(2000):
+                    stream.write(f"{number * number}\n")
+                    stream.flush()
+                time.sleep(float(os.environ.get("TOY_SLEEP", "0")))
+            unit.ledger.enter("text", "numbers", documents=2, bytes=10)
+            unit.ledger.keep("text", "numbers", documents=1, bytes=6)
+            if fault != "unbalanced":
+                unit.ledger.drop("text", "numbers", "odd one out", documents=1, bytes=4)
+            unit.result = {"square": number * number}
+            if fault == "crash" and number == 2:
+                raise RuntimeError("a defect")
+            if fault == "failure" and number == 2:
+                raise StageFailure("cleaning removed everything; loosen the rules")
+    log = stage.work / "timings.txt"
+    log.write_text(f"{time.time()}\n")
+    stage.adopt("timings.txt", record=True)
+    stage.result = {"total": sum(stage.unit_result(key)["square"] for key in units)}
+    if fault == "exit1":
+        stage.exit_code = 1
+
+
+def outside_data(settings: object) -> dict:
+    listing = os.environ.get("TOY_DATA")
+    return {"data": Path(listing).read_text()} if listing else {}
+
+
+if __name__ == "__main__":
+    run_stage(StageSpec("01_download", "no_such_script.py", "download", (), "squares numbers"), run, inputs=outside_data)
