@@ -1,4 +1,4 @@
-"""A stage as small as a stage can be: squares of numbers, one unit each. Arguments: a folder's worth of knobs by environment.
+"""A stage as small as a stage can be: squares of numbers, one unit each; knobs come by environment.
 
 TOY_UNITS: number of units; TOY_SLEEP: seconds inside a unit between writing its file and finishing it; TOY_BROKEN:
 which fault to make (unbalanced, empty, crash, user, exit1).
@@ -52,4 +52,6 @@ def outside_data(settings: object) -> dict:
 
 
 if __name__ == "__main__":
-    run_stage(StageSpec("01_download", "no_such_script.py", "download", (), "squares numbers"), run, inputs=outside_data)
+    run_stage(
+        StageSpec("01_download", "no_such_script.py", "download", (), "squares numbers"), run, inputs=outside_data
+    )

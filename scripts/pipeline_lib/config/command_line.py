@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from pipeline_lib.stage.errors import UserError
 
 from .base import PROJECT_ROOT, Section
-from .load import build, leaves, merge, parse_value, read_layers
+from .load import build, load_config, merge, parse_value
 from .run import RunConfig
 
 DEFAULT_CONFIG = PROJECT_ROOT / "configs" / "demo.yaml"
@@ -54,9 +54,7 @@ def read_command_line(
     extra_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
 ) -> Options:
     """Parse the flags of the script that runs `section`. Raises UserError on unknown flags and bad values."""
-    parser = _Parser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     common = parser.add_argument_group("run")
     common.add_argument("--config", "-c", default=str(DEFAULT_CONFIG), metavar="YAML", help="the run's configuration")
     common.add_argument("--run-dir", metavar="FOLDER", help="where the run's outputs go (default: runs/<run name>)")
@@ -81,13 +79,8 @@ def read_command_line(
 
 def _assemble(section: str, shared: dict[str, Any], typed: dict[str, Any], extra: dict[str, Any]) -> Options:
     config_path = Path(shared["config"])
-    layers = read_layers(config_path)
-    merged: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    for path, content in layers:
-        merged = merge(merged, content)
-        origins.update({name: path.name for name in leaves(content)})
-    build(RunConfig, merged, layers)  # judged without the flags first, so that a flag cannot be blamed for the file
+    loaded = load_config(config_path)  # judged without the flags first, so that a flag cannot be blamed for the file
+    merged, origins = dict(loaded.values), dict(loaded.origins)
     if typed:
         merged = merge(merged, {section: _nest(typed)})
         origins.update({f"{section}.{name}": f"--{name}" for name in typed})
@@ -103,7 +96,7 @@ def _assemble(section: str, shared: dict[str, Any], typed: dict[str, Any], extra
 
 
 def run_folder_of(config: RunConfig, config_path: Path) -> Path:
-    """Return the default folder of a run: runs/ and the run's name, which is the YAML's unless `run:` says otherwise."""
+    """Return the default folder of a run: runs/ and the YAML's name, unless `run:` says otherwise."""
     return PROJECT_ROOT / "runs" / (config.run or config_path.stem)
 
 
@@ -135,19 +128,38 @@ def _add_flags(group: argparse._ArgumentGroup, section: type[Section], prefix: s
         spellings = list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]))
         if _is_boolean(field.annotation):
             negative = [f"--no-{name.replace('_', '-')}"]
-            group.add_argument(*spellings, dest=name, nargs="?", const=True, type=parse_value,
-                               default=argparse.SUPPRESS, metavar="true|false", help=_help(field))
-            group.add_argument(*negative, dest=name, action="store_false", default=argparse.SUPPRESS,
-                               help=argparse.SUPPRESS)
+            group.add_argument(
+                *spellings,
+                dest=name,
+                nargs="?",
+                const=True,
+                type=parse_value,
+                default=argparse.SUPPRESS,
+                metavar="true|false",
+                help=_help(field),
+            )
+            group.add_argument(
+                *negative, dest=name, action="store_false", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+            )
         else:
             reader = str if _is_text(field.annotation) else parse_value
-            group.add_argument(*spellings, dest=name, type=reader, default=argparse.SUPPRESS,
-                               metavar=_spell_type(field.annotation), help=_help(field))
+            group.add_argument(
+                *spellings,
+                dest=name,
+                type=reader,
+                default=argparse.SUPPRESS,
+                metavar=_spell_type(field.annotation),
+                help=_help(field),
+            )
     return names
 
 
 def _help(field: FieldInfo) -> str:
-    default = "required" if field.is_required() else f"default: {_spell_default(field.get_default(call_default_factory=True))}"
+    default = (
+        "required"
+        if field.is_required()
+        else f"default: {_spell_default(field.get_default(call_default_factory=True))}"
+    )
     text = " ".join((field.description or "").split())
     return f"{text} ({default})".replace("%", "%%")
 

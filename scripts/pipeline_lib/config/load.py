@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
@@ -12,8 +13,18 @@ from pydantic import ValidationError
 from pipeline_lib.stage.errors import UserError
 
 from .base import Section
+from .run import RunConfig
 
 Location = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A configuration, the plain values it was built from, and the YAML that gave each value, by dotted name."""
+
+    config: RunConfig
+    values: dict[str, Any]
+    origins: dict[str, str]
 
 
 class _Loader(yaml.SafeLoader):
@@ -23,7 +34,9 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is given twice", key.start_mark
+                )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -72,6 +85,17 @@ def read_layers(path: Path, _below: tuple[Path, ...] = ()) -> list[tuple[Path, d
     if not isinstance(base, str):
         raise UserError(f"{path}: `base:` must be the path of another YAML")
     return [*read_layers(path.parent / base, (*_below, path)), (path, content)]
+
+
+def load_config(path: Path) -> LoadedConfig:
+    """Read a YAML and those it is based on. Raises UserError naming file, line and key of the first mistake."""
+    layers = read_layers(path)
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for file, content in layers:
+        values = merge(values, content)
+        origins.update(dict.fromkeys(leaves(content), file.name))
+    return LoadedConfig(build(RunConfig, values, layers), values, origins)
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

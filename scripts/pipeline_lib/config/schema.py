@@ -1,4 +1,4 @@
-"""Write configs/schema.json, from which editors complete and check the YAMLs: `python -m pipeline_lib.config.schema`."""
+"""Write configs/schema.json, from which editors complete the YAMLs: `python -m pipeline_lib.config.schema`."""
 
 import json
 import sys

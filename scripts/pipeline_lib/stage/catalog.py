@@ -27,7 +27,11 @@ STAGES = (
     StageSpec("04_init", "04_init_model.py", "model", ("03_packed",), "makes the untrained model"),
     StageSpec("05_pretrain", "05_pretrain.py", "pretrain", ("03_packed", "04_init"), "pretrains", True),
     StageSpec(
-        "06_sft_data", "06_prepare_sft_data.py", "sft_data", ("01_download", "03_packed"), "formats the instruction data"
+        "06_sft_data",
+        "06_prepare_sft_data.py",
+        "sft_data",
+        ("01_download", "03_packed"),
+        "formats the instruction data",
     ),
     StageSpec(
         "06_reasoning_data",
@@ -45,7 +49,11 @@ STAGES = (
         True,
     ),
     StageSpec(
-        "08_dpo_data", "08_prepare_dpo_data.py", "dpo_data", ("01_download", "03_packed"), "formats the preference pairs"
+        "08_dpo_data",
+        "08_prepare_dpo_data.py",
+        "dpo_data",
+        ("01_download", "03_packed"),
+        "formats the preference pairs",
     ),
     StageSpec("09_dpo", "09_dpo.py", "dpo", ("07_sft", "08_dpo_data"), "aligns with preferences", True),
     StageSpec(

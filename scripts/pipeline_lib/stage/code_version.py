@@ -18,7 +18,8 @@ PACKAGES = ("pipeline_lib", "dedup", "dataset_formatters")
 MACHINERY = ("pipeline_lib.stage", "pipeline_lib.config")
 
 _IMPORT = re.compile(
-    r"^[ \t]*(?:from[ \t]+(?P<source>\.*[\w.]*)[ \t]+import[ \t]+(?P<names>\([^)]*\)|[^\n#]*)|import[ \t]+(?P<plain>[^\n#]*))",
+    r"^[ \t]*(?:from[ \t]+(?P<source>\.*[\w.]*)[ \t]+import[ \t]+(?P<names>\([^)]*\)|[^\n#]*)"
+    r"|import[ \t]+(?P<plain>[^\n#]*))",
     re.MULTILINE,
 )
 

@@ -47,7 +47,9 @@ class StageInput:
             if not path.is_file():
                 raise UserError(f"{path} is missing; make it again with: {self._command} --force")
             if path.stat().st_size != entry.bytes or file_digest(path) != entry.digest:
-                raise UserError(f"{path} is damaged (its checksum differs); make it again with: {self._command} --force")
+                raise UserError(
+                    f"{path} is damaged (its checksum differs); make it again with: {self._command} --force"
+                )
             self._verified.add(name)
         return path
 
@@ -63,7 +65,9 @@ class StageInput:
     def file(self, name: str) -> Path:
         """Return one verified output. Raises UserError when the stage did not make it."""
         if name not in self.manifest.files:
-            raise UserError(f"{self.path / name} was not made by this stage; make it again with: {self._command} --force")
+            raise UserError(
+                f"{self.path / name} was not made by this stage; make it again with: {self._command} --force"
+            )
         return self._verify(name)
 
     def folder(self, name: str) -> Path:

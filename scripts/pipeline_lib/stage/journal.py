@@ -44,7 +44,7 @@ class Journal:
             self.records.append(record)
             good += len(line)
         self.torn_bytes = len(data) - good
-        self._stream = open(path, "ab")
+        self._stream = open(path, "ab")  # noqa: SIM115 held until close()
         if self.torn_bytes:
             self._stream.truncate(good)
         fsync_folder(path.parent)

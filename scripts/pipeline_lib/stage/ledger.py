@@ -94,7 +94,8 @@ class Ledger:
             for measure, difference in zip(MEASURES, entry.balance(), strict=True):
                 if difference:
                     raise StageFailure(
-                        f"the ledger does not balance: {flow}/{source} {measure}: in {self._side(entry.entered, measure)},"
+                        f"the ledger does not balance: {flow}/{source} {measure}: in"
+                        f" {self._side(entry.entered, measure)},"
                         f" kept {self._side(entry.kept, measure)}, difference {difference}; nothing was published"
                     )
 
@@ -120,7 +121,7 @@ class Ledger:
         return amount[MEASURES.index(measure)]
 
     def to_json(self) -> dict[str, Any]:
-        """Return {flow: {source: {"in": amounts, "kept": amounts, "dropped": {reason: amounts}}}}; zeros are left out."""
+        """Return {flow: {source: {"in": amounts, "kept": amounts, "dropped": {reason: amounts}}}} without zeros."""
 
         def spell(amount: Amount) -> dict[str, int]:
             return {measure: count for measure, count in zip(MEASURES, amount, strict=True) if count}

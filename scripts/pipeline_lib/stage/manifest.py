@@ -26,7 +26,7 @@ class FileEntry:
 
 @dataclass
 class Manifest:
-    """A finished stage. `fingerprint` is what it was made from, `files` what it made (paths inside the stage folder)."""
+    """A finished stage. `fingerprint` is what it was made from, `files` what it made (paths inside its folder)."""
 
     stage: str
     fingerprint: dict[str, Any]
@@ -90,9 +90,12 @@ class Manifest:
         damaged = []
         for name, entry in sorted(self.files.items()):
             path = folder / name
-            if not path.is_file() or path.stat().st_size != entry.bytes:
-                damaged.append(name)
-            elif (always_read or seen.get(name) != self.stat_of(path)) and file_digest(path) != entry.digest:
+            if (
+                not path.is_file()
+                or path.stat().st_size != entry.bytes
+                or (always_read or seen.get(name) != self.stat_of(path))
+                and file_digest(path) != entry.digest
+            ):
                 damaged.append(name)
         return damaged
 

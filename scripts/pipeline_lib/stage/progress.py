@@ -45,7 +45,10 @@ class PlainProgress:
         rate = self.done / (now - self._start)
         of_total = f"/{self.total:,}" if self.total else ""
         left = f", {duration((self.total - self.done) / rate)} left" if self.total and rate else ""
-        print(f"  {self.label} {self.done:,}{of_total} {self.unit}, {rate:,.1f}/s{left}{', ' + text if text else ''}", flush=True)
+        print(
+            f"  {self.label} {self.done:,}{of_total} {self.unit}, {rate:,.1f}/s{left}{', ' + text if text else ''}",
+            flush=True,
+        )
 
 
 class RichProgress:

@@ -70,12 +70,17 @@ def run_stage(
     except StageFailure as error:
         code = _complain(error, 1)
     except MemoryError:
-        code = _complain("out of memory: use smaller batches or fewer threads, then start again; finished units are kept", 1)
+        code = _complain(
+            "out of memory: use smaller batches or fewer threads, then start again; finished units are kept", 1
+        )
     except OSError as error:
         if error.errno != errno.ENOSPC and "No space left" not in str(error):
             raise
-        code = _complain(f"disk full while writing {error.filename or 'the outputs'}: free some space and start again;"
-                         " finished units are kept, nothing is half-written", 1)
+        code = _complain(
+            f"disk full while writing {error.filename or 'the outputs'}: free some space and start again;"
+            " finished units are kept, nothing is half-written",
+            1,
+        )
     except KeyboardInterrupt:
         code = _complain("stopped at once; the unit in hand will be done again at the next start", 130)
     sys.stdout.flush()
@@ -210,8 +215,10 @@ def _run_and_publish(stage: Stage, spec: StageSpec, run, fingerprint: dict[str, 
     except StageInterrupted as interruption:
         peak.stop()
         workspace.journal.close()
-        stage.say(f"{stage.name}: interrupted, everything finished so far is saved; continue with:"
-                  f" {repairing_command(stage.name, stage.arguments)}")
+        stage.say(
+            f"{stage.name}: interrupted, everything finished so far is saved; continue with:"
+            f" {repairing_command(stage.name, stage.arguments)}"
+        )
         return 128 + interruption.signal_number
     except (UserError, StageFailure, OSError, MemoryError, KeyboardInterrupt):
         raise

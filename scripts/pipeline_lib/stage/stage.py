@@ -91,7 +91,7 @@ class Stage:
         return self.inputs[name]
 
     def open_log(self) -> None:
-        """Keep what is said from here on in the stage folder's log.txt (called by the runner once the folder exists)."""
+        """Keep what is said from here on in log.txt (called by the runner once the stage folder exists)."""
         self._log_path = self.folder / "log.txt"
 
     def say(self, line: str) -> None:

@@ -1,0 +1,77 @@
+# One word per thing a person wants; `make help` lists them.
+SHELL   := /bin/bash
+PYTHON  ?= python3
+VENV    ?= .venv
+CONFIG  ?= configs/demo.yaml
+FLAGS   ?=
+PY      := $(VENV)/bin/python
+STAGES  := $(sort $(wildcard scripts/[0-9][0-9]_*.py))
+MODULE  := PYTHONPATH=scripts $(PY) -m
+
+.DEFAULT_GOAL := help
+.PHONY: help demo all run-all test test-slow lint bench report chat schema clean install install-dev
+.NOTPARALLEL:
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+[^:]*:.*## /{printf "  make %-30s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@printf "  make %-30s %s\n" "stage-05 [CONFIG=...]" "Run one stage (stage-06 runs both of its scripts)"
+	@echo "  CONFIG=configs/demo.yaml chooses the run, FLAGS='--force' is passed to the scripts, VENV=.venv is the environment."
+
+demo: export HF_HUB_OFFLINE = 1
+demo:  ## Raw text to a gated model on this machine, offline after the install
+	@$(MAKE) --no-print-directory run-all CONFIG=configs/demo.yaml
+
+all: run-all  ## Run all stages of CONFIG
+
+# A failed gate still deserves its card, so the card is printed before the exit code is given.
+run-all: install
+	@for script in $(filter-out scripts/12_%,$(STAGES)); do $(PY) $$script --config $(CONFIG) $(FLAGS) || exit $$?; done; \
+	$(PY) scripts/12_check_gates.py --config $(CONFIG) $(FLAGS); verdict=$$?; \
+	if [ $$verdict -le 1 ]; then $(MODULE) pipeline_lib.reporting.run_card --config $(CONFIG) || exit $$?; fi; exit $$verdict
+
+stage-%: install
+	@scripts="$(wildcard scripts/$*_*.py)"; [ -n "$$scripts" ] || { echo "there is no stage $*; stages are 01 to 12" >&2; exit 2; }; \
+	for script in $$scripts; do $(PY) $$script --config $(CONFIG) $(FLAGS) || exit $$?; done
+
+report: install  ## Write runs/<run>/report.html
+	@$(MODULE) pipeline_lib.reporting.report --config $(CONFIG)
+
+chat: install  ## Talk to the model of CONFIG
+	@$(MODULE) pipeline_lib.reporting.chat --config $(CONFIG)
+
+test: install-dev  ## Run the tests (under 8 minutes on 2 cores)
+	$(PY) -m pytest -m "not slow"
+
+test-slow: install-dev  ## Run the tests that take long
+	$(PY) -m pytest -m slow
+
+lint: install-dev  ## Check style and import directions
+	$(VENV)/bin/ruff check .
+	PYTHONPATH=scripts $(VENV)/bin/lint-imports --no-cache
+
+bench: install-dev  ## Measure every claim against its peer and write benchmarks/RESULTS.md
+	$(PY) benchmarks/run_all.py
+
+schema: install  ## Write configs/schema.json, from which editors complete the YAMLs
+	@$(MODULE) pipeline_lib.config.schema
+
+clean:  ## Delete one run: make clean RUN=demo
+	@[ -n "$(RUN)" ] || { echo "name the run: make clean RUN=demo" >&2; exit 2; }
+	@case "$(RUN)" in */*|.*) echo "RUN is a name inside runs/, not a path" >&2; exit 2;; esac
+	@[ -d "runs/$(RUN)" ] || { echo "there is no runs/$(RUN)" >&2; exit 2; }
+	rm -rf "runs/$(RUN)"
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] in ((3, 11), (3, 12)) else "Python 3.11 or 3.12 is needed: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.txt | $(VENV)/bin/python
+	$(PY) -m pip install --quiet -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt requirements.txt | $(VENV)/bin/python
+	$(PY) -m pip install --quiet -r requirements-dev.txt
+	@touch $(VENV)/.installed $@

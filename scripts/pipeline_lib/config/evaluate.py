@@ -1,0 +1,7 @@
+"""Settings of stage 11."""
+
+from .base import Section
+
+
+class EvaluateSettings(Section):
+    """Settings of stage 11."""

@@ -1,0 +1,7 @@
+"""Settings of stage 06."""
+
+from .base import Section
+
+
+class ReasoningDataSettings(Section):
+    """Settings of stage 06."""

@@ -1,0 +1,7 @@
+"""Settings of stage 07."""
+
+from .base import Section
+
+
+class SftSettings(Section):
+    """Settings of stage 07."""

@@ -1,0 +1,1 @@
+"""What a person looks at when a run is done: the run card, the HTML report, and a conversation with the model."""

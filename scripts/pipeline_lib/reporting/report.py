@@ -1,0 +1,79 @@
+"""One HTML file that tells a run from download to verdict: `python -m pipeline_lib.reporting.report --config YAML`."""
+
+import sys
+from pathlib import Path
+
+from pipeline_lib.config.run_choice import read_run_choice
+from pipeline_lib.stage.atomic import write_bytes_atomic
+from pipeline_lib.stage.card import card_rows
+from pipeline_lib.stage.errors import UserError
+from pipeline_lib.stage.progress import duration, size
+
+from .plots import training_curve
+from .run_facts import RunFacts, evaluation_table, gather, in_and_out
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+
+
+def render(facts: RunFacts) -> str:
+    """Return the report as a self-contained HTML page; everything from the data is escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    stages = []
+    for stage in facts.stages:
+        if stage.manifest is None:
+            stages.append({"name": stage.spec.name, "does": stage.spec.does, "finished": False})
+            continue
+        run = stage.manifest.run
+        entered, kept = in_and_out(stage.manifest)
+        stages.append(
+            {
+                "name": stage.spec.name,
+                "does": stage.spec.does,
+                "finished": True,
+                "entered": entered,
+                "kept": kept,
+                "time": duration(run["seconds"]),
+                "memory": size(run["peak_memory_bytes"]),
+                "rows": card_rows(stage.manifest),
+                "machine": f"{run['machine']}, Python {run['python']}, "
+                + ", ".join(f"{name} {version}" for name, version in run["packages"].items()),
+                "curve": _curve(facts.folder, stage.spec.name, stage.manifest.files),
+            }
+        )
+    models, rows = evaluation_table(facts.evaluation) if facts.evaluation else ([], [])
+    return environment.from_string(TEMPLATE.read_text("utf-8")).render(
+        run=facts.folder.name,
+        stages=stages,
+        models=models,
+        rows=rows,
+        comparisons=(facts.evaluation or {}).get("comparisons", {}),
+        verdicts=facts.verdicts,
+        model=str(facts.last_model or "none yet"),
+    )
+
+
+def _curve(folder: Path, stage: str, files: dict) -> str | None:
+    return training_curve(folder / stage / "metrics.jsonl", stage) if "metrics.jsonl" in files else None
+
+
+def main(argv: list[str]) -> None:
+    """Write the report of the run that the command line names."""
+    try:
+        choice = read_run_choice("Write report.html of a run.", argv)
+        facts = gather(choice.run_folder)
+        if not any(stage.manifest for stage in facts.stages):
+            raise UserError(
+                f"{choice.run_folder} holds no finished stage; start with: python scripts/01_download_data.py"
+            )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    path = choice.run_folder / "report.html"
+    write_bytes_atomic(path, render(facts).encode("utf-8", "replace"))
+    print(path)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

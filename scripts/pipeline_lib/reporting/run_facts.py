@@ -1,0 +1,110 @@
+"""The facts of one run, gathered from the manifests and the result files, for the run card and the HTML report.
+
+Nothing is computed that a stage has not written: a number shown here can be found in a file of the run.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline_lib.stage.catalog import STAGES, StageSpec
+from pipeline_lib.stage.ledger import Ledger
+from pipeline_lib.stage.manifest import MANIFEST, Manifest
+
+MODEL_FOLDERS = {
+    "init": "04_init",
+    "pretrained": "05_pretrain/final",
+    "sft": "07_sft/final",
+    "dpo": "09_dpo/final",
+    "lora": "10_lora/merged",
+}
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """A stage of the catalogue and its manifest, None when it has not finished."""
+
+    spec: StageSpec
+    manifest: Manifest | None
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A run: its folder, its stages in order, the evaluation (results.json) and the verdicts (gates.json) if made."""
+
+    folder: Path
+    stages: tuple[StageFacts, ...]
+    evaluation: dict[str, Any] | None
+    verdicts: dict[str, Any] | None
+
+    @property
+    def last_model(self) -> Path | None:
+        """The folder of the last model of the pipeline that exists."""
+        finished = {facts.spec.name for facts in self.stages if facts.manifest}
+        folders = [self.folder / name for name in MODEL_FOLDERS.values() if name.split("/")[0] in finished]
+        return folders[-1] if folders else None
+
+
+def gather(run_folder: Path) -> RunFacts:
+    """Read what the run's stages wrote; stages that have not finished are there with no manifest."""
+    stages = tuple(StageFacts(spec, Manifest.read(run_folder / spec.name / MANIFEST)) for spec in STAGES)
+    finished = {facts.spec.name for facts in stages if facts.manifest}
+    return RunFacts(
+        folder=run_folder,
+        stages=stages,
+        evaluation=_read(run_folder / "11_eval" / "results.json") if "11_eval" in finished else None,
+        verdicts=_read(run_folder / "12_gates" / "gates.json") if "12_gates" in finished else None,
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_bytes())
+
+
+def in_and_out(manifest: Manifest) -> tuple[str, str]:
+    """Return what entered and what was kept, flows joined, in short words for a table cell."""
+    ledger = Ledger.from_json(manifest.ledger)
+    sides = []
+    for side in ("entered", "kept"):
+        cells = []
+        for flow in ledger.flows():
+            amounts = ledger.total(flow, side)
+            unit = "tokens" if amounts["tokens"] else "documents"
+            cells.append(f"{flow} {short(amounts[unit])}{' tok' if unit == 'tokens' else ''}")
+        sides.append(", ".join(cells) or "-")
+    return sides[0], sides[1]
+
+
+def short(count: float) -> str:
+    """Spell a count with at most four characters and a suffix: 950, 12.3k, 4.6M."""
+    for unit in ("", "k", "M", "G"):
+        if abs(count) < 1000:
+            return f"{count:.0f}{unit}" if unit == "" or abs(count) >= 100 else f"{count:.1f}{unit}"
+        count /= 1000
+    return f"{count:.1f}T"
+
+
+def evaluation_table(evaluation: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """Return (models, rows): one row per task and metric, one cell per model as `value [low, high]`."""
+    models = list(evaluation["models"])
+    names = {
+        (task, metric): facts["higher_is_better"]
+        for tasks in evaluation["models"].values()
+        for task, metrics in tasks.items()
+        for metric, facts in metrics.items()
+    }
+    rows = []
+    for (task, metric), higher in names.items():
+        cells = [spell_interval(evaluation["models"][model].get(task, {}).get(metric)) for model in models]
+        rows.append(
+            (f"{task} {metric.replace('_', ' ')} {'(higher is better)' if higher else '(lower is better)'}", cells)
+        )
+    return models, rows
+
+
+def spell_interval(facts: dict[str, Any] | None) -> str:
+    """Spell a metric with its 95 % interval; a dash where it was not measured."""
+    if facts is None:
+        return "-"
+    return f"{facts['value']:.3f} [{facts['low']:.3f}, {facts['high']:.3f}]"

@@ -1,0 +1,181 @@
+"""A configuration either means what it says or is refused with the place and the nearest key."""
+
+import ast
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline_lib.config.base import PROJECT_ROOT, Section
+from pipeline_lib.config.command_line import read_command_line
+from pipeline_lib.config.load import _sections_in, merge, parse_value, read_layers
+from pipeline_lib.config.run import RunConfig
+from pipeline_lib.config.schema import SCHEMA_PATH, schema_text
+from pipeline_lib.stage import UserError
+from pipeline_lib.stage.catalog import STAGES
+
+SCRIPTS = PROJECT_ROOT / "scripts"
+CONFIGS = sorted((PROJECT_ROOT / "configs").glob("*.yaml"))
+
+
+def sections() -> list[type[Section]]:
+    """Every settings class that a RunConfig can contain, lists of sections included."""
+    found: list[type[Section]] = [RunConfig]
+    for section in found:
+        for field in section.model_fields.values():
+            found += [below for below in _sections_in(field.annotation) if below not in found]
+    return found
+
+
+def write(folder: Path, text: str, name: str = "run.yaml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def read(path: Path, *flags: str, section: str = "pretrain"):
+    return read_command_line(section, "test", ["--config", str(path), *flags])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_configuration_is_valid(path: Path):
+    read(path)
+
+
+def test_unknown_key_names_file_line_and_nearest_key(tmp_path: Path):
+    path = write(tmp_path, "seed: 1\npretrain:\n  context_lenght: 64\n")
+    with pytest.raises(
+        UserError, match=r"run\.yaml:3: unknown key 'pretrain\.context_lenght'; did you mean 'context_length'"
+    ):
+        read(path)
+
+
+def test_unknown_section_names_the_nearest_section(tmp_path: Path):
+    with pytest.raises(UserError, match=r":1: unknown key 'pretrian'; did you mean 'pretrain'"):
+        read(write(tmp_path, "pretrian: {}\n"))
+
+
+def test_wrong_type_names_file_line_and_value(tmp_path: Path):
+    with pytest.raises(UserError, match=r"run\.yaml:2: seed: .*integer.*got 'many'"):
+        read(write(tmp_path, "run: x\nseed: many\n"))
+
+
+def test_a_mistake_in_the_base_is_reported_in_the_base(tmp_path: Path):
+    write(tmp_path, "threads: 1\nsede: 3\n", "below.yaml")
+    with pytest.raises(UserError, match=r"below\.yaml:2: unknown key 'sede'; did you mean 'seed'"):
+        read(write(tmp_path, "base: below.yaml\nrun: x\n"))
+
+
+def test_base_is_overridden_key_by_key_and_lists_are_replaced(tmp_path: Path):
+    write(tmp_path, "seed: 1\nthreads: 1\n", "below.yaml")
+    options = read(write(tmp_path, "base: below.yaml\nseed: 2\n"))
+    assert (options.config.seed, options.config.threads) == (2, 1)
+    assert options.origins == {"seed": "run.yaml", "threads": "below.yaml"}
+    assert merge({"a": {"b": 1, "c": [1, 2]}}, {"a": {"c": [3]}}) == {"a": {"b": 1, "c": [3]}}
+
+
+def test_configurations_based_on_each_other_are_refused(tmp_path: Path):
+    write(tmp_path, "base: run.yaml\n", "below.yaml")
+    with pytest.raises(UserError, match="based on each other"):
+        read(write(tmp_path, "base: below.yaml\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1\n", r"run\.yaml:2: not valid YAML"),
+        ("seed: 1\nseed: 2\n", r"run\.yaml:2: .*'seed' is given twice"),
+        ("- 1\n", "expected `key: value` lines"),
+        ("base: 3\n", "`base:` must be the path"),
+    ],
+)
+def test_bad_yaml_is_one_line(tmp_path: Path, text: str, message: str):
+    with pytest.raises(UserError, match=message):
+        read_layers(write(tmp_path, text))
+
+
+def test_missing_configuration_says_what_to_pass(tmp_path: Path):
+    with pytest.raises(UserError, match="does not exist; pass --config"):
+        read(tmp_path / "none.yaml")
+
+
+def test_flags_override_the_yaml_and_only_what_was_typed(tmp_path: Path):
+    path = write(tmp_path, "pretrain: {}\nseed: 9\n")
+    section = RunConfig.model_fields["pretrain"].annotation
+    number = next(name for name, field in section.model_fields.items() if field.annotation in (int, int | None))
+    options = read(path, f"--{number.replace('_', '-')}", "17")
+    assert getattr(options.config.pretrain, number) == 17
+    assert options.origins[f"pretrain.{number}"] == f"--{number}"
+    assert options.config.seed == 9
+
+
+def test_unknown_flag_names_the_nearest(tmp_path: Path):
+    with pytest.raises(UserError, match=r"unknown flag --froce; did you mean --force\?"):
+        read(write(tmp_path, ""), "--froce")
+
+
+@given(st.one_of(st.integers(), st.booleans(), st.floats(allow_nan=False, allow_infinity=False), st.none()))
+def test_command_line_values_read_as_yaml(value):
+    assert parse_value(json.dumps(value)) == value
+
+
+def test_scientific_notation_is_a_number():
+    assert parse_value("3e-4") == 3e-4 and parse_value("1e9") == 1e9
+
+
+def test_every_field_says_what_it_is():
+    silent = [
+        f"{section.__name__}.{name}"
+        for section in sections()
+        for name, field in section.model_fields.items()
+        if not (field.description or "").strip().endswith(".")
+    ]
+    assert not silent, f"fields without a one-sentence docstring: {silent}"
+
+
+def test_every_field_is_read_by_code():
+    """A switch that nobody reads is a lie: each field's name must be read as an attribute somewhere."""
+    read_names: set[str] = set()
+    for file in SCRIPTS.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                read_names.add(node.attr)
+    # stage settings are read by the contract itself as getattr(config, spec.section)
+    contract = {spec.section for spec in STAGES}
+    unread = [
+        f"{section.__name__}.{name}"
+        for section in sections()
+        for name in section.model_fields
+        if name not in read_names and not (section is RunConfig and name in contract)
+    ]
+    assert not unread, f"fields that no code reads: {unread}"
+
+
+def test_the_schema_in_the_repository_is_the_schema_of_the_code():
+    assert SCHEMA_PATH.read_text() == schema_text(), "run `make schema`"
+
+
+@pytest.mark.parametrize("spec", STAGES, ids=lambda spec: spec.script)
+def test_help_is_fast_light_and_complete(spec, tmp_path: Path):
+    """No heavy library is loaded for --help, the script runs from any folder, and every flag is documented."""
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = [{spec.script!r}, '--help']\n"
+        "try:\n"
+        f"    runpy.run_path({str(SCRIPTS / spec.script)!r}, run_name='__main__')\n"
+        "except SystemExit as end:\n"
+        "    assert end.code in (0, None), end.code\n"
+        "heavy = {'torch', 'transformers', 'trl', 'peft', 'lm_eval', 'datasets', 'pyarrow', 'numba', 'numpy'}\n"
+        "print('LOADED', sorted(heavy & set(sys.modules)))\n"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "LOADED []" in done.stdout, done.stdout[-200:]
+    assert "--plan" in done.stdout and "--force" in done.stdout
+    assert time.monotonic() - started < 30  # a hang is a failure; speed itself is measured by benchmarks/start_time.py

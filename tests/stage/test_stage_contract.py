@@ -1,0 +1,252 @@
+"""The promises of the stage contract, kept by a real process: killed, interrupted, damaged, locked, disk full."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TOY = Path(__file__).with_name("toy_stage.py")
+
+
+class Toy:
+    """Runs the toy stage in a folder of its own."""
+
+    def __init__(self, folder: Path, scripts: Path):
+        self.config = folder / "toy.yaml"
+        self.config.write_text("run: toy\n")
+        self.run_folder = folder / "run"
+        self.folder = self.run_folder / "01_download"
+        self.environment = {**os.environ, "TOY_SCRIPTS": str(scripts)}
+
+    def start(self, *flags: str, **knobs: str) -> subprocess.Popen:
+        command = [sys.executable, str(TOY), "-c", str(self.config), "--run-dir", str(self.run_folder), *flags]
+        return subprocess.Popen(
+            command,
+            env={**self.environment, **knobs},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self.config.parent,
+        )
+
+    def run(self, *flags: str, **knobs: str) -> tuple[int, str, str]:
+        process = self.start(*flags, **knobs)
+        out, err = process.communicate(timeout=60)
+        return process.returncode, out, err
+
+    def manifest(self) -> dict:
+        return json.loads((self.folder / "manifest.json").read_text())
+
+    def wait_for_unit(self, count: int) -> None:
+        journal = self.folder / "work" / "journal.jsonl"
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            if journal.exists() and journal.read_bytes().count(b"\n") >= count:
+                return
+            time.sleep(0.005)
+        raise TimeoutError("the toy stage made no progress")
+
+
+@pytest.fixture
+def toy(tmp_path: Path, scripts: Path) -> Toy:
+    return Toy(tmp_path, scripts)
+
+
+@pytest.fixture
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, scripts: Path) -> dict:
+    other = Toy(tmp_path_factory.mktemp("uninterrupted"), scripts)
+    assert other.run()[0] == 0
+    return other.manifest()
+
+
+def test_second_start_is_up_to_date(toy: Toy):
+    assert toy.run()[0] == 0
+    code, out, _ = toy.run()
+    assert code == 0 and "up to date" in out and "squaring" not in out
+
+
+def test_card_tells_in_out_time_and_next_command(toy: Toy):
+    _, out, _ = toy.run()
+    assert "in 12 documents, 60 B; kept 6 documents, 36 B" in out
+    assert "odd one out: 6 documents, 24 B" in out
+    assert "peak memory" in out and "python scripts/02_clean_deduplicate.py" in out
+
+
+@pytest.mark.parametrize("after_units", [1, 3, 5])
+def test_killed_while_writing_resumes_to_identical_files(toy: Toy, uninterrupted: dict, after_units: int):
+    process = toy.start(TOY_SLEEP="0.05")
+    toy.wait_for_unit(after_units)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    assert not (toy.folder / "manifest.json").exists(), "a killed stage must not look finished"
+    code, out, _ = toy.run()
+    assert code == 0 and "took over the lock of process" in out and "were finished before" in out
+    ours, theirs = toy.manifest(), uninterrupted
+    assert ours["outputs_digest"] == theirs["outputs_digest"]
+    assert ours["ledger"] == theirs["ledger"] and ours["result"] == theirs["result"]
+    assert not (toy.folder / "work").exists()
+
+
+def test_killed_many_times_at_arbitrary_instants_resumes_to_identical_files(toy: Toy, uninterrupted: dict):
+    for delay in (0.16, 0.2, 0.24, 0.28, 0.33, 0.4):
+        process = toy.start(TOY_SLEEP="0.04")
+        time.sleep(delay)
+        process.kill()
+        process.wait()
+    assert toy.run()[0] == 0
+    assert toy.manifest()["outputs_digest"] == uninterrupted["outputs_digest"]
+    assert toy.manifest()["ledger"] == uninterrupted["ledger"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_unit_and_names_the_command_that_continues(toy: Toy, number: int, code: int):
+    process = toy.start(TOY_SLEEP="0.2")
+    toy.wait_for_unit(1)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == code, err
+    assert "continue with: python scripts/01_download_data.py --config" in out
+    before = (toy.folder / "work" / "journal.jsonl").read_bytes().count(b"\n")
+    assert before >= 2, "the unit in hand must be finished, not thrown away"
+    code, out, _ = toy.run()
+    assert code == 0 and f"{before} of 6" in out
+
+
+def test_a_second_writer_is_refused_and_told_who_holds_the_lock(toy: Toy):
+    first = toy.start(TOY_SLEEP="0.3")
+    toy.wait_for_unit(1)
+    code, _, err = toy.run()
+    first.kill()
+    first.communicate()
+    assert code == 2 and f"is being written by process {first.pid}" in err
+
+
+def test_unbalanced_ledger_fails_and_publishes_nothing(toy: Toy):
+    code, _, err = toy.run(TOY_BROKEN="unbalanced")
+    assert code == 1 and "ledger does not balance" in err and "text/numbers documents" in err
+    assert not (toy.folder / "manifest.json").exists()
+
+
+def test_failed_rerun_leaves_the_published_outputs_valid(toy: Toy):
+    assert toy.run()[0] == 0
+    before = toy.manifest()
+    code, _, _ = toy.run("--force", TOY_BROKEN="failure")
+    assert code == 1
+    assert toy.manifest() == before
+    code, out, _ = toy.run()
+    assert code == 0 and "up to date" in out
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "text"),
+    [
+        ("user", 2, "numbers.txt:3 is not a number; put a number there"),
+        ("failure", 1, "cleaning removed everything"),
+    ],
+)
+def test_mistakes_are_one_line_without_traceback(toy: Toy, fault: str, code: int, text: str):
+    returned, out, err = toy.run(TOY_BROKEN=fault)
+    assert returned == code and text in err
+    assert err.count("\n") == 1 and "Traceback" not in out + err
+
+
+def test_a_defect_is_exit_1_with_its_traceback_in_the_log(toy: Toy):
+    code, _, err = toy.run(TOY_BROKEN="crash")
+    assert code == 1 and "log.txt" in err
+    assert "RuntimeError: a defect" in (toy.folder / "log.txt").read_text()
+    code, out, _ = toy.run()
+    assert code == 0 and "2 of 6" in out, "units finished before the crash are kept"
+
+
+def test_a_damaged_output_is_noticed_and_made_again(toy: Toy):
+    assert toy.run()[0] == 0
+    digest = toy.manifest()["outputs_digest"]
+    victim = toy.folder / "squares" / "number-003.txt"
+    data = bytearray(victim.read_bytes())
+    data[10] ^= 1
+    victim.write_bytes(bytes(data))
+    code, out, _ = toy.run()
+    assert code == 0 and "missing or damaged, first squares/number-003.txt" in out
+    assert toy.manifest()["outputs_digest"] == digest
+
+
+def test_touching_an_output_does_not_rerun(toy: Toy):
+    assert toy.run()[0] == 0
+    os.utime(toy.folder / "squares" / "number-003.txt", (1, 1))
+    assert "up to date" in toy.run()[1]
+
+
+def test_a_tampered_manifest_counts_as_unfinished(toy: Toy):
+    assert toy.run()[0] == 0
+    path = toy.folder / "manifest.json"
+    path.write_text(path.read_text().replace('"total": 55', '"total": 56'))
+    code, out, _ = toy.run()
+    assert code == 0 and "its manifest is damaged" in out
+
+
+def test_changed_seed_and_changed_data_rerun_and_say_why(toy: Toy, tmp_path: Path):
+    listing = tmp_path / "listing"
+    listing.write_text("one")
+    assert toy.run(TOY_DATA=str(listing))[0] == 0
+    assert "seed changed: 42 -> 7" in toy.run("--seed", "7", TOY_DATA=str(listing))[1]
+    listing.write_text("two")
+    assert "data changed" in toy.run("--seed", "7", TOY_DATA=str(listing))[1]
+
+
+def test_fewer_outputs_remove_the_old_ones(toy: Toy):
+    assert toy.run()[0] == 0
+    assert toy.run("--force", TOY_UNITS="2")[0] == 0
+    assert sorted(path.name for path in (toy.folder / "squares").iterdir()) == ["number-000.txt", "number-001.txt"]
+
+
+def test_interrupted_publication_is_completed_by_the_next_start(toy: Toy):
+    """Rebuild, by hand, the state that a kill between two renames leaves."""
+    assert toy.run()[0] == 0
+    work = toy.folder / "work"
+    (work / "squares").mkdir(parents=True)
+    for name in ("number-004.txt", "number-005.txt"):
+        os.replace(toy.folder / "squares" / name, work / "squares" / name)
+    os.replace(toy.folder / "manifest.json", work / "manifest.json")
+    code, out, _ = toy.run()
+    assert code == 0 and "finished moving its outputs into place" in out and "up to date" in out
+    assert not work.exists() and (toy.folder / "squares" / "number-005.txt").exists()
+
+
+def test_failing_exit_code_is_given_again_when_up_to_date(toy: Toy):
+    assert toy.run(TOY_BROKEN="exit1")[0] == 1
+    code, out, _ = toy.run(TOY_BROKEN="exit1")
+    assert code == 1 and "up to date" in out
+
+
+def test_plan_says_what_would_be_done_and_does_nothing(toy: Toy):
+    code, out, _ = toy.run("--plan")
+    assert code == 0 and "would run: it has not finished before" in out
+    assert not toy.run_folder.exists()
+
+
+def test_disk_full_is_one_clear_line_and_nothing_is_half_written(toy: Toy):
+    """The third commit meets the error that the kernel gives when the disk is full."""
+    code = (
+        "import errno, pathlib, runpy, sys\n"
+        f"sys.argv = ['toy', '-c', {str(toy.config)!r}, '--run-dir', {str(toy.run_folder)!r}]\n"
+        f"sys.path.insert(0, {toy.environment['TOY_SCRIPTS']!r})\n"
+        "import pipeline_lib.stage.stage as module\n"
+        "real, calls = module.commit, []\n"
+        "def full(temporary, path):\n"
+        "    calls.append(path)\n"
+        "    if len(calls) == 3:\n"
+        "        raise OSError(errno.ENOSPC, 'No space left on device', str(path))\n"
+        "    real(temporary, path)\n"
+        "module.commit = full\n"
+        f"runpy.run_path({str(TOY)!r}, run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=toy.environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "disk full" in done.stderr and "Traceback" not in done.stderr
+    assert not list(toy.folder.rglob(".tmp-*"))
+    assert "2 of 6" in toy.run()[1]

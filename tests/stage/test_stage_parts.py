@@ -1,0 +1,191 @@
+"""Properties of the parts: journal, ledger, atomic files, digests, ordered map, code version."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline_lib.stage import (
+    Ledger,
+    StageFailure,
+    atomic_path,
+    file_digest,
+    json_digest,
+    ordered_map,
+    write_bytes_atomic,
+)
+from pipeline_lib.stage.code_version import SCRIPTS, code_files, code_version
+from pipeline_lib.stage.digests import bytes_digest
+from pipeline_lib.stage.journal import Journal
+from pipeline_lib.stage.manifest import FileEntry, Manifest
+from pipeline_lib.stage.progress import duration, size
+
+RECORDS = st.lists(
+    st.dictionaries(st.text(max_size=8), st.one_of(st.integers(), st.text(max_size=30), st.booleans())), max_size=8
+)
+
+
+@given(records=RECORDS, cut=st.integers(min_value=0, max_value=10_000))
+@settings(max_examples=60, deadline=None)
+def test_a_journal_torn_at_any_byte_gives_back_whole_records_only(tmp_path_factory, records, cut):
+    path = tmp_path_factory.mktemp("journal") / "journal.jsonl"
+    journal = Journal(path)
+    for record in records:
+        journal.append(record)
+    journal.close()
+    data = path.read_bytes()
+    path.write_bytes(data[: min(cut, len(data))])
+    whole = data[:cut].count(b"\n")
+    again = Journal(path)
+    assert again.records == records[:whole]
+    again.append({"after": "the tear"})
+    again.close()
+    assert Journal(path).records == [*records[:whole], {"after": "the tear"}]
+
+
+@given(records=RECORDS.filter(bool), position=st.integers(min_value=0), flip=st.integers(min_value=1, max_value=255))
+@settings(max_examples=60, deadline=None)
+def test_a_journal_with_a_changed_byte_never_invents_a_record(tmp_path_factory, records, position, flip):
+    path = tmp_path_factory.mktemp("journal") / "journal.jsonl"
+    journal = Journal(path)
+    for record in records:
+        journal.append(record)
+    journal.close()
+    data = bytearray(path.read_bytes())
+    data[position % len(data)] ^= flip
+    path.write_bytes(bytes(data))
+    read = Journal(path).records
+    assert read == records[: len(read)] and len(read) < len(records)
+
+
+AMOUNTS = st.tuples(st.integers(0, 10**12), st.integers(0, 10**15), st.integers(0, 10**15))
+
+
+@given(kept=AMOUNTS, dropped=st.dictionaries(st.sampled_from(["short", "duplicate", "language"]), AMOUNTS))
+def test_a_ledger_balances_exactly_when_in_is_kept_plus_dropped(kept, dropped):
+    ledger = Ledger()
+    ledger.keep("text", "wiki", *kept)
+    total = list(kept)
+    for reason, amount in dropped.items():
+        ledger.drop("text", "wiki", reason, *amount)
+        total = [left + right for left, right in zip(total, amount, strict=True)]
+    ledger.enter("text", "wiki", *total)
+    ledger.check()
+    assert Ledger.from_json(json.loads(json.dumps(ledger.to_json()))).to_json() == ledger.to_json()
+    ledger.enter("text", "wiki", 0, 1, 0)
+    with pytest.raises(StageFailure, match="text/wiki bytes"):
+        ledger.check()
+
+
+def test_ledgers_chain_by_document_and_by_bytes_where_both_counted():
+    upstream, here = Ledger(), Ledger()
+    upstream.keep("text", "wiki", 3, 100)
+    upstream.keep("sft", "chat", 5)
+    here.enter("text", "wiki", 3)
+    here.check_chain(upstream, "01_download")
+    here.enter("text", "wiki", 0, 99)
+    with pytest.raises(StageFailure, match="kept 100 bytes, 99 came in"):
+        here.check_chain(upstream, "01_download")
+    lost = Ledger()
+    lost.enter("text", "news", 3)
+    with pytest.raises(StageFailure, match="text/news"):
+        lost.check_chain(upstream, "01_download")
+
+
+@given(st.binary(max_size=200_000))
+@settings(max_examples=20, deadline=None)
+def test_a_file_has_the_digest_of_its_bytes(tmp_path_factory, data):
+    path = tmp_path_factory.mktemp("digest") / "file"
+    write_bytes_atomic(path, data)
+    assert path.read_bytes() == data and file_digest(path) == bytes_digest(data)
+
+
+def test_json_digest_ignores_key_order_and_refuses_nan():
+    assert json_digest({"a": 1, "b": [2]}) == json_digest({"b": [2], "a": 1}) != json_digest({"a": 1, "b": [3]})
+    with pytest.raises(ValueError, match="Out of range"):
+        json_digest(float("nan"))
+
+
+def test_an_exception_while_writing_leaves_the_old_file_and_no_temporary(tmp_path: Path):
+    path = tmp_path / "model.safetensors"
+    write_bytes_atomic(path, b"old")
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise RuntimeError
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["model.safetensors"]
+
+
+def test_a_folder_can_be_replaced_atomically(tmp_path: Path):
+    for content in ("one", "two"):
+        with atomic_path(tmp_path / "model") as temporary:
+            temporary.mkdir()
+            (temporary / content).write_text(content)
+    assert os.listdir(tmp_path / "model") == ["two"]
+
+
+@given(st.text(max_size=20), st.integers(0, 255))
+@settings(max_examples=30, deadline=None)
+def test_a_manifest_reads_back_whole_or_not_at_all(tmp_path_factory, word, position):
+    path = tmp_path_factory.mktemp("manifest") / "manifest.json"
+    manifest = Manifest(
+        "01_download", {"seed": 1}, {"a": FileEntry(1, "xxh3:0")}, {}, {"word": word}, [], 0, {"seconds": 1}
+    )
+    manifest.write(path)
+    assert Manifest.read(path) == manifest
+    decisive = path.read_bytes().split(b'"run"')[0]
+    damaged = bytearray(path.read_bytes())
+    damaged[position % len(decisive)] ^= 1
+    path.write_bytes(bytes(damaged))
+    read = Manifest.read(path)
+    assert read is None or read == manifest  # white space may change without changing what is said
+
+
+def test_records_do_not_enter_the_outputs_digest():
+    def make(digest: str) -> Manifest:
+        files = {"a": FileEntry(1, "xxh3:0"), "t.txt": FileEntry(1, digest, True)}
+        return Manifest("01_download", {}, files, {}, {}, [], 0)
+
+    assert make("xxh3:1").outputs_digest == make("xxh3:2").outputs_digest
+
+
+def _slow_square(number: int) -> int:
+    import time
+
+    time.sleep(0.02 * (number % 3))
+    return number * number
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_ordered_map_gives_results_in_item_order_for_any_worker_count(workers: int):
+    assert list(ordered_map(_slow_square, range(20), workers)) == [number * number for number in range(20)]
+
+
+def _fail_at_three(number: int) -> int:
+    if number == 3:
+        raise ValueError("three")
+    return number
+
+
+def test_ordered_map_raises_a_workers_exception_at_its_turn():
+    results = ordered_map(_fail_at_three, range(10), 2)
+    assert [next(results), next(results), next(results)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="three"):
+        next(results)
+
+
+def test_code_version_follows_imports_and_changes_with_them(tmp_path: Path):
+    script = tmp_path / "script.py"
+    script.write_text("def run():\n    from pipeline_lib.gates import verdicts\n    import dedup.minhash as m, json\n")
+    names = {file.relative_to(SCRIPTS).as_posix() for file in code_files(script) if file.is_relative_to(SCRIPTS)}
+    assert {"pipeline_lib/__init__.py", "pipeline_lib/gates/__init__.py", "dedup/__init__.py"} <= names
+    before = code_version(script)
+    script.write_text(script.read_text() + "# changed\n")
+    assert code_version(script) != before
+
+
+def test_durations_and_sizes_read_well():
+    assert [duration(4.21), duration(200), duration(7500)] == ["4.2 s", "3 min 20 s", "2 h 05 min"]
+    assert [size(0), size(999), size(1500), size(2.5e9), size(7e12)] == ["0 B", "999 B", "1.5 kB", "2.5 GB", "7.0 TB"]
