@@ -1,4 +1,4 @@
-"""Shared test set-up: the library on sys.path, every hub switched off, the folder of genuine records if there is one."""
+"""Shared test set-up: the library on sys.path, every hub switched off, and the folder of genuine records."""
 
 import os
 import sys

@@ -27,7 +27,7 @@ class StageLock:
             holder = self._holder()
             os.close(self._descriptor)
             raise UserError(
-                f"{path.parent} is being written by process {holder or 'unknown'}; wait for it or stop it, then start again"
+                f"{path.parent} is being written by process {holder or 'unknown'}; wait for it or stop it"
             ) from None
         if stale := self._holder():
             say(f"took over the lock of process {stale}, which ended without releasing it")

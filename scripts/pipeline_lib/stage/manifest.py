@@ -80,22 +80,18 @@ class Manifest:
         status = path.stat()
         return [status.st_size, status.st_mtime_ns]
 
-    def damaged_files(self, folder: Path, always_read: bool = False) -> list[str]:
+    def damaged_files(self, folder: Path) -> list[str]:
         """Return the outputs that are missing or whose content is not what was written.
 
-        A file whose size and modification time are those recorded at publication is not read again unless
-        `always_read`; any other is read and its digest compared.
+        A file whose size and modification time are those recorded at publication is not read again; any other is
+        read and its digest compared.
         """
         seen = self.run.get("seen", {})
         damaged = []
         for name, entry in sorted(self.files.items()):
             path = folder / name
-            if (
-                not path.is_file()
-                or path.stat().st_size != entry.bytes
-                or (always_read or seen.get(name) != self.stat_of(path))
-                and file_digest(path) != entry.digest
-            ):
+            whole = path.is_file() and path.stat().st_size == entry.bytes
+            if not whole or (seen.get(name) != self.stat_of(path) and file_digest(path) != entry.digest):
                 damaged.append(name)
         return damaged
 
