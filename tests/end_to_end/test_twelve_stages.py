@@ -158,7 +158,11 @@ def test_run_card_and_report_tell_the_whole_run(finished_run: Path, tmp_path: Pa
     flags = ["--config", str(CONFIG), "--run-dir", str(finished_run)]
     card = subprocess.run(
         [sys.executable, "-m", "pipeline_lib.reporting.run_card", *flags],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60,
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert card.returncode == 0, card.stderr
     for spec in STAGES:
@@ -166,7 +170,11 @@ def test_run_card_and_report_tell_the_whole_run(finished_run: Path, tmp_path: Pa
     assert "10_lora/merged" in card.stdout and "Verdict" in card.stdout and "bits per byte" in card.stdout
     report = subprocess.run(
         [sys.executable, "-m", "pipeline_lib.reporting.report", *flags],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert report.returncode == 0, report.stderr
     page = (finished_run / "report.html").read_text()
@@ -176,9 +184,26 @@ def test_run_card_and_report_tell_the_whole_run(finished_run: Path, tmp_path: Pa
 
 def test_the_model_answers_a_question(finished_run: Path, tmp_path: Path):
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline_lib.reporting.chat", "--config", str(CONFIG), "--run-dir", str(finished_run),
-         "--model", "sft", "--prompt", "What does json.dumps do?", "--max-new-tokens", "8"],
-        env={**os.environ, "PYTHONPATH": str(SCRIPTS)}, cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        [
+            sys.executable,
+            "-m",
+            "pipeline_lib.reporting.chat",
+            "--config",
+            str(CONFIG),
+            "--run-dir",
+            str(finished_run),
+            "--model",
+            "sft",
+            "--prompt",
+            "What does json.dumps do?",
+            "--max-new-tokens",
+            "8",
+        ],
+        env={**os.environ, "PYTHONPATH": str(SCRIPTS)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
 

@@ -1,0 +1,55 @@
+"""Fused GPU kernels and optimizer names: asked for, checked, and either set up or refused aloud."""
+
+import importlib.util
+
+_LIGER_PATCHES = {
+    "llama": "apply_liger_kernel_to_llama",
+    "mistral": "apply_liger_kernel_to_mistral",
+    "gemma": "apply_liger_kernel_to_gemma",
+    "qwen2": "apply_liger_kernel_to_qwen2",
+    "qwen3": "apply_liger_kernel_to_qwen3",
+}
+
+
+def setup_kernel_optimizations(use_liger_kernel: bool = False, use_cce: bool = False, model_type: str = "llama") -> str:
+    """Patch the transformers model classes with fused kernels; call it before the model is created.
+
+    use_liger_kernel: Liger's RMSNorm, RoPE, SwiGLU and fused linear cross-entropy; use_cce: Apple's Cut Cross-Entropy,
+    which never holds the logits. Both replace the loss, so only one can be on. Returns the name of what was set up:
+    "liger", "cce" or "none". Raises ValueError for both at once or an unknown model type, RuntimeError when the package
+    or the GPU is missing.
+    """
+    if use_liger_kernel and use_cce:
+        raise ValueError("use_liger_kernel and use_cce both replace the loss: choose one")
+    if not use_liger_kernel and not use_cce:
+        return "none"
+    if model_type not in _LIGER_PATCHES:
+        raise ValueError(f"unknown model_type {model_type!r}; known: {', '.join(sorted(_LIGER_PATCHES))}")
+    package, hint = ("liger_kernel", "liger-kernel") if use_liger_kernel else ("cut_cross_entropy", "cut-cross-entropy")
+    if importlib.util.find_spec(package) is None:
+        raise RuntimeError(f"{package} is not installed: pip install {hint} (see requirements-gpu.txt)")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError(f"{package} needs a GPU; switch it off on this machine")
+    if use_liger_kernel:
+        import liger_kernel.transformers
+
+        getattr(liger_kernel.transformers, _LIGER_PATCHES[model_type])()
+        return "liger"
+    from cut_cross_entropy.transformers import cce_patch
+
+    cce_patch(model_type)
+    return "cce"
+
+
+def get_optimizer_name(name: str) -> str:
+    """Return the Trainer's name of an optimizer that runs here.
+
+    `adamw_bnb_8bit` becomes `adamw_torch_fused`, with a printed line, where bitsandbytes is not installed; every other
+    name is returned as it is.
+    """
+    if name == "adamw_bnb_8bit" and importlib.util.find_spec("bitsandbytes") is None:
+        print("bitsandbytes is not installed: adamw_torch_fused instead of adamw_bnb_8bit (more optimizer memory)")
+        return "adamw_torch_fused"
+    return name

@@ -1,0 +1,273 @@
+"""The older public names: all there, from one home each, and doing what their names say."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import gpu_utils
+import pytest
+
+NAMES = {
+    "GPUInfo", "detect_gpu_type", "check_fp8_available", "print_gpu_info", "setup_torch_backends", "get_fp8_accelerator",
+    "OOMHandler", "oom_recovery_context", "with_oom_retry", "get_safe_batch_size", "OOMRecoveryCallback",
+    "check_tokenizer_exists", "check_checkpoint_exists", "validate_training_prerequisites", "unwrap_compiled_model",
+    "load_compiled_checkpoint", "setup_kernel_optimizations", "get_optimizer_name", "CurriculumCallback",
+}  # fmt: skip
+
+
+def test_exactly_the_public_names_are_exported():
+    assert set(gpu_utils.__all__) == set(dir(gpu_utils)) == NAMES
+    for name in NAMES:
+        assert getattr(gpu_utils, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = gpu_utils.nothing
+
+
+def test_importing_the_shim_loads_no_heavy_library(scripts: Path):
+    code = "import sys, gpu_utils; print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=scripts, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_detection_tells_seven_facts_and_a_machine_without_gpu_is_a_cpu(monkeypatch, capsys):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    info = gpu_utils.detect_gpu_type()
+    assert set(info) == set(gpu_utils.GPUInfo.__annotations__)
+    assert (info["gpu_name"], info["compute_capability"], info["batch_size"]) == ("CPU", "N/A", 4)
+    assert not (info["is_h100"] or info["is_a100"] or info["fp8_available"]) and info["compile_mode"] == "default"
+    gpu_utils.print_gpu_info(info)
+    assert "CPU" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "h100", "a100", "fp8_hardware"),
+    [
+        ("NVIDIA A100-SXM4-80GB", (8, 0), False, True, False),
+        ("NVIDIA GeForce RTX 4090", (8, 9), False, False, True),
+        ("NVIDIA H200", (9, 0), True, False, True),
+        ("NVIDIA B200", (10, 0), True, False, True),
+        ("Tesla T4", (7, 5), False, False, False),
+    ],
+)
+def test_generations_are_told_apart(monkeypatch, name, capability, h100, a100, fp8_hardware):
+    import importlib.util
+
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: name)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: object())
+    info = gpu_utils.detect_gpu_type()
+    assert (info["is_h100"], info["is_a100"], info["fp8_available"]) == (h100, a100, fp8_hardware)
+    assert info["compile_mode"] == ("max-autotune" if h100 else "default") and info["batch_size"] == 8
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
+    assert gpu_utils.check_fp8_available() is False
+
+
+def test_fp8_is_refused_where_it_cannot_run(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match="FP8 needs a GPU"):
+        gpu_utils.get_fp8_accelerator()
+
+
+def test_backends_are_set_and_can_still_be_asked_for():
+    import torch
+
+    gpu_utils.setup_torch_backends()
+    assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32 and torch.backends.cudnn.benchmark
+    assert torch._dynamo.config.cache_size_limit == 64 and not torch._dynamo.config.suppress_errors
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            True,
+        ),
+        (MemoryError(), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+        (ValueError("CUDA out of memory"), False),
+        (RuntimeError("room for improvement on gpu"), False),
+    ],
+)
+def test_only_memory_errors_are_memory_errors(error, expected):
+    assert gpu_utils.OOMHandler().is_oom_error(error) is expected
+
+
+def test_a_real_allocation_failure_is_recognised():
+    import torch
+
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert gpu_utils.OOMHandler().is_oom_error(caught.value)
+
+
+def test_handler_halves_to_the_minimum_then_gives_up_and_counts_every_event():
+    handler = gpu_utils.OOMHandler(8, min_batch_size=2, cooldown_seconds=0, max_retries=5)
+    error = RuntimeError("CUDA out of memory")
+    assert [handler.handle_oom(error) for _ in range(3)] == [True, True, False]
+    assert handler.get_stats() == {
+        "initial_batch_size": 8, "current_batch_size": 2, "total_oom_events": 3, "batch_size_reduced": True,
+    }  # fmt: skip
+    handler.reset()
+    assert (handler.retry_count, handler.batch_size, handler.oom_count) == (0, 2, 3)
+    assert handler.handle_oom(ValueError("other")) is False and handler.oom_count == 3
+
+
+@pytest.mark.parametrize("how", ["keyword", "position", "default"])
+def test_retry_reduces_the_batch_size_however_it_was_given(how):
+    seen = []
+
+    @gpu_utils.with_oom_retry(max_retries=3)
+    def train(data, batch_size=16):
+        seen.append(batch_size)
+        if batch_size > 4:
+            raise RuntimeError("CUDA out of memory")
+        return data, batch_size
+
+    calls = {
+        "keyword": lambda: train("x", batch_size=16),
+        "position": lambda: train("x", 16),
+        "default": lambda: train("x"),
+    }
+    assert calls[how]() == ("x", 4) and seen == [16, 8, 4]
+
+
+def test_retry_passes_on_other_errors_and_refuses_functions_without_a_batch_size():
+    @gpu_utils.with_oom_retry()
+    def fail(batch_size):
+        raise ValueError("a defect")
+
+    with pytest.raises(ValueError, match="a defect"):
+        fail(8)
+    with pytest.raises(TypeError, match="no batch_size"):
+        gpu_utils.with_oom_retry()(lambda data: data)
+
+
+def test_context_reports_events(capsys):
+    with gpu_utils.oom_recovery_context(8) as handler:
+        handler.cooldown_seconds = 0
+        assert handler.handle_oom(MemoryError())
+    assert "out of memory 1 times: batch size 8 -> 4" in capsys.readouterr().out
+
+
+def test_safe_batch_size_grows_with_memory_shrinks_with_length_and_is_zero_when_the_model_does_not_fit():
+    sizes = [gpu_utils.get_safe_batch_size(1.0, memory) for memory in (8, 24, 40, 80, 141)]
+    assert sizes == sorted(sizes) and sizes[0] == 0 < sizes[2] and max(sizes) <= 32
+    assert gpu_utils.get_safe_batch_size(7.0, 24) == 0
+    assert gpu_utils.get_safe_batch_size(1.0, 80, 4096) < gpu_utils.get_safe_batch_size(1.0, 80, 2048)
+
+
+@pytest.fixture
+def tiny_model():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=64, **shape))
+
+
+def test_compiled_checkpoints_load_whole_and_in_shards(tiny_model, tmp_path: Path):
+    import torch
+    from safetensors.torch import save_file
+
+    names = list(tiny_model.state_dict())
+    for folder, parts in ((tmp_path / "one", [names]), (tmp_path / "two", [names[:3], names[3:]])):
+        tiny_model.config.save_pretrained(folder)
+        for index, part in enumerate(parts):
+            file = "model.safetensors" if len(parts) == 1 else f"model-{index + 1:05d}-of-00002.safetensors"
+            state = tiny_model.state_dict()
+            save_file({f"_orig_mod.{name}": state[name].clone() for name in part}, folder / file)
+        loaded = gpu_utils.load_compiled_checkpoint(str(folder), use_flash_attention=False)
+        for name, tensor in loaded.state_dict().items():
+            assert torch.equal(tensor, tiny_model.state_dict()[name])
+    (tmp_path / "two" / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(RuntimeError, match="missing"):
+        gpu_utils.load_compiled_checkpoint(str(tmp_path / "two"))
+
+
+def test_unwrapping_returns_the_very_module(tiny_model):
+    import torch
+
+    assert gpu_utils.unwrap_compiled_model(torch.compile(tiny_model)) is tiny_model
+    assert gpu_utils.unwrap_compiled_model(tiny_model) is tiny_model
+
+
+def test_validation_knows_shards_and_names_the_repairing_command(tiny_model, tmp_path: Path, capsys):
+    model = tmp_path / "model"
+    assert not gpu_utils.check_checkpoint_exists(str(model), "init")
+    assert "python scripts/04_init_model.py" in capsys.readouterr().out
+    tiny_model.save_pretrained(model, max_shard_size="10KB")
+    assert len(list(model.glob("model-*.safetensors"))) > 1 and gpu_utils.check_checkpoint_exists(str(model))
+    sorted(model.glob("model-*.safetensors"))[0].unlink()
+    assert not gpu_utils.check_checkpoint_exists(str(model), "pretrain")
+    assert "model-00001" in capsys.readouterr().out
+    assert not gpu_utils.check_tokenizer_exists(str(tmp_path / "tokenizer"))
+    assert not gpu_utils.validate_training_prerequisites(str(model), str(tmp_path / "t"), str(tmp_path / "d"))
+    assert capsys.readouterr().out.count("03_tokenize_and_pack.py") == 3
+
+
+def test_kernels_are_refused_rather_than_ignored():
+    assert gpu_utils.setup_kernel_optimizations() == "none"
+    with pytest.raises(ValueError, match="choose one"):
+        gpu_utils.setup_kernel_optimizations(True, True)
+    with pytest.raises(ValueError, match="unknown model_type"):
+        gpu_utils.setup_kernel_optimizations(True, model_type="bert")
+    import torch
+
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="liger_kernel"):
+            gpu_utils.setup_kernel_optimizations(use_liger_kernel=True)
+
+
+def test_optimizer_name_falls_back_aloud(monkeypatch, capsys):
+    import importlib.util
+
+    assert gpu_utils.get_optimizer_name("adamw_bnb_8bit") == "adamw_bnb_8bit"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
+    assert gpu_utils.get_optimizer_name("adamw_bnb_8bit") == "adamw_torch_fused"
+    assert "bitsandbytes is not installed" in capsys.readouterr().out
+    assert gpu_utils.get_optimizer_name("lion") == "lion"
+
+
+def test_curriculum_stops_at_each_boundary_and_its_state_is_read_back(tmp_path: Path):
+    from transformers import TrainerControl, TrainerState
+
+    schedule = [{"steps": 10, "seq_length": 512}, {"steps": 20, "seq_length": 1024}]
+    config = {"schedule": schedule, "data_pattern": str(tmp_path / "train_{seq_length}")}
+    callback = gpu_utils.CurriculumCallback(config, str(tmp_path))
+    assert [callback.get_current_stage(step) for step in (0, 9, 10, 25)] == [(0, 512), (0, 512), (1, 1024), (1, 1024)]
+    assert gpu_utils.CurriculumCallback({}, str(tmp_path)).get_current_stage(5) == (0, 2048)
+    control = TrainerControl()
+    callback.on_train_begin(None, TrainerState(global_step=8), control)
+    callback.on_step_begin(None, TrainerState(global_step=9), control)
+    assert not control.should_training_stop and callback.resume_step() == 0
+    callback.on_step_begin(None, TrainerState(global_step=10), control)
+    assert control.should_training_stop and control.should_save and callback.resume_step() == 10
+    state = json.loads((tmp_path / "curriculum_state.json").read_text())
+    assert (state["current_stage"], state["current_seq_length"], state["schedule"]) == (1, 1024, schedule)
+    with pytest.raises(FileNotFoundError, match="train_512"):
+        callback.data_path(0)
+    with pytest.raises(ValueError, match="cannot be honoured"):
+        gpu_utils.CurriculumCallback({"auto_stop_at_boundary": False}, str(tmp_path))
+
+
+def test_oom_callback_keeps_the_global_batch_and_counts():
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    arguments = TrainingArguments(output_dir="unused", per_device_train_batch_size=8, gradient_accumulation_steps=2)
+    callback = gpu_utils.OOMRecoveryCallback(max_accumulation=8)
+    logs: dict = {}
+    callback.on_log(arguments, TrainerState(), TrainerControl(), logs=logs)
+    assert logs == {}
+    assert [callback.record(MemoryError(), arguments) for _ in range(3)] == [True, True, False]
+    assert (arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps) == (2, 8)
+    callback.on_log(arguments, TrainerState(), TrainerControl(), logs=logs)
+    assert logs == {"oom_recovery/total_events": 2}
