@@ -15,7 +15,7 @@ _AMAX_HISTORY_STEPS = 1024
 
 
 def check_fp8_available() -> bool:
-    """Return whether GPU 0 multiplies FP8 and a library that trains with it (transformer_engine or torchao) is there."""
+    """Return whether GPU 0 multiplies FP8 and a library that trains with it is there (transformer_engine, torchao)."""
     import torch
 
     if not torch.cuda.is_available() or torch.cuda.get_device_capability(0) < _FIRST_FP8_CAPABILITY:

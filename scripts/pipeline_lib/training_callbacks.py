@@ -32,12 +32,12 @@ class CurriculumCallback(TrainerCallback):
             raise ValueError(f"the steps of a curriculum must increase, got {steps}")
         if not curriculum_config.get("auto_stop_at_boundary", True):
             raise ValueError(
-                "auto_stop_at_boundary false cannot be honoured: a Trainer keeps its data set while it runs"
+                "auto_stop_at_boundary false cannot be honoured: a Trainer keeps its data set"
             )
         self.current_stage = 0
 
     def get_current_stage(self, step: int) -> tuple[int, int]:
-        """Return (index, sequence length in tokens) of the stage that `step` belongs to; (0, 2048) without a schedule."""
+        """Return (index, sequence length in tokens) of the stage at `step`; (0, 2048) without a schedule."""
         if not self.schedule:
             return 0, _DEFAULT_LENGTH
         for index, stage in enumerate(self.schedule):
@@ -46,7 +46,7 @@ class CurriculumCallback(TrainerCallback):
         return len(self.schedule) - 1, self.schedule[-1]["seq_length"]
 
     def data_path(self, step: int) -> Path:
-        """Return the training data of the stage that `step` belongs to. Raises FileNotFoundError when it was not made."""
+        """Return the training data of the stage at `step`. Raises FileNotFoundError when it was not made."""
         path = Path(self.data_pattern.format(seq_length=self.get_current_stage(step)[1]))
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist; plan that context length with 03_tokenize_and_pack.py")

@@ -1,4 +1,4 @@
-"""Is everything there that training needs? Each check looks at content, and each message names the repairing command."""
+"""Is everything there that training needs? Checks look at content; messages name the repairing command."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ _WEIGHTS_INDEX = "model.safetensors.index.json"
 
 
 def _missing_weights(folder: Path) -> list[str]:
-    """Return the weight files a model folder lacks; a sharded model is complete when every shard of its index is there."""
+    """Return the weight files a model folder lacks; a sharded model needs every shard of its index."""
     if (folder / _WEIGHTS).is_file():
         return []
     index = folder / _WEIGHTS_INDEX

@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gpu_utils
 import pytest
 
+import gpu_utils
+
 NAMES = {
-    "GPUInfo", "detect_gpu_type", "check_fp8_available", "print_gpu_info", "setup_torch_backends", "get_fp8_accelerator",
+    "GPUInfo", "detect_gpu_type", "check_fp8_available", "print_gpu_info", "setup_torch_backends",
+    "get_fp8_accelerator",
     "OOMHandler", "oom_recovery_context", "with_oom_retry", "get_safe_batch_size", "OOMRecoveryCallback",
     "check_tokenizer_exists", "check_checkpoint_exists", "validate_training_prerequisites", "unwrap_compiled_model",
     "load_compiled_checkpoint", "setup_kernel_optimizations", "get_optimizer_name", "CurriculumCallback",

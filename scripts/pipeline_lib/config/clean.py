@@ -67,14 +67,14 @@ class GopherQualitySettings(Section):
 class GopherRepetitionSettings(Section):
     """Repetition rules of Gopher (Rae et al. 2021, table A1)."""
 
-    max_duplicate_lines: float | None = Field(default=0.3, ge=0, le=1)
-    """Greatest fraction of lines that repeat an earlier line."""
     max_duplicate_paragraphs: float | None = Field(default=0.3, ge=0, le=1)
     """Greatest fraction of paragraphs that repeat an earlier paragraph."""
-    max_duplicate_line_characters: float | None = Field(default=0.2, ge=0, le=1)
-    """Greatest fraction of characters in lines that repeat an earlier line."""
     max_duplicate_paragraph_characters: float | None = Field(default=0.2, ge=0, le=1)
     """Greatest fraction of characters in paragraphs that repeat an earlier paragraph."""
+    max_duplicate_lines: float | None = Field(default=0.3, ge=0, le=1)
+    """Greatest fraction of lines that repeat an earlier line."""
+    max_duplicate_line_characters: float | None = Field(default=0.2, ge=0, le=1)
+    """Greatest fraction of characters in lines that repeat an earlier line."""
     max_top_2gram: float | None = Field(default=0.20, ge=0)
     """Greatest fraction of characters in the occurrences of the most frequent word 2-gram."""
     max_top_3gram: float | None = Field(default=0.18, ge=0)

@@ -1,7 +1,35 @@
-"""Settings of stage 03."""
+"""Settings of stage 03: the tokenizer, the packed cache and its plans."""
+
+from pydantic import Field, field_validator
 
 from .base import Section
 
 
 class PackSettings(Section):
-    """Settings of stage 03."""
+    """Settings of stage 03: the tokenizer, the packed cache and its plans."""
+
+    tokenizer: str | None = None
+    """Folder of an existing Hugging Face tokenizer (with tokenizer.json) to use; when not given, one is trained."""
+    vocab_size: int = Field(default=32768, ge=260, le=2**24)
+    """Number of token ids of the trained tokenizer, the four special tokens and the 256 bytes included."""
+    min_pair_count: int = Field(default=2, ge=1)
+    """How often two neighbouring tokens must occur in the training text to be merged into one, in occurrences."""
+    training_bytes: int = Field(default=1_000_000_000, ge=1)
+    """How much text the tokenizer is trained on at most, in bytes: a seeded sample of documents when there is more."""
+    contexts: list[int] = Field(default=[512], min_length=1)
+    """Context lengths to make a packing plan for, in tokens; the first is the one training uses unless it says otherwise."""
+    chunk_tokens: int = Field(default=4_000_000, ge=1_000, le=2**30)
+    """Expected size of one chunk of the cache, in tokens; documents are packed with others of their chunk only."""
+    val_fraction: float = Field(default=0.01, ge=0, lt=1)
+    """Share of the documents, chosen by a seeded hash of their id, that is packed apart for validation."""
+    lz4_level: int = Field(default=0, ge=0, le=12)
+    """LZ4 compression level of the chunks: 0 is fast, 3 about a fifth smaller and six times slower to write."""
+
+    @field_validator("contexts")
+    @classmethod
+    def _contexts_are_distinct(cls, value: list[int]) -> list[int]:
+        if min(value) < 2:
+            raise ValueError("a context must be at least 2 tokens long")
+        if len(set(value)) < len(value):
+            raise ValueError("a context is listed twice")
+        return value

@@ -75,7 +75,7 @@ class SourceSettings(Section):
     """Read at most this many records of the source, in their fixed order; none means all of them."""
 
     paths: list[str] = []
-    """local: files, folders or globs (`**` descends), relative to the project root; matches are read in sorted order."""
+    """local: files, folders or globs (`**` descends), relative to the project root; each is read sorted by name."""
     urls: list[HttpFile] = []
     """http: the files to download, each with its SHA-256."""
     repo: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?$")
