@@ -20,10 +20,10 @@ class PythonDocsSettings(Section):
     """What the python_docs sources read, and how many examples of each kind they make."""
 
     distributions: list[str] = Field(default=["*"], min_length=1)
-    """Shell patterns of distributions to read, `python` being the standard library and `!name` leaving one out again."""
+    """Shell patterns of the distributions to read; `python` is the standard library, `!name` leaves one out again."""
     chat_examples: int = Field(default=8000, gt=0)
     """Chat examples (kind sft), at most."""
-    arithmetic_problems: int = Field(default=3000, gt=0, le=20000)
+    arithmetic_problems: int = Field(default=3000, gt=0, le=10000)
     """Arithmetic word problems with worked solutions (kind reasoning)."""
     preference_pairs: int = Field(default=2500, gt=0)
     """Pairs of a right and a wrong description (kind preference), at most."""
@@ -31,7 +31,7 @@ class PythonDocsSettings(Section):
     """Signatures with their one-line summaries (kind domain), at most."""
     choice_questions: int = Field(default=600, gt=0)
     """Held-out four-choice questions (kind eval, task python_choice), at most."""
-    arithmetic_questions: int = Field(default=200, gt=0, le=2000)
+    arithmetic_questions: int = Field(default=200, gt=0, le=1000)
     """Held-out arithmetic word problems (kind eval, task arithmetic)."""
     preference_questions: int = Field(default=400, gt=0)
     """Held-out preference pairs (kind eval, task preference), at most."""

@@ -32,17 +32,17 @@ class ModelSettings(Section):
     preset: Literal["125m", "350m", "1b", "3b", "7b"] | None = None
     """A named shape (docs/models.md lists them); exclusive with `depth`."""
     depth: int | None = Field(default=None, ge=1, le=200)
-    """The one dial: number of blocks, from which width, heads, learning rate, batch and horizon follow (docs/models.md)."""
+    """The one dial: number of blocks, which sets width, heads, learning rates, batch and horizon (docs/models.md)."""
     shape: ShapeSettings = ShapeSettings()
     """Single numbers of the shape that win over the preset or the dial; alone, they need `layers` and `width`."""
     context: int | None = Field(default=None, ge=2)
-    """Longest sequence the model is declared for, in tokens; the preset's, or the longest packed one, when not given."""
+    """Longest sequence the model is declared for, in tokens; the preset's or the longest packed one when not given."""
     rope_theta: float = Field(default=10_000.0, gt=1)
     """Base of the rotary position embedding; larger bases suit longer contexts."""
     tie_embeddings: bool = False
     """Whether the output head shares the weights of the input embedding."""
     init_std: float = Field(default=0.02, gt=0, le=1)
-    """Standard deviation of the initial weights; matrices that write into the residual stream get it / sqrt(2 x layers)."""
+    """Standard deviation of the initial weights; that of residual-stream writers is divided by sqrt(2 x layers)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the saved weights."""
 

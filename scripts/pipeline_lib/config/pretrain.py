@@ -1,7 +1,84 @@
-"""Settings of stage 05."""
+"""Settings of stage 05: how long, with which optimizer and schedule, and how the run is saved and measured."""
+
+from typing import Literal
+
+from pydantic import Field
 
 from .base import Section
 
 
+class OptimizerSettings(Section):
+    """The optimizer; learning rates that are not given follow from the model's width (docs/models.md)."""
+
+    name: Literal["muon", "adamw"] = "muon"
+    """Muon for the matrices of the blocks and AdamW for the rest, or AdamW for everything."""
+    lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate of the matrices of the blocks."""
+    embedding_lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate of the input embedding (and of a tied head)."""
+    head_lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate of the output head and of the norms."""
+    weight_decay: float | None = Field(default=None, ge=0)
+    """Decoupled weight decay of the matrices of the blocks; null is 0, norms and embeddings never decay."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """AdamW's averaging factor of the gradient."""
+    beta2: float = Field(default=0.95, ge=0, lt=1)
+    """AdamW's averaging factor of the squared gradient."""
+    eps: float = Field(default=1e-10, gt=0)
+    """AdamW's additive constant in the denominator."""
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    """Muon's averaging factor of the gradient (Nesterov)."""
+    clip_norm: float | None = Field(default=1.0, gt=0)
+    """Greatest norm of the whole gradient; longer gradients are scaled down to it, null never does."""
+
+
+class ScheduleSettings(Section):
+    """How the learning rates move: up from zero, then as named, as a factor on the peak."""
+
+    name: Literal["wsd", "linear", "cosine"] = "linear"
+    """After the warm-up: straight down, down a cosine, or constant and then straight down (wsd)."""
+    warmup_fraction: float = Field(default=0.02, ge=0, le=1)
+    """Share of the steps in which the factor rises linearly from 0 to 1."""
+    decay_fraction: float = Field(default=0.4, ge=0, le=1)
+    """Share of the steps in which `wsd` comes down at the end."""
+    final_factor: float = Field(default=0.0, ge=0, le=1)
+    """Factor at the end of the run."""
+
+
 class PretrainSettings(Section):
-    """Settings of stage 05."""
+    """Settings of stage 05: how long, with which optimizer and schedule, and how the run is saved and measured."""
+
+    context: int | None = Field(default=None, ge=2)
+    """Length of a training sequence in tokens; stage 03 needs a plan for it, its first one is used when not given."""
+    tokens: int | None = Field(default=None, gt=0)
+    """Horizon in tokens, repeats included; tokens_per_parameter decides when not given."""
+    tokens_per_parameter: float = Field(default=20.0, gt=0)
+    """Horizon in tokens per parameter that costs FLOPs (blocks and head); 20 is Chinchilla's compute-optimal ratio."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Upper limit of the horizon in optimizer steps; the schedule ends there."""
+    batch_tokens: int | None = Field(default=None, gt=0)
+    """Tokens per optimizer step; follows from the horizon when not given (docs/models.md)."""
+    micro_batch: int = Field(default=8, ge=1)
+    """Sequences that go through the model at once; changes memory and speed, not the gradient."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+    """Optimizer and learning rates."""
+    schedule: ScheduleSettings = ScheduleSettings()
+    """Course of the learning rates."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the matrix products; auto measures both on this machine, weights are always float32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether to compile the model; auto measures a step and compiles when the run is long enough to pay for it."""
+    loss_chunk: int = Field(default=2048, ge=1)
+    """Positions whose logits are held at once, in tokens; bounds memory at loss_chunk x vocabulary numbers."""
+    validation_steps: int | None = Field(default=None, ge=1)
+    """Steps between two validations; besides, the first and the last state are always validated."""
+    validation_tokens: int = Field(default=1_000_000, gt=0)
+    """Size of the validation sample in tokens, from the start of stage 03's validation split."""
+    checkpoint_seconds: float = Field(default=600.0, ge=0)
+    """Time between two checkpoints in seconds; a kill loses at most this much work."""
+    checkpoint_steps: int | None = Field(default=None, ge=1)
+    """Steps between two checkpoints, in addition to those by time."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Number of checkpoints to keep."""
+    tensorboard: bool = True
+    """Whether to write TensorBoard event files beside metrics.jsonl."""

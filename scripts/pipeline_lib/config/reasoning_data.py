@@ -1,7 +1,7 @@
-"""Settings of stage 06."""
+"""Settings of stage 06, reasoning data."""
 
-from .base import Section
+from .sft_data import ChatDataSettings
 
 
-class ReasoningDataSettings(Section):
-    """Settings of stage 06."""
+class ReasoningDataSettings(ChatDataSettings):
+    """Settings of stage 06, reasoning data (sources of kind reasoning)."""

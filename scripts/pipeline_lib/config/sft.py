@@ -1,7 +1,12 @@
 """Settings of stage 07."""
 
-from .base import Section
+from typing import Literal
+
+from .fine_tuning import FineTuningSettings
 
 
-class SftSettings(Section):
-    """Settings of stage 07."""
+class SftSettings(FineTuningSettings):
+    """Settings of stage 07: supervised fine-tuning on conversations, with the loss on the assistant's tokens only."""
+
+    batching: Literal["length", "shuffle", "pack"] = "length"
+    """How sequences share a micro-batch: similar lengths, any lengths, or several whole conversations per max_length."""

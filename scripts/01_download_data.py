@@ -1,0 +1,43 @@
+"""Read every source of the configuration into one folder: text shards, original records, and a list of both.
+
+Out of the box it needs no network: the text is the documentation inside this Python installation. Other sources
+(the Hugging Face hub, http, local files) are entries of `download.sources`; docs/add_a_source.md tells more.
+"""
+
+from typing import TYPE_CHECKING
+
+from pipeline_lib.stage import Estimate, Stage, run_stage
+
+if TYPE_CHECKING:
+    from pipeline_lib.config.download import DownloadSettings
+
+
+def run(stage: Stage) -> None:
+    from pipeline_lib.sources.base import Workbench
+    from pipeline_lib.sources.registry import open_sources
+    from pipeline_lib.sources.writer import write_sources
+
+    bench = Workbench(stage.work / "scratch", stage.say, stage.stop_if_interrupted)
+    sources = open_sources(stage.settings, bench, stage.threads)
+    entries = write_sources(stage, sources, int(stage.settings.shard_megabytes * 1e6))
+    stage.result = {
+        "sources": len(entries),
+        "text_documents": sum(entry["documents"] for entry in entries if entry["kind"] == "text"),
+        "text_bytes": sum(entry["bytes"] for entry in entries if entry["kind"] == "text"),
+    }
+
+
+def describe_inputs(settings: "DownloadSettings") -> dict:
+    from pipeline_lib.sources.registry import fingerprints
+
+    return fingerprints(settings)
+
+
+def estimate(stage: Stage) -> Estimate:
+    from pipeline_lib.sources.cost import expected_cost
+
+    return expected_cost(stage.settings, stage.threads)
+
+
+if __name__ == "__main__":
+    run_stage("01_download", run, estimate=estimate, inputs=describe_inputs)

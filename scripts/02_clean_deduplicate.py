@@ -1,0 +1,45 @@
+"""Stage 02: repair the text, remove what is not worth training on, remove duplicates, leave a receipt for each removal.
+
+Personal data is replaced by tags, quality rules drop documents by published thresholds, documents that contain text of
+the evaluation sets go, then exact and near duplicates over all sources. `--why ID` tells one document's fate.
+"""
+
+from typing import TYPE_CHECKING
+
+from pipeline_lib.stage import Estimate, run_stage
+
+if TYPE_CHECKING:
+    import argparse
+
+    from pipeline_lib.stage import ActionContext, Stage
+
+
+def add_arguments(parser: "argparse.ArgumentParser") -> None:
+    parser.add_argument("--why", metavar="ID", help="print why a document was removed or kept, and do nothing else")
+
+
+def why(context: "ActionContext", identity: str) -> None:
+    from pipeline_lib.text_cleaning.receipts import explain
+
+    print("\n".join(explain(context.stage_folder, identity)))
+
+
+def estimate(stage: "Stage") -> Estimate:
+    from pipeline_lib.text_cleaning.probe import estimate_cleaning
+
+    return estimate_cleaning(stage)
+
+
+def run(stage: "Stage") -> None:
+    from pipeline_lib.text_cleaning import corpus
+
+    shards = corpus.shards_of(stage)
+    corpus.clean_shards(stage, shards)
+    duplicates = corpus.find_duplicates(stage, shards)
+    corpus.write_final_shards(stage, shards, duplicates)
+    corpus.write_all_receipts(stage, shards)
+    stage.result = corpus.summarise(stage, shards)
+
+
+if __name__ == "__main__":
+    run_stage("02_clean", run, estimate=estimate, extra_arguments=add_arguments, actions={"why": why})

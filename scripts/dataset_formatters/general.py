@@ -1,0 +1,96 @@
+"""Chat and instruction formats: role/content messages, Alpaca, ShareGPT."""
+
+from typing import Any
+
+from .record import MalformedRecord, Where, conversation, list_field, message, text_field
+
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+}
+TOOL_ROLES = frozenset({"tool", "function", "function_call", "observation", "function_response", "tool_response"})
+
+
+def role_of(name: Any, where: Where) -> str:
+    """Return system, user or assistant for the many names data sets give them. Raises MalformedRecord."""
+    key = name.strip().lower() if isinstance(name, str) else name
+    if key in TOOL_ROLES:
+        raise MalformedRecord("tool_turn", where, f"a {key} turn needs a function-calling format")
+    if not isinstance(key, str) or key not in ROLES:
+        raise MalformedRecord("unknown_role", where, f"unknown role {name!r}")
+    return ROLES[key]
+
+
+def content_of(value: Any, where: Where) -> str:
+    """Return the text of a message's content: a string, or a list of {"type": "text", "text": ...} parts."""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, list) and all(isinstance(part, dict) for part in value):
+        if any(part.get("type") != "text" or not isinstance(part.get("text"), str) for part in value):
+            raise MalformedRecord("content_is_not_text", where, "a part of the content is not text")
+        return "".join(part["text"] for part in value).strip()
+    raise MalformedRecord("content_is_not_text", where, f"content is {type(value).__name__}, not text")
+
+
+def role_content_turns(turns: list, where: Where) -> list[dict[str, str]]:
+    """Return the messages of a list of {"role", "content"} turns. Raises MalformedRecord."""
+    messages = []
+    for turn in turns:
+        if not isinstance(turn, dict):
+            raise MalformedRecord("wrong_type", where, f"a turn must be an object, not {type(turn).__name__}")
+        role = role_of(turn.get("role"), where)
+        if turn.get("tool_calls"):
+            raise MalformedRecord("tool_turn", where, "a turn with tool_calls needs a function-calling format")
+        messages.append(message(role, content_of(turn.get("content"), where)))
+    return messages
+
+
+def from_value_turns(turns: list, where: Where) -> list[dict[str, str]]:
+    """Return the messages of a list of ShareGPT's {"from", "value"} turns. Raises MalformedRecord."""
+    messages = []
+    for turn in turns:
+        if not isinstance(turn, dict):
+            raise MalformedRecord("wrong_type", where, f"a turn must be an object, not {type(turn).__name__}")
+        role = role_of(turn.get("from"), where)
+        messages.append(message(role, content_of(turn.get("value"), where)))
+    return messages
+
+
+def format_messages(record: Any, where: Where) -> dict[str, Any]:
+    """Read {"messages": [{"role", "content"}, ...]} (the OpenAI layout), or that list alone."""
+    turns = record if isinstance(record, list) else list_field(record, "messages", where)
+    if isinstance(record, dict) and (record.get("tools") or record.get("functions")):
+        raise MalformedRecord("tool_turn", where, "a record with tools needs a function-calling format")
+    return conversation(role_content_turns(turns, where), where)
+
+
+def format_alpaca(record: Any, where: Where) -> dict[str, Any]:
+    """Read {"instruction", "input", "output"}: the optional input follows the instruction after a blank line.
+
+    "<noinput>" in the input field is the Self-Instruct spelling of "none". An optional "system" field comes first.
+    """
+    instruction = text_field(record, "instruction", where)
+    extra = text_field(record, "input", where, required=False)
+    output = text_field(record, "output", where)
+    system = text_field(record, "system", where, required=False)
+    question = instruction if extra in ("", "<noinput>") else f"{instruction}\n\n{extra}"
+    opening = [message("system", system)] if system else []
+    return conversation([*opening, message("user", question), message("assistant", output)], where)
+
+
+def format_sharegpt(record: Any, where: Where) -> dict[str, Any]:
+    """Read {"conversations": [{"from": "human"|"gpt"|"system", "value"}, ...]}."""
+    turns = from_value_turns(list_field(record, "conversations", where), where)
+    if record.get("tools"):
+        raise MalformedRecord("tool_turn", where, "a record with tools needs a function-calling format")
+    return conversation(turns, where)
+
+
+CONVERSATIONS = {"messages": format_messages, "alpaca": format_alpaca, "sharegpt": format_sharegpt}

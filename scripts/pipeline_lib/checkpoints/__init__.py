@@ -1,0 +1,35 @@
+"""Checkpoints that survive a kill at any instant and hold no pickle; see folders.py for the format."""
+
+from .folders import (
+    CheckpointError,
+    LoadedCheckpoint,
+    checkpoint_name,
+    load_checkpoint,
+    newest_valid_checkpoint,
+    prune,
+    save_checkpoint,
+)
+from .optimizer_states import (
+    OptimizerLoadReport,
+    load_optimizer_state_by_name,
+    optimizer_state_by_name,
+    plain_name,
+)
+from .random_states import rng_state, seed_everything, set_rng_state
+
+__all__ = [
+    "CheckpointError",
+    "LoadedCheckpoint",
+    "OptimizerLoadReport",
+    "checkpoint_name",
+    "load_checkpoint",
+    "load_optimizer_state_by_name",
+    "newest_valid_checkpoint",
+    "optimizer_state_by_name",
+    "plain_name",
+    "prune",
+    "rng_state",
+    "save_checkpoint",
+    "seed_everything",
+    "set_rng_state",
+]

@@ -1,0 +1,169 @@
+"""One model, one task: lm-eval asks, and every item's score comes back as a row.
+
+lm-eval builds the prompts (templates, chat format), sends them to the model, extracts answers and scores them. We hand
+it the records in memory, so that nothing is looked up on a hub or cached elsewhere, and take its scores per item rather
+than its averages, because intervals and paired comparisons need the items.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline_lib.stage import StageFailure, UserError
+
+from .items import ID, shorten
+from .task_files import TaskFile
+
+if TYPE_CHECKING:
+    from .language_model import EvaluatedModel
+
+_LONGEST_TEXT = 500
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The score of one item.
+
+    score: 0 or 1, or bits per byte; weight: 1, or bytes of the text. The metric's value is the weighted mean.
+    response and target: what the model said or chose and what was right, shortened, for a person to read.
+    """
+
+    metric: str
+    item: str
+    score: float
+    weight: float
+    response: str
+    target: str
+
+
+def run_task(
+    model: "EvaluatedModel",
+    task_file: TaskFile,
+    records: Sequence[dict[str, Any]],
+    chat: bool,
+    document_bytes: int | None,
+) -> list[Sample]:
+    """Ask one model the items of one task and return one Sample per metric and item, in the order of the items.
+
+    chat: prompt through the model's chat template; document_bytes: length to which whole-text items are cut. Raises
+    UserError when a record lacks what the task's templates name.
+    """
+    from lm_eval.evaluator import evaluate
+
+    if chat and not model.tokenizer.chat_template:
+        raise UserError("the model's tokenizer has no chat template, which its prompts need")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    task = build_task(task_file, records, chat, document_bytes)
+    answers = evaluate(
+        model,
+        {"tasks": {task_file.task: task}},
+        bootstrap_iters=0,
+        log_samples=True,
+        apply_chat_template=chat,
+        fewshot_as_multiturn=True,
+    )
+    by_position = {sample["doc_id"]: sample for sample in answers["samples"][task_file.task]}
+    if sorted(by_position) != list(range(len(records))):
+        raise StageFailure(f"{task_file.task}: lm-eval returned {len(by_position)} of {len(records)} items")
+    ordered = [by_position[position] for position in range(len(records))]
+    return [_to_sample(task_file, name, sample) for name in task_file.metrics for sample in ordered]
+
+
+def build_task(task_file: TaskFile, records: Sequence[dict[str, Any]], chat: bool, document_bytes: int | None) -> Any:
+    """Return the lm-eval task with `records` as its data set. Raises UserError naming the task on a misfit."""
+    import datasets
+    from jinja2 import TemplateError
+    from lm_eval.api.task import ConfigurableTask
+
+    config = task_file.lm_eval_config(chat)
+    _check_records(config, records)
+    if task_file.output_type == "loglikelihood":
+        config["process_results"] = _score_target(task_file)
+    try:
+        rows = [dict(record) for record in records]
+        if task_file.output_type == "loglikelihood_rolling":
+            for row in rows:
+                row[task_file.doc_to_target] = shorten(row[task_file.doc_to_target], document_bytes)
+        dataset = datasets.Dataset.from_list(rows)
+        task = ConfigurableTask(config={**config, "custom_dataset": lambda **_: {"test": dataset}, "metadata": {}})
+    except (TemplateError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"task {task_file.task}: its records do not fit its templates: {error!r}") from None
+    task.set_fewshot_seed(0)
+    return task
+
+
+def _check_records(config: dict[str, Any], records: Sequence[dict[str, Any]]) -> None:
+    """A template shows a missing value as the text "None", and a model would be asked that. Raises UserError first."""
+    from jinja2 import Environment, TemplateError, meta
+
+    needed: set[str] = set()
+    for field in ("doc_to_text", "doc_to_target", "doc_to_choice"):
+        template = config.get(field)
+        if not isinstance(template, str):
+            continue
+        if template.isidentifier():
+            needed.add(template)
+            continue
+        try:
+            needed |= meta.find_undeclared_variables(Environment().parse(template))
+        except TemplateError as error:
+            raise UserError(f"task {config['task']}: {field} is not a valid template: {error}") from None
+    for record in records:
+        if missing := sorted(key for key in needed if record.get(key) is None):
+            raise UserError(f"task {config['task']}: item {record[ID]} lacks {missing[0]!r}, which the task file names")
+        text = record.get(config["doc_to_target"])
+        if config["output_type"].startswith("loglikelihood") and (not isinstance(text, str) or not text):
+            raise UserError(
+                f"task {config['task']}: item {record[ID]}: {config['doc_to_target']} is not a text: {text!r}"
+            )
+
+
+def _score_target(task_file: TaskFile) -> Any:
+    """lm-eval knows bits per byte of whole texts only; this scores an answer given its prompt in the same units."""
+
+    def score(doc: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, Any]:
+        ((log_likelihood, is_greedy),) = results
+        size = len(doc[task_file.doc_to_target].encode("utf-8"))
+        scores = {"bits_per_byte": (log_likelihood, size), "acc": float(is_greedy)}
+        return {metric: scores[metric] for metric in task_file.metrics.values()}
+
+    return score
+
+
+def _to_sample(task_file: TaskFile, name: str, sample: dict[str, Any]) -> Sample:
+    raw = sample[task_file.metrics[name]]
+    if isinstance(raw, tuple):
+        log_likelihood, size = raw
+        score, weight = -log_likelihood / math.log(2) / size, float(size)
+    else:
+        score, weight = float(raw), 1.0
+    response, target = _what_was_said(task_file, sample)
+    return Sample(name, sample["doc"][ID], score, weight, response[:_LONGEST_TEXT], target[:_LONGEST_TEXT])
+
+
+def _what_was_said(task_file: TaskFile, sample: dict[str, Any]) -> tuple[str, str]:
+    if task_file.output_type == "generate_until":
+        return sample["resps"][0][0], str(sample["target"])
+    if task_file.output_type == "multiple_choice":
+        choices = [arguments[1].removeprefix(task_file.target_delimiter) for arguments in sample["arguments"]]
+        likelihoods = [response[0] for response in sample["filtered_resps"]]
+        weights = [
+            len(choice.encode("utf-8")) if "acc_bytes" in task_file.metrics.values() else 1 for choice in choices
+        ]
+        best = max(range(len(choices)), key=lambda index: likelihoods[index] / weights[index])
+        return choices[best], _right_choice(task_file, choices, sample)
+    return "", str(sample["target"])
+
+
+def _right_choice(task_file: TaskFile, choices: list[str], sample: dict[str, Any]) -> str:
+    """lm-eval only warns about a right choice that is not among the choices, and counts every answer as wrong."""
+    target = sample["target"]
+    if isinstance(target, int) and 0 <= target < len(choices):
+        return choices[target]
+    if isinstance(target, str) and target in choices:
+        return target
+    raise UserError(
+        f"task {task_file.task}: item {sample['doc'][ID]}: no choice number {target!r} among {len(choices)}"
+    )

@@ -1,0 +1,191 @@
+"""One of the run's models as lm-eval sees it: text in, log-likelihoods or greedy text out.
+
+lm-eval's own Hugging Face class runs the head on every position of a padded batch, context included. This one gives the
+same numbers (tests/evaluation compares the two on random requests) and leaves that work out. Where they differ on
+purpose:
+
+* Which tokens belong to the continuation. Tokenise the context alone and with the continuation: the common prefix of
+  the two is the context, the rest is the continuation. So a chat prompt that ends with a newline keeps that newline,
+  whereas lm-eval moves trailing whitespace into the continuation and charges the model for it; and a token that spans
+  the border counts as continuation in both.
+* Documents for bits per byte are tokenised as plain text even where they spell a special token such as <|im_end|>.
+* A model without a beginning-of-text token (such as those of stage 05, where each document starts at position 0 and
+  *ends* with the end of text) has never read an end of text before a document. It stands there for the first token only,
+  which has no other context; the rest of the document is scored as in training. lm-eval leaves it in place.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lm_eval.api.model import LM
+
+from pipeline_lib.stage import UserError
+
+from .generation import cut_at, greedy_tokens
+from .scoring import TokenScorer
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+END_OF_TURN = "<|im_end|>"
+
+
+class EvaluatedModel(LM):
+    """A causal language model with its tokenizer, answering lm-eval's three kinds of requests."""
+
+    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", batch_tokens: int):
+        """batch_tokens: padded tokens per forward pass. Raises UserError for a tokenizer without an eos token."""
+        super().__init__()
+        if tokenizer.eos_token_id is None:
+            raise UserError("the tokenizer has no eos token; evaluation needs one to begin and end a text")
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.batch_tokens = batch_tokens
+        self.scorer = TokenScorer(model, model.config.max_position_embeddings, batch_tokens)
+        bos = tokenizer.bos_token_id
+        self.beginning = tokenizer.eos_token_id if bos is None else bos
+        self.stop_tokens = self._find_stop_tokens()
+
+    def _find_stop_tokens(self) -> list[int]:
+        """End of text first, then whatever else ends an answer: the end of a chat turn, the model's own settings."""
+        stops = [self.tokenizer.eos_token_id]
+        own = self.model.generation_config.eos_token_id
+        stops += own if isinstance(own, list) else [own]
+        stops.append(self.tokenizer.get_vocab().get(END_OF_TURN))
+        return list(dict.fromkeys(token for token in stops if token is not None))
+
+    def encode(self, texts: list[str], plain: bool = False) -> list[list[int]]:
+        """Tokenise; with `plain` a special token's spelling inside the text is only text."""
+        if not texts:
+            return []
+        return self.tokenizer(texts, add_special_tokens=False, split_special_tokens=plain)["input_ids"]
+
+    def split_pairs(self, pairs: list[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        """Return (context tokens, continuation tokens) of (context, continuation) texts; see the module's head.
+
+        An empty context becomes the beginning-of-text token, or the end-of-text token if there is none. Raises ValueError for an empty continuation.
+        """
+        contexts = sorted({context for context, _ in pairs})
+        encoded = dict(zip(contexts, self.encode(contexts), strict=True))
+        wholes = self.encode([context + continuation for context, continuation in pairs])
+        result = []
+        for (context, continuation), whole in zip(pairs, wholes, strict=True):
+            if not continuation:
+                raise ValueError(f"nothing to score after {context[-80:]!r}")
+            shared = _common_prefix(encoded[context], whole)
+            result.append((whole[:shared] or [self.beginning], whole[shared:]))
+        return result
+
+    # -- lm-eval's interface ---------------------------------------------------------------------------------------
+
+    def loglikelihood(self, requests: list["Instance"]) -> list[tuple[float, bool]]:
+        """(log-likelihood of the continuation in nats, is it the greedy one) per (context, continuation)."""
+        scored = self.scorer.score(self.split_pairs([request.args for request in requests]))
+        return [(likelihood.log_likelihood, likelihood.is_greedy) for likelihood in scored]
+
+    def loglikelihood_rolling(self, requests: list["Instance"]) -> list[float]:
+        """Log-likelihood of whole texts in nats, in windows of the model's length; see the module's head for the start."""
+        windows, owners = [], []
+        for owner, tokens in enumerate(self.encode([request.args[0] for request in requests], plain=True)):
+            windows.append(([self.beginning], tokens if self.tokenizer.bos_token_id is not None else tokens[:1]))
+            owners.append(owner)
+            if self.tokenizer.bos_token_id is None and len(tokens) > 1:
+                windows.append((tokens[:1], tokens[1:]))
+                owners.append(owner)
+        totals = [0.0] * len(requests)
+        for owner, likelihood in zip(owners, self.scorer.score(windows), strict=True):
+            totals[owner] += likelihood.log_likelihood
+        return totals
+
+    def generate_until(self, requests: list["Instance"]) -> list[str]:
+        """Greedy text per (context, {"until": [...], "max_gen_toks": n}), without the stop string. Raises ValueError
+        for settings that ask for sampling."""
+        answers: list[str] = [""] * len(requests)
+        by_settings: dict[str, list[int]] = {}
+        for index, request in enumerate(requests):
+            by_settings.setdefault(repr(sorted(request.args[1].items())), []).append(index)
+        for indices in by_settings.values():
+            settings = _generation_settings(requests[indices[0]].args[1])
+            prompts = self.encode([requests[index].args[0] for index in indices])
+            room = self.scorer.max_length - settings["max_new_tokens"]
+            if room < 1:
+                raise UserError(
+                    f"max_gen_toks {settings['max_new_tokens']} leaves no room in {self.scorer.max_length} tokens"
+                )
+            made = greedy_tokens(
+                self.model,
+                [prompt[-room:] for prompt in prompts],
+                settings["max_new_tokens"],
+                self.stop_tokens,
+                self.batch_tokens,
+            )
+            for index, text in zip(indices, self.tokenizer.batch_decode(made, skip_special_tokens=True), strict=True):
+                answers[index] = cut_at(text, settings["until"])
+        return answers
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Render messages as the prompt the model was fine-tuned on."""
+        return self.tokenizer.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Name of the tokenizer in lm-eval's cache keys (no cache is used)."""
+        return type(self.tokenizer).__name__
+
+
+def _common_prefix(first: list[int], second: list[int]) -> int:
+    length = 0
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            break
+        length += 1
+    return length
+
+
+def _generation_settings(arguments: dict[str, Any]) -> dict[str, Any]:
+    known = {"until", "max_gen_toks", "do_sample", "temperature"}
+    if strange := sorted(set(arguments) - known):
+        raise ValueError(f"unknown generation setting {strange[0]!r}; known: {', '.join(sorted(known))}")
+    if arguments.get("do_sample") or arguments.get("temperature"):
+        raise ValueError("answers are generated greedily; remove do_sample and temperature")
+    until = arguments.get("until") or []
+    return {
+        "until": [until] if isinstance(until, str) else list(until),
+        "max_new_tokens": int(arguments.get("max_gen_toks", 256)),
+    }
+
+
+def load_model(folder: Path, device: str, dtype: str, batch_tokens: int) -> EvaluatedModel:
+    """Load a Hugging Face model folder from disk alone. Raises UserError when it is not one.
+
+    device: cpu or cuda; dtype: float32, bfloat16 or auto (as saved, but float32 on a CPU).
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    wanted = {
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "auto": "auto" if device == "cuda" else torch.float32,
+    }
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=wanted[dtype], local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} does not load as a model with its tokenizer: {error}") from None
+    return EvaluatedModel(model.to(device), tokenizer, batch_tokens)
+
+
+def choose_device(wanted: str) -> str:
+    """Return cpu or cuda for auto, cpu or cuda. Raises UserError when a GPU is demanded and there is none."""
+    import torch
+
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("evaluate.device is cuda and this machine has no usable GPU; set it to auto or cpu")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted

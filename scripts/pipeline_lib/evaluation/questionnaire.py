@@ -1,0 +1,128 @@
+"""Who is asked what: the run's models, the task files, the items of each task, and the account of items not asked."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline_lib.config import resolve_path
+from pipeline_lib.stage import UserError
+
+from .items import ID, Items, choose_items, read_items
+from .task_files import MEANING, TaskFile, read_task_file
+
+if TYPE_CHECKING:
+    from pipeline_lib.config.evaluate import EvaluateSettings
+    from pipeline_lib.stage import Ledger, Stage
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model of the run lies, and whether it is prompted through its chat template."""
+
+    stage: str
+    folder: str
+    chat: bool
+
+
+MODELS = {
+    "init": ModelSource("04_init", "", chat=False),
+    "pretrained": ModelSource("05_pretrain", "final", chat=False),
+    "sft": ModelSource("07_sft", "final", chat=True),
+    "dpo": ModelSource("09_dpo", "final", chat=True),
+    "lora": ModelSource("10_lora", "merged", chat=True),
+}
+
+
+def model_folder(stage: "Stage", name: str) -> Path:
+    """Return the folder of a model with every file verified. Raises UserError naming the command that makes it."""
+    source = MODELS[name]
+    made = stage.input(source.stage)
+    if source.folder:
+        return made.folder(source.folder)
+    made.file("config.json")
+    made.files("*")
+    return made.path
+
+
+def read_task_files(settings: "EvaluateSettings") -> dict[str, TaskFile]:
+    """Return {name: task}. Raises UserError for a bad file and for limits or skips of a task that does not exist.
+
+    A limit of a task that is merely not asked this time is fine: `--tasks [domain]` must work with any configuration.
+    """
+    folder = resolve_path(settings.tasks_folder)
+    tasks = {name: read_task_file(folder, name) for name in settings.tasks}
+    existing = sorted(path.stem for path in folder.glob("*.yaml"))
+    named = {"limits": list(settings.limits), "skip": [pair.partition(".")[2] for pair in settings.skip]}
+    for field, names in named.items():
+        if strange := sorted(set(names) - set(existing)):
+            raise UserError(f"evaluate.{field} names the task {strange[0]!r}; {folder} has: {', '.join(existing)}")
+    return tasks
+
+
+@dataclass(frozen=True)
+class Questionnaire:
+    """The tasks of a run with their chosen items, and which model is asked which."""
+
+    settings: "EvaluateSettings"
+    tasks: dict[str, TaskFile]
+    items: dict[str, Items]
+
+    @classmethod
+    def read(cls, stage: "Stage") -> "Questionnaire":
+        """Read task files and items. Raises UserError when a task's records were not downloaded."""
+        tasks = read_task_files(stage.settings)
+        download = stage.input("01_download")
+        entries = json.loads(download.file("sources.json").read_bytes())["sources"]
+        files = {entry["name"]: entry["files"] for entry in entries if entry["kind"] == "eval"}
+        items = {}
+        for name, task in tasks.items():
+            if task.source not in files:
+                known = ", ".join(sorted(files)) or "none"
+                raise UserError(
+                    f"task {name}: its source {task.source!r} was not downloaded (evaluation sources: {known}); add it"
+                    " to download.sources or leave the task out of evaluate.tasks"
+                )
+            records = read_items([download.file(file) for file in files[task.source]])
+            items[name] = choose_items(records, stage.settings.limits.get(name, stage.settings.limit), stage.seed)
+        return cls(stage.settings, tasks, items)
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Yield (model, task), model by model, so that each model is loaded once."""
+        for model in self.settings.models:
+            for task in self.tasks:
+                if f"{model}.{task}" not in self.settings.skip:
+                    yield model, task
+
+    def account(self, ledger: "Ledger", downloaded: "Ledger") -> None:
+        """Enter every downloaded evaluation record: asked, beyond the limit, or of no task."""
+        asked: dict[str, set[str]] = {}
+        for task, items in self.items.items():
+            asked.setdefault(self.tasks[task].source, set()).update(record[ID] for record in items.records)
+        for flow, source, entry in downloaded.items():
+            if flow != "eval":
+                continue
+            documents = entry.kept[0]
+            used = len(asked.get(source, ()))
+            ledger.enter("eval", source, documents)
+            ledger.keep("eval", source, used)
+            reason = "beyond the limit of its task" if source in asked else "no task asks it"
+            if documents > used:
+                ledger.drop("eval", source, reason, documents - used)
+
+    def metrics(self) -> dict[str, dict[str, str]]:
+        """Return {task: {name in results.json: lm-eval metric}}."""
+        return {name: dict(task.metrics) for name, task in self.tasks.items()}
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a reader of the results needs to know about each task."""
+        described = {}
+        for name, task in self.tasks.items():
+            described[name] = {
+                "metrics": {metric: MEANING[kind] for metric, kind in task.metrics.items()},
+                "chance": task.chance,
+                "items": len(self.items[name].records),
+                "available": self.items[name].available,
+            }
+        return described

@@ -1,0 +1,142 @@
+"""Task files: what is asked, in lm-eval's own keys, plus three of ours.
+
+A file in configs/eval_tasks/ is an lm-eval task (doc_to_text, doc_to_choice, generation_kwargs, filter_list ... as its
+task guide describes them) without a data set on the hub:
+
+    source     the evaluation source (download.sources, kind eval) whose records are the items
+    metrics    {name in results.json: lm-eval metric}
+    chat       keys that differ when the prompt goes through the model's chat template
+
+Templates come from these files only; records are data and are never evaluated. lm-eval's keys that run code
+(`!function`, process_docs, custom_dataset) do not exist here, and an unknown key is an error.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline_lib.config import Section
+from pipeline_lib.config.load import build, merge, read_layers
+from pipeline_lib.stage import UserError
+
+OutputType = Literal["multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until"]
+Metric = Literal["acc", "acc_norm", "acc_bytes", "exact_match", "bits_per_byte"]
+
+METRICS_OF: dict[str, tuple[str, ...]] = {
+    "multiple_choice": ("acc", "acc_norm", "acc_bytes"),
+    "generate_until": ("exact_match",),
+    "loglikelihood": ("bits_per_byte", "acc"),
+    "loglikelihood_rolling": ("bits_per_byte",),
+}
+MEANING = {
+    "acc": "share of items whose right choice has the highest log-likelihood",
+    "acc_norm": "share of items whose right choice has the highest log-likelihood per character",
+    "acc_bytes": "share of items whose right choice has the highest log-likelihood per UTF-8 byte",
+    "exact_match": "share of items whose extracted answer equals the reference",
+    "bits_per_byte": "bits the model needs per UTF-8 byte of the text",
+}
+
+
+class ChatPrompt(Section):
+    """What changes when the prompt goes through a chat template."""
+
+    doc_to_text: str | None = None
+    """Template or record key of the user's message."""
+    generation_kwargs: dict[str, Any] | None = None
+    """Generation settings: until, max_gen_toks."""
+
+
+class TaskFile(Section):
+    """One evaluation task; keys without a word on lm-eval are ours."""
+
+    task: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    """Name of the task in results.json."""
+    source: str
+    """Name of the evaluation source in 01_download whose records are asked."""
+    metrics: dict[str, Metric] = Field(min_length=1)
+    """Name in results.json -> lm-eval metric."""
+    chat: ChatPrompt = ChatPrompt()
+    """Keys that differ for models prompted through their chat template."""
+    chance: float | None = Field(default=None, ge=0, le=1)
+    """Accuracy of guessing, shown beside the result."""
+    output_type: OutputType
+    """lm-eval: the kind of request."""
+    doc_to_text: str = ""
+    """lm-eval: template or record key of the prompt."""
+    doc_to_target: str | int
+    """lm-eval: template or record key of the reference (index of the right choice in multiple choice)."""
+    doc_to_choice: str | list[str] | None = None
+    """lm-eval: template or record key of the choices."""
+    target_delimiter: str = " "
+    """lm-eval: what stands between a plain-text prompt and the answer."""
+    description: str = ""
+    """lm-eval: text before every prompt."""
+    generation_kwargs: dict[str, Any] | None = None
+    """lm-eval: until, max_gen_toks."""
+    filter_list: list[dict[str, Any]] | None = None
+    """lm-eval: how the answer is extracted from generated text."""
+    regexes_to_ignore: list[str] = []
+    """lm-eval: patterns removed from answer and reference before exact_match compares them."""
+
+    @model_validator(mode="after")
+    def _metrics_fit_the_requests(self) -> "TaskFile":
+        for name, metric in self.metrics.items():
+            if metric not in METRICS_OF[self.output_type]:
+                fitting = ", ".join(METRICS_OF[self.output_type])
+                raise ValueError(f"metrics.{name}: {self.output_type} has no metric {metric}; it has: {fitting}")
+        if self.output_type == "multiple_choice" and self.doc_to_choice is None:
+            raise ValueError("multiple_choice needs doc_to_choice")
+        if self.output_type == "generate_until" and self.generation_kwargs is None:
+            raise ValueError("generate_until needs generation_kwargs (until, max_gen_toks)")
+        return self
+
+    def lm_eval_config(self, chat: bool) -> dict[str, Any]:
+        """Return the dict lm-eval builds its task from, without the data set."""
+        kinds = {
+            metric: {
+                "metric": metric,
+                "aggregation": "bits_per_byte" if metric == "bits_per_byte" else "mean",
+                "higher_is_better": metric != "bits_per_byte",
+            }
+            for metric in dict.fromkeys(self.metrics.values())
+        }
+        if "exact_match" in kinds:
+            kinds["exact_match"]["regexes_to_ignore"] = self.regexes_to_ignore or None
+        config: dict[str, Any] = {
+            "task": self.task,
+            "output_type": self.output_type,
+            "test_split": "test",
+            "num_fewshot": 0,
+            "doc_to_text": self.doc_to_text,
+            "doc_to_target": self.doc_to_target,
+            "target_delimiter": self.target_delimiter,
+            "description": self.description,
+            "metric_list": list(kinds.values()),
+        }
+        optional = {
+            "doc_to_choice": self.doc_to_choice,
+            "generation_kwargs": self.generation_kwargs,
+            "filter_list": self.filter_list,
+        }
+        changed = self.chat.model_dump(exclude_none=True) if chat else {}
+        return config | {key: value for key, value in optional.items() if value is not None} | changed
+
+
+def read_task_file(folder: Path, name: str) -> TaskFile:
+    """Read `folder`/`name`.yaml. Raises UserError (file:line) on a missing file, an unknown key or a bad value."""
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))) or "nothing"
+        raise UserError(f"evaluation task {name!r}: {path} does not exist; {folder} has: {known}")
+    layers = read_layers(path)
+    values: dict[str, Any] = {}
+    for _, content in layers:
+        values = merge(values, content)
+    try:
+        task = build(TaskFile, values, layers)
+    except UserError as error:  # an error about the file as a whole carries no line
+        raise error if str(path) in str(error) else UserError(f"{path}: {error}") from None
+    if task.task != name:
+        raise UserError(f"{path}: the file is called {name} and its task {task.task}; give both one name")
+    return task

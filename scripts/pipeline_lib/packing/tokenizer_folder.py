@@ -1,0 +1,87 @@
+"""A tokenizer as a folder: an ordinary Hugging Face one, which transformers, vLLM and llama.cpp's converter read.
+
+Reads what this package needs to know of any such folder (the separator, the pad token, the chat template) from its JSON
+files; nothing heavy is imported here.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline_lib.stage import UserError
+
+END_OF_TEXT, PAD, TURN_START, TURN_END = "<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"
+SPECIAL_TOKENS = (END_OF_TEXT, PAD, TURN_START, TURN_END)
+"""Ids 0 to 3. The first ends a document, the second fills a sequence up, the others frame a turn of a chat."""
+
+_COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy an existing tokenizer's files unchanged. Raises UserError when it is not a folder with a tokenizer.json."""
+    if not (source / "tokenizer.json").is_file():
+        raise UserError(f"pack.tokenizer: {source} has no tokenizer.json; name a folder in Hugging Face's fast format")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _COPIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def tokenizer_files(source: Path) -> list[Path]:
+    """Return the files that `copy_tokenizer` would take, sorted: they identify an existing tokenizer."""
+    return sorted(source / name for name in _COPIED if (source / name).is_file())
+
+
+@dataclass(frozen=True)
+class SpecialIds:
+    """Ids with a meaning outside the text: what ends a document, what fills a sequence, and all that are not text."""
+
+    separator: int
+    pad: int
+    all: tuple[int, ...]
+
+
+def special_ids(folder: Path) -> SpecialIds:
+    """Read them from a folder; without a pad token the separator fills sequences. Raises UserError without an EOS."""
+    tokenizer = _read_json(folder / "tokenizer.json")
+    settings = _read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    ids = {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or []}
+    special = tuple(sorted(token["id"] for token in tokenizer.get("added_tokens") or [] if token["special"]))
+    named = {key: _content(settings.get(key)) for key in ("eos_token", "pad_token")}
+    if named["eos_token"] not in ids:
+        raise UserError(
+            f"{folder / 'tokenizer_config.json'}: eos_token is {named['eos_token']!r}, which is no added token of"
+            " tokenizer.json; documents need a token that ends them"
+        )
+    separator = ids[named["eos_token"]]
+    return SpecialIds(separator, ids.get(named["pad_token"], separator), special)
+
+
+def chat_template_is_trainable(folder: Path) -> bool:
+    """Say whether the folder has a chat template that marks what the assistant writes."""
+    path = folder / "chat_template.jinja"
+    settings = _read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    template = path.read_text("utf-8") if path.is_file() else str(settings.get("chat_template") or "")
+    return "generation" in template and "endgeneration" in template
+
+
+def _content(value: Any) -> str | None:
+    return value.get("content") if isinstance(value, dict) else value
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); give another tokenizer folder") from None

@@ -1,0 +1,13 @@
+"""Stages 06 to 10: from original chat records to fine-tuned, aligned and adapted models.
+
+    originals.py            records of 01_download, one by one, with where they stand
+    chat_tokens.py          the chat template: token ids, loss masks, prompts and answers
+    conversation_checks.py  06: which conversations can be trained on
+    pair_checks.py          08: which preference pairs can
+    prepared_data.py        06 and 08: check in resumable batches, drop duplicates, split, write Parquet, balance
+    examples.py             07, 09, 10: the Parquet files as tokenised examples
+    batch_order.py          the order of the examples, a function of seed and epoch
+    resumable_trainer.py    TRL's trainers with checkpoints that continue bit for bit
+    training_setup.py       settings -> TRL arguments; loading and saving models
+    supervised.py preference.py adapters.py    the three training stages
+"""

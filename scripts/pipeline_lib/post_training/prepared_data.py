@@ -1,0 +1,296 @@
+"""Stages 06 and 08: original records in, checked and split Parquet out, every record accounted for.
+
+    original lines -> format -> check on tokens      in batches; each batch is a file in the work folder, so a killed
+                                                     run continues after the last whole batch
+    all batches -> drop duplicates -> split -> train.parquet, val.parquet, dropped.parquet      one unit at the end
+
+The split is a seeded hash of the prompt: the same prompt is never on both sides, and neither order nor other sources
+move a record from one side to the other. dropped.parquet has one receipt per refused record.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dataset_formatters import Handler, MalformedRecord, handler_for
+from pipeline_lib.stage import Ledger, Stage, StageFailure, UserError, atomic_path, json_digest
+
+from .chat_tokens import load_chat_tokenizer
+from .originals import Original, SourceFile, read_originals, source_files
+
+if TYPE_CHECKING:
+    import pyarrow
+    from transformers import PreTrainedTokenizerBase
+
+BATCH = 5_000
+"""Records per resumable batch: about two seconds of work."""
+
+FINISHED = "data"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a check says of one record: its tokens, the reason for dropping it (None: kept), and where it is cut."""
+
+    tokens: int
+    reason: str | None = None
+    detail: str = ""
+    cut: bool = False
+
+
+Check = Callable[["PreTrainedTokenizerBase", list[dict[str, Any]], int], list[Verdict]]
+
+
+@dataclass(frozen=True)
+class DataKind:
+    """One kind of chat data. kind: of the sources in 01_download, and the name of the flow in the ledger; handlers:
+    its formats; check: on tokens; optional: whether a run may have no source of this kind."""
+
+    kind: str
+    handlers: dict[str, Handler]
+    check: Check
+    optional: bool = False
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of train.parquet after id and source."""
+        return ("prompt", "chosen", "rejected") if self.kind == "preference" else ("messages", "tools")
+
+    def prompt(self, record: dict[str, Any]) -> Any:
+        """Return what decides the side of the split: the turns before the first answer."""
+        if self.kind == "preference":
+            return record["prompt"]
+        first_answer = next(n for n, turn in enumerate(record["messages"]) if turn["role"] == "assistant")
+        return record["messages"][:first_answer]
+
+
+def prepare(stage: Stage, kind: DataKind) -> None:
+    """Make train.parquet, val.parquet and dropped.parquet of all sources of a kind.
+
+    Raises UserError when there is no source or an unknown format, StageFailure when nothing is left to train on.
+    """
+    files = source_files(stage.input("01_download"), kind.kind)
+    if not files and not kind.optional:
+        raise UserError(f"download.sources has no source of kind {kind.kind}; add one and run 01_download_data.py again")
+    handlers = {file.format: handler_for(file.format, kind.handlers, file.source) for file in files}
+    if not files:
+        stage.note(f"no source of kind {kind.kind} is configured, so the outputs are empty")
+    if not stage.finished(FINISHED):
+        tokenizer = load_chat_tokenizer(stage.input("03_packed").folder("tokenizer"))
+        batches = _check_in_batches(stage, kind, files, handlers, tokenizer)
+        with stage.unit(FINISHED) as unit:
+            unit.result = _write_outputs(unit, kind, batches, stage.settings, stage.seed)
+    stage.result = stage.unit_result(FINISHED)
+    if stage.result["cut"]:
+        stage.note(f"{stage.result['cut']} pairs have an answer that training will cut at {stage.settings.max_length} tokens")
+
+
+# -- first pass: format and check, batch by batch ------------------------------------------------------------------
+
+
+def _check_in_batches(
+    stage: Stage,
+    kind: DataKind,
+    files: list[SourceFile],
+    handlers: dict[str, Handler],
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[Path]:
+    """Return the batch files in order, making those that are not there yet."""
+    import pyarrow.parquet as parquet
+
+    batches: list[Path] = []
+    originals = read_originals(files)
+    with stage.progress(None, f"formatting {kind.kind} records", "records") as bar:
+        while chunk := list(islice(originals, BATCH)):
+            path = stage.work / "batches" / f"batch-{len(batches):05d}.parquet"
+            if not path.exists():
+                table = check_batch(chunk, kind, handlers, tokenizer, stage.settings.max_length)
+                with atomic_path(path) as temporary:
+                    parquet.write_table(table, temporary)
+            batches.append(path)
+            bar.advance(len(chunk))
+            stage.stop_if_interrupted()
+    return batches
+
+
+def check_batch(
+    originals: list[Original],
+    kind: DataKind,
+    handlers: dict[str, Handler],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> pyarrow.Table:
+    """Return one row per original: source, where, digest, prompt, record (JSON), tokens, reason, detail, cut."""
+    import pyarrow
+
+    rows, formatted = [], []
+    for original in originals:
+        row = {"source": original.source, "where": original.where, "tokens": 0, "reason": None, "detail": "", "cut": False}
+        try:
+            record = _format(original, handlers[original.format])
+            formatted.append((row, record))
+            row.update(digest=json_digest(record), prompt=json_digest(kind.prompt(record)), record=json.dumps(record))
+        except MalformedRecord as refusal:
+            row.update(reason=refusal.reason, detail=str(refusal), digest="", prompt="", record="")
+        rows.append(row)
+    verdicts = kind.check(tokenizer, [record for _, record in formatted], max_length)
+    for (row, _), verdict in zip(formatted, verdicts, strict=True):
+        row.update(tokens=verdict.tokens, cut=verdict.cut)
+        if verdict.reason is not None:
+            row.update(reason=verdict.reason, detail=f"{row['where']}: {verdict.detail}")
+    return pyarrow.Table.from_pylist(rows, schema=_batch_schema())
+
+
+def _format(original: Original, handler: Handler) -> dict[str, Any]:
+    if original.value is None:
+        raise MalformedRecord("not_json", original.where, "the line is not JSON")
+    return handler(original.value, original.where)
+
+
+def _batch_schema() -> pyarrow.Schema:
+    import pyarrow
+
+    text, number = pyarrow.string(), pyarrow.int64()
+    return pyarrow.schema(
+        [("source", text), ("where", text), ("digest", text), ("prompt", text), ("record", text)]
+        + [("tokens", number), ("reason", text), ("detail", text), ("cut", pyarrow.bool_())]
+    )
+
+
+# -- second pass: duplicates, split, outputs -----------------------------------------------------------------------
+
+
+def _write_outputs(unit: Any, kind: DataKind, batches: list[Path], settings: Any, seed: int) -> dict[str, Any]:
+    """Write the three files and the ledger of the unit; return the counts for cards and reports."""
+    held_out = _held_out_prompts(_light_rows(batches), settings.val_fraction, settings.val_limit, seed)
+    counts: dict[str, Any] = {"train": 0, "val": 0, "dropped": 0, "cut": 0, "tokens": 0}
+    seen: set[str] = set()
+    with (
+        _RowWriter(unit.path("train.parquet"), _output_schema(kind)) as train,
+        _RowWriter(unit.path("val.parquet"), _output_schema(kind)) as val,
+        _RowWriter(unit.path("dropped.parquet"), _receipt_schema()) as dropped,
+    ):
+        for row in _rows(batches):
+            row = _mark_duplicate(row, seen)
+            _account(unit.ledger, kind.kind, row)
+            if row["reason"] is not None:
+                dropped.add({name: row[name] for name in ("source", "where", "reason", "detail")})
+                counts["dropped"] += 1
+                continue
+            side, name = (val, "val") if row["prompt"] in held_out else (train, "train")
+            side.add(_output_row(row, kind))
+            counts[name] += 1
+            counts["tokens"] += row["tokens"]
+            counts["cut"] += row["cut"]
+    if not counts["train"] and batches:
+        reasons = ", ".join(sorted({row["reason"] for row in _light_rows(batches) if row["reason"]})) or "none"
+        raise StageFailure(f"no {kind.kind} record is left to train on ({counts['dropped']} dropped; reasons: {reasons})")
+    return counts
+
+
+def _mark_duplicate(row: dict[str, Any], seen: set[str]) -> dict[str, Any]:
+    if row["reason"] is None and row["digest"] in seen:
+        return {**row, "reason": "duplicate", "detail": f"{row['where']}: the same text came before"}
+    seen.add(row["digest"])
+    return row
+
+
+def _account(ledger: Ledger, flow: str, row: dict[str, Any]) -> None:
+    ledger.enter(flow, row["source"], tokens=row["tokens"])
+    if row["reason"] is None:
+        ledger.keep(flow, row["source"], tokens=row["tokens"])
+    else:
+        ledger.drop(flow, row["source"], row["reason"], tokens=row["tokens"])
+
+
+def _held_out_prompts(rows: Iterable[dict[str, Any]], fraction: float, limit: int, seed: int) -> set[str]:
+    """Return the prompts of the validation side: those whose hash lies below `fraction`, at most `limit` records.
+
+    A small set whose hashes all lie above keeps its one lowest prompt for validation, unless it is the only prompt.
+    """
+    import xxhash
+
+    documents: dict[str, int] = {}
+    for row in rows:
+        if row["reason"] is None:
+            documents[row["prompt"]] = documents.get(row["prompt"], 0) + 1
+    if not fraction or not limit or len(documents) < 2:
+        return set()
+    place = {prompt: xxhash.xxh3_64_intdigest(f"{seed}:{prompt}") / 2**64 for prompt in documents}
+    ordered = sorted(documents, key=lambda prompt: (place[prompt], prompt))
+    chosen: set[str] = {ordered[0]}
+    total = documents[ordered[0]]
+    for prompt in ordered[1:-1]:
+        if place[prompt] >= fraction or total + documents[prompt] > limit:
+            break
+        chosen.add(prompt)
+        total += documents[prompt]
+    return chosen
+
+
+def _light_rows(batches: list[Path]) -> Iterator[dict[str, Any]]:
+    return _rows(batches, ["prompt", "reason"])
+
+
+def _rows(batches: list[Path], columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet as parquet
+
+    for path in batches:
+        yield from parquet.read_table(path, columns=columns).to_pylist()
+
+
+def _output_row(row: dict[str, Any], kind: DataKind) -> dict[str, Any]:
+    record = json.loads(row["record"])
+    identity = f"{row['source']}:{row['digest'].removeprefix('xxh3:')}"
+    return {"id": identity, "source": row["source"], **{c: record[c] for c in kind.columns}}
+
+
+def _output_schema(kind: DataKind) -> pyarrow.Schema:
+    import pyarrow
+
+    text = pyarrow.string()
+    turns = pyarrow.list_(pyarrow.struct([("role", text), ("content", text)]))
+    fields = [("id", text), ("source", text)]
+    return pyarrow.schema(fields + [(name, text if name == "tools" else turns) for name in kind.columns])
+
+
+def _receipt_schema() -> pyarrow.Schema:
+    import pyarrow
+
+    return pyarrow.schema([(name, pyarrow.string()) for name in ("source", "where", "reason", "detail")])
+
+
+class _RowWriter:
+    """Rows to a zstd Parquet file in groups of a fixed size, so that the bytes do not depend on how rows arrive."""
+
+    GROUP = 10_000
+
+    def __init__(self, path: Path, schema: pyarrow.Schema):
+        import pyarrow.parquet as parquet
+
+        self._schema, self._rows = schema, []
+        self._writer = parquet.ParquetWriter(path, schema, compression="zstd")
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+        if len(self._rows) == self.GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow
+
+        self._writer.write_table(pyarrow.Table.from_pylist(self._rows, schema=self._schema))
+        self._rows = []
+
+    def __enter__(self) -> _RowWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._rows:
+            self._flush()
+        self._writer.close()

@@ -1,0 +1,212 @@
+"""TRL's trainers, made to stop and continue without a trace.
+
+What a Hugging Face trainer saves is a pickle of optimizer, scheduler and random states in a folder that counts as a
+checkpoint from its first byte. `ResumableTrainer`, mixed in before a TRL trainer, replaces that by
+pipeline_lib.checkpoints: safetensors and JSON, published whole, verified by digest, newest valid one first.
+
+State = trainable parameters by name, optimizer state by name, schedule, every random generator, the trainer's
+counters, tokens seen. The data position needs none: the order is a function of seed and epoch (batch_order.py) and
+the step says how far it has been read. Frozen weights come from the stage's input.
+
+Why the continued run equals the uninterrupted one bit for bit: the trainer skips the batches of the current epoch
+that were seen, draws the next one, and only then puts the generators back (`_load_rng_state`), exactly where they
+stood when the checkpoint was taken. metrics.jsonl is cut back to the checkpoint's step and holds no times.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, TrainerCallback
+
+from pipeline_lib.checkpoints import (
+    CheckpointError,
+    LoadedCheckpoint,
+    checkpoint_name,
+    load_checkpoint,
+    load_optimizer_state_by_name,
+    newest_valid_checkpoint,
+    optimizer_state_by_name,
+    prune,
+    rng_state,
+    save_checkpoint,
+    seed_everything,
+    set_rng_state,
+)
+from pipeline_lib.config.fine_tuning import FineTuningSettings
+from pipeline_lib.stage import Stage, StageFailure, write_bytes_atomic, write_json_atomic
+
+from .batch_order import EpochOrder
+
+METRICS = "metrics.jsonl"
+_NOT_METRICS = ("runtime", "per_second", "flos")
+
+
+class ResumableTrainer:
+    """Mixin for a TRL trainer: `class _Trainer(ResumableTrainer, SFTTrainer)`.
+
+    stage: where checkpoints and metrics go and who says when to stop; order: which example comes when.
+    """
+
+    def __init__(self, *arguments: Any, stage: Stage, order: EpochOrder, **keywords: Any):
+        self.stage = stage
+        self.order = order
+        self.training: FineTuningSettings = stage.settings
+        self.loaded: LoadedCheckpoint | None = None
+        self.bar: Any = None
+        self._metrics_file: Any = None
+        self._saved_at = time.monotonic()
+        super().__init__(*arguments, **keywords)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_StageCallback(self))
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of this stage's checkpoints; it disappears when the stage is published."""
+        return self.stage.work / "checkpoints"
+
+    def train_resumably(self) -> int:
+        """Train to the last step, from the newest valid checkpoint if there is one; return the steps done now.
+
+        Raises StageInterrupted after saving when a signal arrived, StageFailure when the loss is not finite.
+        """
+        steps, start = self.args.max_steps, 0
+        newest = newest_valid_checkpoint(self.checkpoints, self.stage.say)
+        if newest is not None:
+            self.loaded = load_checkpoint(newest, verify=False)
+            start = self.loaded.step
+            self.stage.say(f"  continuing after step {start:,} of {steps:,}")
+        self._open_metrics(start)
+        with self._metrics_file, self.stage.progress(steps, "training", "steps") as self.bar:
+            if start >= steps:
+                self._load_from_checkpoint("")
+            else:
+                self.bar.advance(start)
+                self._train_from(start)
+        self.stage.stop_if_interrupted()
+        return steps - start
+
+    def _train_from(self, start: int) -> None:
+        self._saved_at = time.monotonic()
+        if self.loaded is None:
+            # Whatever ran before (a first measurement, or none after a restart) must not shift the dropout masks.
+            seed_everything(self.args.seed)
+            self.train()
+        else:
+            folder = self.stage.work / "resume"  # where the trainer wants to read its counters from
+            folder.mkdir(exist_ok=True)
+            write_json_atomic(folder / "trainer_state.json", self.loaded.state["trainer"])
+            self._total_train_tokens = self.loaded.state["tokens"]
+            self.train(resume_from_checkpoint=str(folder))
+        if not self.stage.interrupted and self.state.global_step != self.args.max_steps:
+            raise StageFailure(f"training ended after step {self.state.global_step} instead of {self.args.max_steps}")
+
+    # -- order of the data -----------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
+        return self.order
+
+    # -- saving ----------------------------------------------------------------------------------------------------
+
+    def _trainable(self) -> dict[str, torch.nn.Parameter]:
+        return {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        self.store_flos()
+        os.fsync(self._metrics_file.fileno())
+        optimizer_tensors, optimizer = optimizer_state_by_name(self._plain_optimizer(), self.model)
+        state = {
+            "step": self.state.global_step,
+            "trainer": {**dataclasses.asdict(self.state), "log_history": []},
+            "scheduler": self.lr_scheduler.state_dict(),
+            "optimizer": optimizer,
+            "rng": rng_state(),
+            "tokens": self._total_train_tokens,
+        }
+        tensors = {"model": self._trainable(), "optimizer": optimizer_tensors}
+        save_checkpoint(self.checkpoints / checkpoint_name(self.state.global_step), tensors, state)
+        prune(self.checkpoints, self.training.keep_checkpoints)
+        self._saved_at = time.monotonic()
+
+    def _plain_optimizer(self) -> torch.optim.Optimizer:
+        return getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
+
+    def checkpoint_is_due(self) -> bool:
+        """Say whether time or step count ask for a checkpoint now."""
+        every = self.training.checkpoint_steps
+        by_steps = every is not None and self.state.global_step % every == 0
+        return by_steps or time.monotonic() - self._saved_at >= self.training.checkpoint_seconds
+
+    # -- loading (the trainer calls these four, in this order) -----------------------------------------------------
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        weights, stored = self._trainable(), self.loaded.tensors["model"]
+        if weights.keys() != stored.keys():
+            strange = sorted(weights.keys() ^ stored.keys())[0]
+            raise CheckpointError(f"{self.loaded.path} does not fit this model: {strange} is only on one side")
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.copy_(stored[name])
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        tensors, state = self.loaded.tensors["optimizer"], self.loaded.state
+        load_optimizer_state_by_name(self._plain_optimizer(), self.model, tensors, state["optimizer"])
+        self.lr_scheduler.load_state_dict(state["scheduler"])
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """There is none: float32 and bfloat16 need no gradient scaling."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        set_rng_state(self.loaded.state["rng"])
+
+    # -- metrics ---------------------------------------------------------------------------------------------------
+
+    def _open_metrics(self, start: int) -> None:
+        """Open metrics.jsonl for appending, without the rows of steps that will be done again."""
+        path = self.stage.work / METRICS
+        kept = b""
+        if path.exists():
+            lines = path.read_bytes().splitlines(keepends=True)
+            kept = b"".join(line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= start)
+        write_bytes_atomic(path, kept)
+        self._metrics_file = open(path, "a", encoding="utf-8")  # noqa: SIM115 closed by train_resumably
+
+    def write_metrics(self, step: int, logs: dict[str, float]) -> None:
+        """Append one row. Raises StageFailure when the loss is not finite."""
+        row = {key: value for key, value in logs.items() if not any(word in key for word in _NOT_METRICS)}
+        if not math.isfinite(row["loss"]):
+            raise StageFailure(
+                f"the loss is {row['loss']} at step {step}; lower learning_rate, or continue from the last checkpoint"
+                f" in {self.checkpoints} with other settings"
+            )
+        self._metrics_file.write(json.dumps({"step": step, **row}) + "\n")
+        self._metrics_file.flush()
+
+
+class _StageCallback(TrainerCallback):
+    """Progress, checkpoints when they are due, and a stop when a signal has arrived."""
+
+    def __init__(self, trainer: ResumableTrainer):
+        self._trainer = trainer
+        self._text = ""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._trainer.bar.advance(1, self._text)
+        if self._trainer.stage.interrupted:
+            control.should_training_stop = True
+        if self._trainer.stage.interrupted or self._trainer.checkpoint_is_due():
+            control.should_save = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
+        if "loss" in logs:
+            self._text = f"loss {logs['loss']:.3f}"
+            self._trainer.write_metrics(state.global_step, logs)

@@ -1,0 +1,119 @@
+"""Stage 07: supervised fine-tuning on conversations, the loss on the assistant's tokens only (TRL's SFTTrainer)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from pipeline_lib.stage import Stage, StageFailure
+
+from .batch_order import EpochOrder
+from .chat_tokens import end_of_turn_id, load_chat_tokenizer
+from .examples import Examples, conversation_rows, read_examples
+from .resumable_trainer import METRICS, ResumableTrainer
+from .training_setup import horizon, load_model, save_model, trainer_arguments
+
+_FLOWS = {"06_sft_data": "sft", "06_reasoning_data": "reasoning"}
+
+
+class ConversationTrainer(ResumableTrainer, SFTTrainer):
+    """SFTTrainer on examples that are already tokenised, resumable."""
+
+    def evaluate_tokens(self, examples: Examples) -> dict[str, float]:
+        """Return the loss per assistant token (nats) and the share of them predicted first, over held-out examples."""
+        if not len(examples):
+            return {}
+        metrics = self.evaluate(examples.dataset())
+        return {"val_loss": metrics["eval_loss"], "val_token_accuracy": metrics["eval_mean_token_accuracy"]}
+
+
+def make_trainer(
+    stage: Stage,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Examples,
+    **options: Any,
+) -> ConversationTrainer:
+    """Return a trainer on tokenised conversations; raise StageFailure when there are none.
+
+    With batching "pack", TRL puts several whole conversations into each sequence and restarts the positions at their
+    borders, from which transformers derives an attention mask that keeps them apart.
+    """
+    settings = stage.settings
+    if not len(train):
+        raise StageFailure(f"no conversation is left to train on: all are longer than {settings.max_length} tokens")
+    if settings.batching == "pack":
+        train = pack(train, settings.max_length)
+    order = EpochOrder(train.lengths, settings.micro_batch, settings.batching == "length", stage.seed)
+    arguments = SFTConfig(
+        **trainer_arguments(stage, settings, horizon(len(train), settings).steps),
+        packing=settings.batching == "pack",
+        eval_packing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+    )
+    return ConversationTrainer(
+        model,
+        args=arguments,
+        train_dataset=train.dataset(),
+        processing_class=tokenizer,
+        stage=stage,
+        order=order,
+        **options,
+    )
+
+
+def pack(examples: Examples, length: int) -> Examples:
+    """Put whole examples into sequences of at most `length` tokens, best fit decreasing."""
+    from trl.data_utils import pack_dataset
+
+    packed = pack_dataset(examples.dataset(), length, "bfd").with_format("arrow")[:]
+    return Examples(packed, [sum(parts) for parts in packed["seq_lengths"].to_pylist()])
+
+
+def fine_tune(stage: Stage) -> None:
+    """Run stage 07: measure, train, measure, save final/."""
+    source = stage.input("05_pretrain").folder("final")
+    tokenizer = load_chat_tokenizer(source)
+    train = _read(stage, tokenizer, "train.parquet")
+    val = _read(stage, tokenizer, "val.parquet").first(stage.settings.val_examples)
+    trainer = make_trainer(stage, load_model(source), tokenizer, train)
+    train_and_measure(stage, trainer, val, source, tokenizer)
+    stage.adopt(METRICS)
+
+
+def _read(stage: Stage, tokenizer: PreTrainedTokenizerBase, name: str) -> Examples:
+    parts = [
+        read_examples(
+            [stage.input(data).file(name)], conversation_rows, tokenizer, stage.settings.max_length, stage.ledger, flow
+        )
+        for data, flow in _FLOWS.items()
+    ]
+    return parts[0] + parts[1]
+
+
+def train_and_measure(
+    stage: Stage, trainer: ConversationTrainer, val: Examples, source: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Do the two units of stage 07: what the model scores before, and the trained model with what it scores after."""
+    if not stage.finished("before"):
+        with stage.unit("before") as unit:
+            unit.result = trainer.evaluate_tokens(val)
+    if not stage.finished("final"):
+        trainer.train_resumably()
+        with stage.unit("final") as unit:
+            unit.result = trainer.evaluate_tokens(val)
+            save_model(trainer.model, source, unit.path("final"), end_of_turn_id(tokenizer))
+    stage.result = {
+        "steps": trainer.args.max_steps,
+        "examples": len(trainer.train_dataset),
+        "before": stage.unit_result("before"),
+        "after": stage.unit_result("final"),
+    }
+    after = stage.unit_result("final").get("val_loss")
+    if after is not None and not math.isfinite(after):
+        raise StageFailure("the held-out loss is not finite; lower learning_rate")

@@ -1,0 +1,95 @@
+"""Packed sequences as tensors: what the training loop reads, and where the reading stands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline_lib.packing.reader import PackedCache
+
+from .loss import IGNORED
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed sequences, each tensor int64 [batch, length].
+
+    inputs: token ids; targets: the id that follows, IGNORED where that is padding or another document; positions:
+    0, 1, 2 ... within each document; documents: equal numbers for tokens of the same document of a sequence.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    positions: Tensor
+    documents: Tensor
+
+    @property
+    def counted(self) -> Tensor:
+        """Where a token is predicted, bool [batch, length]."""
+        return self.targets != IGNORED
+
+    @property
+    def target_count(self) -> int:
+        """Number of predicted tokens."""
+        return int(self.counted.sum())
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on `device`."""
+        return Batch(*(tensor.to(device) for tensor in self._tensors()))
+
+    def split(self, sequences: int) -> Iterator[Batch]:
+        """Yield parts of at most `sequences` sequences, in order."""
+        for parts in zip(*(tensor.split(sequences) for tensor in self._tensors()), strict=True):
+            yield Batch(*parts)
+
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return self.inputs, self.targets, self.positions, self.documents
+
+
+def as_batch(rows: dict[str, Any]) -> Batch:
+    """Return a batch of the packed cache as tensors.
+
+    The cache labels each token with itself, as Hugging Face models expect; here a position is labelled with the token
+    that follows it, so nothing needs to be shifted once hidden states have been made.
+    """
+    labels = rows["labels"]
+    targets = np.full_like(labels, IGNORED)
+    targets[:, :-1] = labels[:, 1:]
+    arrays = (rows["input_ids"], targets, rows["position_ids"], rows["segment_ids"])
+    return Batch(*(torch.from_numpy(array) for array in arrays))
+
+
+class PackedData:
+    """The two splits of a packed cache, cut into batches."""
+
+    def __init__(self, cache: PackedCache, context: int, sequences: int, seed: int, validation_tokens: int):
+        """`sequences` of `context` tokens make an optimizer step; validation reads about `validation_tokens`."""
+        self.cache = cache
+        self.context = context
+        self.token_bytes = torch.from_numpy(cache.token_bytes)
+        self._sequences = sequences
+        self._seed = seed
+        self._validation = min(cache.sequences(context, "val"), -(-validation_tokens // context))
+
+    def training_batches(self, state: dict[str, Any] | None) -> Iterator[tuple[Batch, dict[str, Any]]]:
+        """Yield the batches of all steps from where `state` ends, with the state after each; epochs without end."""
+        rows = self.cache.batches(self.context, self._sequences, state=state, seed=self._seed, epochs=None)
+        for batch in rows:
+            yield as_batch(batch), batch["state"]
+
+    def validation_batches(self, sequences: int) -> Iterator[Batch]:
+        """Yield the validation sequences, `sequences` at a time, always the same ones in the same order."""
+        left = self._validation
+        for batch in self.cache.batches(self.context, sequences, seed=self._seed, split="val"):
+            if left <= 0:
+                return
+            yield as_batch({name: batch[name][:left] for name in _ARRAYS})
+            left -= sequences
+
+
+_ARRAYS = ("input_ids", "labels", "position_ids", "segment_ids")

@@ -1,0 +1,86 @@
+"""How long to train, in which batches, with which learning rates: explicit settings first, rules for the rest.
+
+With these rules one number, the depth of the model, sets everything (docs/models.md derives them):
+
+    horizon         tokens_per_parameter x parameters that cost FLOPs (blocks and head; the input table is a look-up)
+    batch           63 x horizon ^ 0.383 tokens, rounded to a power of two (Bergsma et al. 2025, "Power Lines": the best
+                    batch depends on the tokens seen, not on the model; 0.0306 sequences of 2,048 tokens)
+    learning rates  AdamW: 1 / width, so 1.3e-3 at width 768 and 2.4e-4 at width 4,096
+                    Muon: 0.02 for matrices of any width (its step has a fixed size per feature);
+                    the embedding gets 5 / sqrt(width), the head 1 / width
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline_lib.config.pretrain import OptimizerSettings, PretrainSettings
+
+BATCH_FACTOR, BATCH_EXPONENT = 63.0, 0.383
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """Peak learning rates of the matrices, of the input embedding, and of the head and the norms."""
+
+    matrices: float
+    embedding: float
+    head: float
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """The length of a run: optimizer steps of `sequences` packed sequences of `context` tokens each."""
+
+    steps: int
+    sequences: int
+    context: int
+    rates: LearningRates
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens per optimizer step, padding included."""
+        return self.sequences * self.context
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the whole run, padding and repeats included."""
+        return self.steps * self.step_tokens
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the numbers by name."""
+        return {**asdict(self), "step_tokens": self.step_tokens, "tokens": self.tokens}
+
+
+def resolve_horizon(settings: PretrainSettings, context: int, width: int, matmul_parameters: int) -> Horizon:
+    """Return the horizon of a run on sequences of `context` tokens.
+
+    width: features of the residual stream; matmul_parameters: parameters of the blocks and the head.
+    """
+    tokens = settings.tokens or settings.tokens_per_parameter * matmul_parameters
+    wanted = settings.batch_tokens or best_batch_tokens(tokens)
+    sequences = max(1, round(wanted / context))
+    steps = max(1, round(tokens / (sequences * context)))
+    if settings.max_steps is not None:
+        steps = min(steps, settings.max_steps)
+    return Horizon(steps, sequences, context, resolve_learning_rates(settings.optimizer, width))
+
+
+def best_batch_tokens(tokens: float) -> int:
+    """Return the best batch for a horizon, both in tokens, as a power of two."""
+    return 2 ** round(math.log2(BATCH_FACTOR * tokens**BATCH_EXPONENT))
+
+
+def resolve_learning_rates(settings: OptimizerSettings, width: int) -> LearningRates:
+    """Return the peak learning rates: the given ones, and for the rest the rule for this width."""
+    if settings.name == "muon":
+        rule = LearningRates(matrices=0.02, embedding=5 / math.sqrt(width), head=1 / width)
+    else:
+        rule = LearningRates(matrices=1 / width, embedding=1 / width, head=1 / width)
+    return LearningRates(
+        matrices=settings.lr or rule.matrices,
+        embedding=settings.embedding_lr or rule.embedding,
+        head=settings.head_lr or rule.head,
+    )

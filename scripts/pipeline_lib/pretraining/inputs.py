@@ -1,0 +1,57 @@
+"""What stage 05 reads: the model of stage 04, the packed cache of stage 03, and the horizon that follows from both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline_lib.packing.reader import PackedCache
+from pipeline_lib.stage import Stage, UserError
+
+from .batches import Batch, PackedData
+from .horizon import Horizon, resolve_horizon
+from .setup import load_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """The opened inputs of a run; parameters: counts by kind, as stage 04 reports them."""
+
+    data: PackedData
+    horizon: Horizon
+    parameters: dict[str, int]
+    model_folder: Path
+    tokenizer_files: list[Path]
+    micro_batch: int
+
+    def load_model(self) -> PreTrainedModel:
+        """Load the initialised model for training."""
+        return load_model(self.model_folder)
+
+    def probe(self) -> Batch:
+        """Return one micro-batch of validation sequences to measure with."""
+        return next(self.data.validation_batches(self.micro_batch))
+
+
+def open_training_inputs(stage: Stage) -> TrainingInputs:
+    """Verify and open what the earlier stages made. Raises UserError when they do not fit the settings."""
+    settings = stage.settings
+    packed, initial = stage.input("03_packed"), stage.input("04_init")
+    cache = PackedCache(packed.file("index.json").parent)
+    packed.file("token_bytes.npy")
+    context = settings.context or cache.contexts[0]
+    shape, parameters = initial.result["shape"], initial.result["parameters"]
+    if shape["vocabulary"] != cache.vocab_size:
+        raise UserError(f"the model has {shape['vocabulary']} token ids, the cache {cache.vocab_size}: run stage 04")
+    if shape["context"] < context:
+        raise UserError(f"pretrain.context {context} is longer than the model's context {shape['context']}")
+    horizon = resolve_horizon(settings, context, shape["width"], parameters["matmul"])
+    data = PackedData(cache, context, horizon.sequences, stage.seed, settings.validation_tokens)
+    initial.file("config.json")
+    weights = initial.files("model*.safetensors")
+    tokenizer_files = packed.files("tokenizer/*")
+    return TrainingInputs(data, horizon, parameters, weights[0].parent, tokenizer_files, settings.micro_batch)

@@ -1,0 +1,154 @@
+"""The training loop.
+
+    train            steps until the horizon; after each one a metrics line, and a checkpoint when one is due
+    optimizer_step   forward and backward over micro-batches, clip, update
+
+What makes it exact: a step depends only on the weights, the moments, the place in the data and its own number (which
+gives the learning rate), and a checkpoint is only ever taken between two steps. A run that is killed loses the steps
+since its last checkpoint, does them again, and proves that it does the same thing: the first of them has left its line
+in metrics.jsonl, and the repeated line must be equal to the last digit.
+
+Signals are honoured between steps and between validation batches. A loss or gradient that is not finite stops the run
+before it reaches the weights.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from pipeline_lib.checkpoints import rng_state
+from pipeline_lib.config.pretrain import PretrainSettings
+from pipeline_lib.stage import Stage, StageFailure
+
+from .batches import Batch, PackedData
+from .forward import summed_loss
+from .logbook import Logbook
+from .machine import is_out_of_memory
+from .optimizers import set_learning_rates
+from .run_state import TrainingRun, save_run
+from .schedule import schedule_factor
+from .validation import validate
+
+
+def train(stage: Stage, run: TrainingRun, data: PackedData, book: Logbook) -> None:
+    """Bring `run` from where it stands to its horizon. Raises StageInterrupted after saving, StageFailure on NaN."""
+    settings: PretrainSettings = stage.settings
+    batches = data.training_batches(run.data)
+    saved = time.monotonic()
+    with stage.progress(run.horizon.steps, "training", "steps") as bar:
+        bar.advance(run.step)
+        if run.unwritten is not None or book.metrics.next_step == 0:
+            _finish_step(stage, run, data, book, run.unwritten or {"step": 0})
+        while run.step < run.horizon.steps:
+            line = _next_step(run, batches, book, settings)
+            _finish_step(stage, run, data, book, line)
+            bar.advance(1, f"loss {line['loss']:.3f}, {book.tokens_per_second(run):,.0f} tokens/s")
+            last = run.step == run.horizon.steps
+            if last or stage.interrupted or _checkpoint_due(run.step, time.monotonic() - saved, settings):
+                _save(run, book, settings)
+                saved = time.monotonic()
+                stage.stop_if_interrupted()
+
+
+def optimizer_step(run: TrainingRun, batch: Batch, settings: PretrainSettings) -> tuple[float, float]:
+    """Do one optimizer step on `batch`; return the mean loss in nats per token and the gradient's norm before clipping.
+
+    The loss is divided by the predicted tokens of the whole step, so the micro-batch size changes memory and speed but
+    neither the loss nor the gradient (beyond rounding). Raises FloatingPointError, with the weights untouched, when
+    loss or norm is not finite.
+    """
+    batch = batch.to(run.device)
+    targets = batch.target_count
+    total = torch.zeros((), device=run.device)
+    for part in batch.split(settings.micro_batch):
+        loss = summed_loss(run, part, settings.loss_chunk) / targets
+        loss.backward()
+        total += loss.detach()
+    limit = settings.optimizer.clip_norm or math.inf
+    norm = float(torch.nn.utils.clip_grad_norm_(run.model.parameters(), limit))
+    if not (math.isfinite(norm) and math.isfinite(float(total))):
+        _drop_gradients(run)
+        raise FloatingPointError(f"loss {float(total)}, gradient norm {norm}")
+    set_learning_rates(run.optimizers.values(), schedule_factor(run.step + 1, run.horizon.steps, settings.schedule))
+    for optimizer in run.optimizers.values():
+        optimizer.step()
+    _drop_gradients(run)
+    run.step += 1
+    run.targets += targets
+    run.random = rng_state()
+    return float(total), norm
+
+
+def _next_step(
+    run: TrainingRun,
+    batches: Iterator[tuple[Batch, dict[str, Any]]],
+    book: Logbook,
+    settings: PretrainSettings,
+) -> dict[str, Any]:
+    """Do the next step and return its metrics line."""
+    step = run.step + 1
+    batch, data_state = next(batches)
+    try:
+        loss, norm = optimizer_step(run, batch, settings)
+    except FloatingPointError as error:
+        _save(run, book, settings)
+        raise StageFailure(
+            f"training diverged at step {step} ({error}); the weights of step {run.step} are saved in"
+            f" {book.checkpoints}; lower pretrain.optimizer.lr or raise pretrain.schedule.warmup_fraction"
+        ) from None
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        _drop_gradients(run)
+        _save(run, book, settings)
+        raise StageFailure(
+            f"out of memory at step {step} with pretrain.micro_batch {settings.micro_batch}; set it to"
+            f" {max(1, settings.micro_batch // 2)}: the batch and the result stay the same"
+        ) from None
+    run.data = data_state
+    factor = schedule_factor(step, run.horizon.steps, settings.schedule)
+    return {"step": step, "loss": loss, "grad_norm": norm, "lr": run.horizon.rates.matrices * factor}
+
+
+def _finish_step(stage: Stage, run: TrainingRun, data: PackedData, book: Logbook, line: dict[str, Any]) -> None:
+    """Validate if it is time, then write the line of `run.step`. On a signal save the line unwritten and leave."""
+    settings: PretrainSettings = stage.settings
+    if _validation_due(run, settings):
+        batches = data.validation_batches(settings.micro_batch)
+        result = validate(run, batches, data.token_bytes, settings.loss_chunk, lambda: stage.interrupted)
+        if result is None:
+            if run.step:
+                run.unwritten = line
+                _save(run, book, settings)
+            stage.stop_if_interrupted()
+        line.update(val_loss=result.loss, val_bits_per_byte=result.bits_per_byte)
+        stage.say(f"  step {run.step:,}: validation {result.bits_per_byte:.4f} bits per byte, loss {result.loss:.4f}")
+    run.unwritten = None
+    verdict = book.write(run, line)
+    if verdict is not None:
+        stage.note(verdict)
+
+
+def _validation_due(run: TrainingRun, settings: PretrainSettings) -> bool:
+    at_an_end = run.step in (0, run.horizon.steps)
+    return at_an_end or (settings.validation_steps is not None and run.step % settings.validation_steps == 0)
+
+
+def _checkpoint_due(step: int, seconds: float, settings: PretrainSettings) -> bool:
+    by_step = settings.checkpoint_steps is not None and step % settings.checkpoint_steps == 0
+    return by_step or seconds >= settings.checkpoint_seconds
+
+
+def _save(run: TrainingRun, book: Logbook, settings: PretrainSettings) -> None:
+    book.sync()  # the lines must be durable before the checkpoint that has them behind it
+    save_run(run, book.checkpoints, settings.keep_checkpoints)
+
+
+def _drop_gradients(run: TrainingRun) -> None:
+    for optimizer in run.optimizers.values():
+        optimizer.zero_grad(set_to_none=True)

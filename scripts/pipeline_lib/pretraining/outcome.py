@@ -1,0 +1,55 @@
+"""The end of a run: the final model as a Hugging Face directory, and the numbers for the card."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline_lib.stage import atomic_path
+
+from .run_state import TrainingRun
+from .step_lines import read_lines
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def save_final_model(model: PreTrainedModel, tokenizer_files: list[Path], folder: Path) -> None:
+    """Write the trained model and the tokenizer's files to `folder`, whole or not at all."""
+    with atomic_path(folder) as staging:
+        staging.mkdir()
+        model.save_pretrained(staging)
+        for file in tokenizer_files:
+            shutil.copyfile(file, staging / file.name)
+
+
+def summarise(metrics: Path, run: TrainingRun, parameters: dict[str, int]) -> dict[str, Any]:
+    """Return the summary numbers of a finished run.
+
+    tokens counts positions that went through the model, repeats and padding included; predicted_tokens those with a
+    target. tokens_per_second is over the wall clock of the loop, validation and checkpoints included. model_flops
+    counts 6 per token and parameter that costs FLOPs, attention and recomputation left out.
+    """
+    lines = read_lines(metrics)
+    before, after = lines[0], lines[-1]
+    tokens = run.horizon.tokens
+    return {
+        "steps": run.step,
+        "tokens": tokens,
+        "predicted_tokens": run.targets,
+        "tokens_per_step": run.horizon.step_tokens,
+        "val_bits_per_byte_before": before["val_bits_per_byte"],
+        "val_bits_per_byte_after": after["val_bits_per_byte"],
+        "val_loss_before": before["val_loss"],
+        "val_loss_after": after["val_loss"],
+        "train_loss_last": after["loss"],
+        "seconds": run.seconds,
+        "tokens_per_second": tokens / run.seconds,
+        "model_flops": 6 * parameters["matmul"] * tokens,
+        "model_flops_per_second": 6 * parameters["matmul"] * tokens / run.seconds,
+        "dtype": run.choices.dtype,
+        "compiled": run.choices.compiled,
+        "device": str(run.device),
+        "peak_learning_rates": run.horizon.to_json()["rates"],
+    }

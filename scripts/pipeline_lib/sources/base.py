@@ -1,0 +1,87 @@
+"""What stage 01 asks of a place that data comes from.
+
+A source says what it is, which resumable units it falls into, and yields the records of one unit. It writes
+nothing: `writer.py` turns records into files, so that a new source is one class with three methods
+(docs/add_a_source.md).
+
+Records, by kind
+    text          {"key": str, "text": str, "url": str, "license": str (optional)}; `key` names the record within
+                  its source and stays the same between runs (a path and row number, a module name, a URL).
+    other kinds   the data set's original record, unchanged: the formatters of stages 06 and 08 read it.
+
+A record that the source itself had to give up (a file that does not parse, a row without the named column) is
+yielded as `Dropped(reason, bytes)` in its place, so that the ledger can account for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+Record = dict[str, Any]
+
+KINDS = ("text", "sft", "reasoning", "preference", "domain", "eval")
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A record that came in and is not handed on, with the reason that the ledger shows.
+
+    `documents=0` says that only a part of a document, `bytes` long, was taken out of it. `where` (file:line or
+    row) is for the first few examples shown to the user; it is empty when there is nothing to point at.
+    """
+
+    reason: str
+    bytes: int = 0
+    documents: int = 1
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """What the stage lends to sources that download: a scratch folder, a voice, and the moment to stop.
+
+    The scratch folder outlives a kill (it lies in the stage's work folder) and is not part of the output. `pause`
+    raises when SIGINT or SIGTERM asked the stage to stop: long transfers and waits call it often.
+    """
+
+    scratch: Path
+    say: Callable[[str], None] = print
+    pause: Callable[[], None] = lambda: None
+
+
+@runtime_checkable
+class Source(Protocol):
+    """One data set: see the module's head for the records that `read` yields."""
+
+    name: str
+    kind: str
+    format: str
+    license: str
+
+    def fingerprint(self) -> dict[str, Any]:
+        """JSON that changes when the data to be read changes: paths and digests, a hub revision, versions."""
+        ...
+
+    def units(self) -> list[str]:
+        """Names of the resumable units, in the order in which their records are written. Cheap; no download."""
+        ...
+
+    def read(self, unit: str) -> Iterator[Record | Dropped]:
+        """The records of one unit, in the same order every time."""
+        ...
+
+    def provenance(self) -> dict[str, Any]:
+        """JSON for sources.json, asked after reading: the pinned commit, the files and digests that were read."""
+        ...
+
+
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """A source whose records cost processor time: it prepares several units at once."""
+
+    def read_all(self, units: Sequence[str]) -> Iterator[Iterable[Record | Dropped]]:
+        """What `read` yields for each of the units, in their order."""
+        ...

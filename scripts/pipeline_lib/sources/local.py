@@ -1,0 +1,125 @@
+"""Files on this disk as a source: globs, many formats, bounded memory."""
+
+import glob
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from ..config import PROJECT_ROOT, resolve_path
+from ..config.sources import SourceSettings
+from ..stage import UserError
+from .base import Dropped, Record
+from .file_kinds import is_readable
+from .file_rows import check_readable, rows_of_file
+from .records import records_of
+from .units import Piece, plan_units, unit_names
+
+_WHOLE_DIGEST_BYTES = 64 << 20
+_SAMPLE_BYTES = 1 << 20
+_SAMPLES = 16
+
+
+class LocalSource:
+    """The records of the files that `settings.paths` names. Raises UserError for a path that names none."""
+
+    def __init__(self, settings: SourceSettings):
+        self.settings = settings
+        self.name, self.kind = settings.name, settings.kind
+        self.format, self.license = settings.record_format, settings.license
+        found = find_files(settings)
+        self._files, self._labels = list(found), list(found.values())
+        self._units = plan_units(self._labels, [file.stat().st_size for file in self._files])
+        self._pieces = dict(zip(unit_names(self._units), self._units, strict=True))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Name, size and content digest of every file."""
+        return {"files": [{"path": label, **content_digest(file)} for label, file in self._labelled()]}
+
+    def provenance(self) -> dict[str, Any]:
+        """What was read, for sources.json."""
+        return self.fingerprint()
+
+    def units(self) -> list[str]:
+        """Shares of large files and groups of small ones."""
+        return list(self._pieces)
+
+    def read(self, unit: str) -> Iterator[Record | Dropped]:
+        """Records of one unit in file order."""
+        for piece in self._pieces[unit]:
+            yield from self._read_piece(piece)
+
+    def _read_piece(self, piece: Piece) -> Iterator[Record | Dropped]:
+        label = self._labels[piece.file]
+        return records_of(
+            rows_of_file(self._files[piece.file], label, self.settings, piece.share), label, self.settings
+        )
+
+    def _labelled(self) -> Iterator[tuple[str, Path]]:
+        return zip(self._labels, self._files, strict=True)
+
+
+def find_files(settings: SourceSettings) -> dict[Path, str]:
+    """{file: its name in keys and messages}, each file once, sorted within each entry of `paths`.
+
+    A folder or a glob takes the files that some reader understands; a file named outright must be readable. Raises
+    UserError for an entry without files, and for a source whose files are all empty.
+    """
+    found: dict[Path, str] = {}
+    for entry in settings.paths:
+        for file in _files_of_entry(entry, settings):
+            check_readable(file.name, settings)
+            found.setdefault(file, _label(file, entry))
+    if not any(file.stat().st_size for file in found):
+        raise UserError(f"source '{settings.name}': every file of {', '.join(settings.paths)} is empty")
+    return found
+
+
+def _files_of_entry(entry: str, settings: SourceSettings) -> list[Path]:
+    path = Path(os.path.normpath(resolve_path(entry)))
+    where = f"source '{settings.name}': {path}"
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        candidates = [child for child in path.rglob("*") if not _is_hidden(child.relative_to(path))]
+    elif glob.has_magic(entry):
+        matches = glob.glob(str(Path(entry).expanduser()), root_dir=PROJECT_ROOT, recursive=True)
+        candidates = [Path(os.path.normpath(PROJECT_ROOT / match)) for match in matches]
+    else:
+        raise UserError(f"{where} does not exist; correct `paths` in the configuration")
+    files = sorted(file for file in candidates if file.is_file())
+    readable = [file for file in files if is_readable(file.name)]
+    if not readable:
+        others = f" ({len(files)} files with other suffixes, for example {files[0].name})" if files else ""
+        raise UserError(f"{where} names no readable file{others}; see docs/data_sources.md for the formats")
+    return readable
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _label(file: Path, entry: str) -> str:
+    """Relative to the project when the entry is, so that ids do not depend on where the project lies."""
+    absolute = Path(entry).expanduser().is_absolute() and not file.is_relative_to(PROJECT_ROOT)
+    return file.as_posix() if absolute else Path(os.path.relpath(file, PROJECT_ROOT)).as_posix()
+
+
+def content_digest(file: Path) -> dict[str, Any]:
+    """Size and xxh3-128 digest of a file: of all of it up to 64 MiB, of 16 spread blocks and the mtime beyond.
+
+    A corpus of hundreds of gigabytes could not be read whole each time a run asks whether it is up to date.
+    """
+    status = file.stat()
+    digest = xxhash.xxh3_128()
+    with open(file, "rb") as stream:
+        if status.st_size <= _WHOLE_DIGEST_BYTES:
+            while block := stream.read(_SAMPLE_BYTES):
+                digest.update(block)
+            return {"bytes": status.st_size, "xxh3": digest.hexdigest()}
+        for index in range(_SAMPLES):
+            stream.seek((status.st_size - _SAMPLE_BYTES) * index // (_SAMPLES - 1))
+            digest.update(stream.read(_SAMPLE_BYTES))
+    return {"bytes": status.st_size, "xxh3_of_samples": digest.hexdigest(), "modified_ns": status.st_mtime_ns}

@@ -1,0 +1,144 @@
+"""Which Python files this interpreter's environment holds, which package each belongs to, and under what licence.
+
+The standard library is found through sysconfig, everything else through the file lists (RECORD) of the installed
+distributions: exactly what an installer put there, no stray files, no folder scan. Test suites are left out: their
+docstrings are few and describe tests.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+
+STANDARD_LIBRARY = "python"
+"""Name under which the standard library appears among the distributions."""
+
+_TEST_FOLDERS = frozenset({"test", "tests", "_tests", "idle_test"})
+_CLASSIFIER = "License :: OSI Approved :: "
+_LONGEST_LICENSE_FIELD = 60
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One importable file of an installed distribution."""
+
+    path: str
+    module: str
+    distribution: str
+    version: str
+    license: str
+    size: int
+    """Bytes as the distribution's file list states them; for balancing work, not for truth."""
+    url: str
+    """A package URL (github.com/package-url/purl-spec) with the file as its subpath."""
+
+
+def environment(patterns: tuple[str, ...]) -> list[tuple[str, str]]:
+    """(name, version) of the standard library and of every installed distribution that matches a pattern, sorted.
+
+    Patterns are shell patterns, `python` standing for the standard library; of those that match a name the last one
+    counts, and one that starts with "!" leaves the name out.
+    """
+    found = {(STANDARD_LIBRARY, platform.python_version())}
+    found |= {(_canonical(d.metadata["Name"]), d.version) for d in _distributions()}
+    return sorted(pair for pair in found if _matches(pair[0], patterns))
+
+
+def source_files(patterns: tuple[str, ...]) -> list[SourceFile]:
+    """Every importable file, test suites apart, each once, ordered by distribution and path."""
+    files: dict[str, SourceFile] = {}
+    if _matches(STANDARD_LIBRARY, patterns):
+        for file in _standard_library():
+            files.setdefault(file.path, file)
+    for distribution in _distributions():
+        if _matches(_canonical(distribution.metadata["Name"]), patterns):
+            for file in _files_of(distribution):
+                files.setdefault(file.path, file)
+    return sorted(files.values(), key=lambda file: (file.distribution, file.path))
+
+
+def license_of(metadata: importlib.metadata.PackageMetadata) -> str:
+    """The licence a distribution states: its SPDX expression, else a short License field, else its classifiers.
+
+    A License field that holds the whole text of a licence, or nothing, says less than the classifiers do.
+    """
+    expression = (metadata.get("License-Expression") or "").strip()
+    if expression:
+        return expression
+    field = (metadata.get("License") or "").strip()
+    if field and field.upper() != "UNKNOWN" and "\n" not in field and len(field) <= _LONGEST_LICENSE_FIELD:
+        return field
+    classifiers = metadata.get_all("Classifier") or []
+    names = [c.removeprefix(_CLASSIFIER) for c in classifiers if c.startswith(_CLASSIFIER)]
+    return " OR ".join(names) if names else "unknown"
+
+
+@lru_cache(maxsize=1)
+def _distributions() -> tuple[importlib.metadata.Distribution, ...]:
+    """Installed distributions by name; of two with one name the first on the path counts, as it does for import."""
+    first: dict[str, importlib.metadata.Distribution] = {}
+    for distribution in importlib.metadata.distributions():
+        if distribution.metadata["Name"]:
+            first.setdefault(_canonical(distribution.metadata["Name"]), distribution)
+    return tuple(first[name] for name in sorted(first))
+
+
+def _canonical(name: str) -> str:
+    return name.lower().replace("_", "-").replace(".", "-")
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a name is asked for: later patterns win, "!pattern" leaves out."""
+    wanted = all(pattern.startswith("!") for pattern in patterns)
+    for pattern in patterns:
+        if fnmatchcase(name, _canonical(pattern.removeprefix("!"))):
+            wanted = not pattern.startswith("!")
+    return wanted
+
+
+def _standard_library() -> Iterator[SourceFile]:
+    root = Path(sysconfig.get_path("stdlib"))
+    version = platform.python_version()
+    for folder, folders, names in os.walk(root):
+        top = Path(folder) == root
+        folders[:] = sorted(
+            f for f in folders if f not in _TEST_FOLDERS and (f in sys.stdlib_module_names if top else f.isidentifier())
+        )
+        for name in sorted(names):
+            relative = PurePosixPath(Path(folder, name).relative_to(root).as_posix())
+            if relative.suffix == ".py" and (not top or relative.stem in sys.stdlib_module_names):
+                path = Path(folder, name)
+                url = f"pkg:generic/python@{version}#{relative}"
+                module = _module_name(relative)
+                yield SourceFile(str(path), module, STANDARD_LIBRARY, version, "PSF-2.0", path.stat().st_size, url)
+
+
+def _files_of(distribution: importlib.metadata.Distribution) -> Iterator[SourceFile]:
+    name, version = _canonical(distribution.metadata["Name"]), distribution.version
+    licence = license_of(distribution.metadata)
+    for file in distribution.files or []:
+        # ".." leads to scripts outside site-packages; *.dist-info and *.data hold no modules.
+        if file.suffix != ".py" or ".." in file.parts or _is_test(file) or "." in file.parts[0].removesuffix(".py"):
+            continue
+        url = f"pkg:pypi/{name}@{version}#{file.as_posix()}"
+        path = str(distribution.locate_file(file))
+        yield SourceFile(path, _module_name(file), name, version, licence, file.size or 0, url)
+
+
+def _is_test(path: PurePosixPath) -> bool:
+    return (
+        bool(_TEST_FOLDERS.intersection(path.parts[:-1])) or path.name.startswith("test_") or path.name == "conftest.py"
+    )
+
+
+def _module_name(path: PurePosixPath) -> str:
+    parts = path.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)

@@ -1,0 +1,97 @@
+"""Documents from web archives: WARC responses through main-text extraction, WET conversions as they are.
+
+A crawl archive is one gzip member per record, written back to back. That makes it splittable: a share of the file
+starts at the first member whose decompressed bytes begin with a WARC version line. Records that are not pages (the
+requests, the crawl's own notes) are not documents and are passed over; a page that cannot be used is a drop.
+Trap: a server's text is whatever it sent, so a 404 page, an image or a truncated body must not become a document.
+"""
+
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .base import Dropped
+from .document_rows import MAX_PAGE_BYTES, page_row
+from .file_kinds import open_bytes
+from .rows import WHOLE, Row, Share, damaged
+
+HTML_TYPES = ("text/html", "application/xhtml+xml")
+_GZIP_MAGIC = b"\x1f\x8b\x08"
+_WINDOW, _HEAD = 1 << 18, 4096
+
+
+def read_warc(path: Path, label: str, compression: str, share: Share = WHOLE) -> Iterator[Row | Dropped]:
+    """Rows of the records that start in this share of the archive. A share needs a gzip member per record."""
+    from warcio.archiveiterator import ArchiveIterator
+    from warcio.exceptions import ArchiveLoadFailed
+
+    start, end = share.bounds(path.stat().st_size) if share.count > 1 else (0, None)
+    with open_bytes(path, label, "" if compression == ".gz" else compression) as stream:
+        if start:
+            start = next_member(stream, start, end)
+            stream.seek(start)
+        if end is not None and start >= end:
+            return
+        records = ArchiveIterator(stream, arc2warc=True)
+        try:
+            for record in records:
+                if end is not None and records.offset >= end:
+                    return
+                row = _record_row(record, label, records.offset)
+                if row is not None:
+                    yield row
+        except ArchiveLoadFailed as error:
+            problem = " ".join(str(error).split())[:160]
+            raise damaged(label, f"{problem} (`warcio recompress` may repair it)") from error
+
+
+def next_member(stream: BinaryIO, start: int, end: int) -> int:
+    """Offset of the first gzip member that starts at or after `start` and holds a WARC record, else at least `end`."""
+    position = start
+    while position < end:
+        stream.seek(position)
+        window = stream.read(_WINDOW + _HEAD)
+        found = window.find(_GZIP_MAGIC)
+        while 0 <= found < _WINDOW:
+            if _starts_record(window[found : found + _HEAD]):
+                return position + found
+            found = window.find(_GZIP_MAGIC, found + 1)
+        position += _WINDOW
+    return end
+
+
+def _starts_record(data: bytes) -> bool:
+    try:
+        return zlib.decompressobj(wbits=31).decompress(data, 8).startswith(b"WARC/")
+    except zlib.error:
+        return False
+
+
+def _record_row(record: Any, label: str, offset: int) -> Row | Dropped | None:
+    if record.rec_type not in ("response", "conversion"):
+        return None
+    where = f"{label}, byte {offset}"
+    url = record.rec_headers.get_header("WARC-Target-URI") or ""
+    body = record.content_stream().read(MAX_PAGE_BYTES + 1)
+    if getattr(record.raw_stream, "limit", 0) and len(body) <= MAX_PAGE_BYTES:
+        return Dropped("archive record cut short", bytes=len(body), where=where)
+    if record.rec_type == "conversion":
+        return _plain_text(body, url, f"@{offset}", where)
+    if record.http_headers is None or record.http_headers.get_statuscode() != "200":
+        return Dropped("HTTP status is not 200", bytes=len(body), where=where)
+    content_type = (record.http_headers.get_header("Content-Type") or "").partition(";")[0].strip().lower()
+    if content_type == "text/plain":
+        return _plain_text(body, url, f"@{offset}", where)
+    if content_type not in HTML_TYPES:
+        return Dropped("neither HTML nor plain text", bytes=len(body), where=where)
+    return page_row(body, url, f"@{offset}", where)
+
+
+def _plain_text(body: bytes, url: str, key: str, where: str) -> Row | Dropped:
+    if len(body) > MAX_PAGE_BYTES:
+        return Dropped(f"page longer than {MAX_PAGE_BYTES >> 20} MiB", bytes=len(body), where=where)
+    try:
+        return Row({"text": body.decode("utf-8"), "url": url}, key, where, len(body))
+    except UnicodeDecodeError:
+        return Dropped("not UTF-8", bytes=len(body), where=where)

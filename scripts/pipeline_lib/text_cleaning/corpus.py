@@ -1,0 +1,226 @@
+"""The part of cleaning that needs all documents: duplicates, and the shards and receipts that leave the stage.
+
+Three kinds of units, each resumable: `clean/<shard>` (scratch files, in parallel), `duplicates`, `<shard>` (the final
+shard and the receipts of its duplicates). Scratch lives in the work folder and goes with it; its digests are in the
+units' results and are checked when it is read.
+"""
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline_lib.stage import Ledger, Stage, StageFailure, UserError, atomic_path, file_digest, ordered_map
+
+from .receipts import RECEIPTS, write_receipts
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from dedup.parameters import DedupParameters
+    from pipeline_lib.config.clean import DedupSettings
+
+SCRATCH = "scratch"
+DUPLICATES = "duplicates"
+FLOW = "text"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One input shard and its scratch files."""
+
+    name: str
+    source: Path
+    candidates: Path
+    receipts: Path
+    final: Path
+    duplicate_receipts: Path
+
+    @property
+    def clean_unit(self) -> str:
+        """Name of the unit that cleans this shard."""
+        return f"clean/{self.name}"
+
+
+def text_shards(stage: Stage) -> list[Path]:
+    """Return the text shards of stage 01, verified. Raises UserError when there is none."""
+    files = stage.input("01_download").files("part-*.parquet")
+    if not files:
+        raise UserError("01_download has no text shards; give `download.sources` a source of kind text")
+    return files
+
+
+def shards_of(stage: Stage) -> list[Shard]:
+    """Return the shards to clean and where their scratch files lie."""
+    folder = stage.work / SCRATCH
+    return [
+        Shard(
+            file.stem,
+            file,
+            folder / "candidates" / file.name,
+            folder / "receipts" / file.name,
+            folder / "final" / file.name,
+            folder / "duplicate_receipts" / file.name,
+        )
+        for file in text_shards(stage)
+    ]
+
+
+def evaluation_files(stage: Stage) -> list[Path]:
+    """Return the evaluation sets that documents are compared with, none when that is switched off."""
+    return stage.input("01_download").files("eval/*.jsonl") if stage.settings.contamination.enabled else []
+
+
+def clean_shards(stage: Stage, shards: list[Shard]) -> None:
+    """Clean every shard that is not finished, `stage.threads` at a time."""
+    from .shard import ShardJob, clean_shard, start_cleaner
+
+    waiting = {shard.clean_unit: shard for shard in shards if not stage.finished(shard.clean_unit)}
+    jobs = [ShardJob(shard.source, shard.candidates, shard.receipts) for shard in waiting.values()]
+    workers = min(stage.threads, len(jobs)) or 1
+    settings = (stage.settings, evaluation_files(stage))
+    results = ordered_map(clean_shard, jobs, workers, initializer=start_cleaner, initargs=settings)
+    units = stage.todo([shard.clean_unit for shard in shards], "cleaning", "shards")
+    for key, result in zip(units, results, strict=True):
+        with stage.unit(key) as unit:
+            unit.result = result
+            _enter(unit.ledger, result["tally"])
+    _stop_if_nothing_is_left(stage, shards)
+
+
+def _enter(ledger: Ledger, tally: dict[str, Any]) -> None:
+    for source, measure, amount in tally["entered"]:
+        ledger.enter(FLOW, source, **{"documents": 0, measure: amount})
+    for source, rule, measure, amount in tally["dropped"]:
+        ledger.drop(FLOW, source, rule, **{"documents": 0, measure: amount})
+    for source, amount in tally["rewritten"]:
+        ledger.drop(FLOW, source, "rewritten", documents=0, bytes=amount)
+
+
+def _stop_if_nothing_is_left(stage: Stage, shards: list[Shard]) -> None:
+    results = [stage.unit_result(shard.clean_unit) for shard in shards]
+    documents = sum(result["documents"] for result in results)
+    if sum(result["removed"] for result in results) < documents:
+        return
+    if not documents:
+        raise StageFailure("01_download has no text documents; give `download.sources` a source of kind text")
+    from .rules import active_rules
+
+    thresholds = {rule.name: rule.threshold for rule in active_rules(stage.settings)}
+    removed: Counter[str] = Counter()
+    for result in results:
+        for _, rule, measure, amount in result["tally"]["dropped"]:
+            removed[rule] += amount if measure == "documents" else 0
+    most = ", ".join(f"{rule} ({thresholds[rule]:g}): {n}" for rule, n in removed.most_common(3))
+    raise StageFailure(
+        f"cleaning removed all {documents} documents; most by {most}. Loosen that threshold in the `clean` section, or"
+        " take its group out of `clean.quality_rules`"
+    )
+
+
+def find_duplicates(stage: Stage, shards: list[Shard]) -> Path:
+    """Deduplicate over all candidates; return the file with one row per duplicate (dedup's columns)."""
+    import pyarrow.parquet as pq
+
+    output = stage.work / SCRATCH / "duplicates.parquet"
+    for key in stage.todo([DUPLICATES], "deduplication", "passes"):
+        files = [_verified(stage, shard.clean_unit, "candidates", shard.candidates) for shard in shards]
+        with stage.unit(key) as unit:
+            table = _duplicates(stage, files)
+            with atomic_path(output) as temporary:
+                pq.write_table(table, temporary, compression="zstd")
+            unit.result = {"duplicates": table.num_rows, "digests": {DUPLICATES: file_digest(output)}}
+    return _verified(stage, DUPLICATES, DUPLICATES, output)
+
+
+def _duplicates(stage: Stage, files: list[Path]) -> "pa.Table":
+    from dedup.receipts import RECEIPT_SCHEMA
+    from dedup.removals import find_duplicates
+
+    if not stage.settings.dedup.enabled:
+        return RECEIPT_SCHEMA.empty_table()
+    parameters = dedup_parameters(stage.settings.dedup, stage.seed)
+    return find_duplicates(files, parameters, stage.threads, stage.work / SCRATCH / "dedup")
+
+
+def dedup_parameters(settings: "DedupSettings", seed: int) -> "DedupParameters":
+    """Return the settings in dedup's own terms."""
+    from dedup.parameters import DedupParameters
+
+    return DedupParameters(
+        ngram=settings.ngram,
+        bands=settings.bands,
+        rows=settings.rows,
+        jaccard=settings.jaccard,
+        containment=settings.containment,
+        seed=seed,
+        source_rank=tuple(settings.source_rank),
+        max_removed_fraction=settings.max_removed_fraction,
+        guard_minimum=settings.guard_minimum,
+        device=settings.device,
+    )
+
+
+def write_final_shards(stage: Stage, shards: list[Shard], duplicates: Path) -> None:
+    """Write every shard without its duplicates, `stage.threads` at a time, and account for what was kept."""
+    from .final_shards import FinalJob, write_final_shard
+
+    waiting = [shard for shard in shards if not stage.finished(shard.name)]
+    jobs = [
+        FinalJob(
+            _verified(stage, shard.clean_unit, "candidates", shard.candidates),
+            duplicates,
+            shard.final,
+            shard.duplicate_receipts,
+            stage.settings.dedup.jaccard,
+        )
+        for shard in waiting
+    ]
+    results = ordered_map(write_final_shard, jobs, min(stage.threads, len(jobs)) or 1)
+    by_name = {shard.name: shard for shard in shards}
+    for key, result in zip(stage.todo(list(by_name), "writing", "shards"), results, strict=True):
+        with stage.unit(key) as unit:
+            os.replace(by_name[key].final, unit.path(f"{key}.parquet"))
+            unit.result = result
+            for source, measure, amount in result["kept"]:
+                unit.ledger.keep(FLOW, source, **{"documents": 0, measure: amount})
+            for source, rule, measure, amount in result["dropped"]:
+                unit.ledger.drop(FLOW, source, rule, **{"documents": 0, measure: amount})
+
+
+def write_all_receipts(stage: Stage, shards: list[Shard]) -> None:
+    """Join the receipts of all shards into removed.parquet."""
+    for key in stage.todo(["receipts"], "receipts", "files"):
+        with stage.unit(key) as unit:
+            parts = []
+            for shard in shards:
+                parts.append(_verified(stage, shard.clean_unit, "receipts", shard.receipts))
+                parts.append(_verified(stage, shard.name, "receipts", shard.duplicate_receipts))
+            unit.result = {"rows": write_receipts(parts, unit.path(RECEIPTS))}
+
+
+def summarise(stage: Stage, shards: list[Shard]) -> dict[str, Any]:
+    """Return the numbers for the card: documents and bytes in and out, removals per rule, personal data replaced."""
+    removed: Counter[str] = Counter()
+    replaced: Counter[str] = Counter()
+    documents = kept = 0
+    for shard in shards:
+        cleaned, final = stage.unit_result(shard.clean_unit), stage.unit_result(shard.name)
+        documents += cleaned["documents"]
+        replaced.update(cleaned["tally"]["replaced"])
+        for _, rule, measure, amount in cleaned["tally"]["dropped"] + final["dropped"]:
+            removed[rule] += amount if measure == "documents" else 0
+        kept += sum(amount for _, measure, amount in final["kept"] if measure == "documents")
+    return {
+        "documents_in": documents,
+        "documents_kept": kept,
+        "removed": dict(removed.most_common()),
+        "personal_data_replaced": dict(replaced.most_common()),
+    }
+
+
+def _verified(stage: Stage, unit: str, name: str, path: Path) -> Path:
+    if not path.is_file() or file_digest(path) != stage.unit_result(unit)["digests"][name]:
+        raise StageFailure(f"the scratch file {path} is missing or damaged; start this stage again with --force")
+    return path

@@ -1,0 +1,128 @@
+"""Every score of the Gopher and FineWeb rules as a column, computed once over Arrow's own bytes.
+
+Thresholds are applied to these columns later (`rules.py`), so trying another threshold reads no text. The compiled loop
+takes the offsets and bytes of the Arrow array as they are, without a Python object per document, and releases the
+interpreter lock. Scratch arrays are as long as the longest text of the batch; the operating system hands out only the
+pages that are touched.
+Cost: a cold start compiles for about ten seconds, once per machine (numba keeps the result on disk).
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from .compiled import kernel
+
+from .characters import character_classes
+from .hash_set import mask_for, new_slots
+from .lines import count_marks, line_scores, paragraph_scores
+from .repetition import repetition_scores
+from .words import HAS_LETTER, HAS_MORE_THAN_PUNCTUATION, hash_words, split
+
+if TYPE_CHECKING:
+    import pyarrow
+
+WORD_COLUMNS = ("words", "word_length", "hash_ratio", "ellipsis_ratio", "alphabetic_words", "stop_words")
+LINE_COLUMNS = (
+    "bullet_lines",
+    "ellipsis_lines",
+    "duplicate_lines",
+    "duplicate_line_characters",
+    "terminal_lines",
+    "short_lines",
+    "duplicate_characters",
+    "newlines_per_word",
+)
+PARAGRAPH_COLUMNS = ("duplicate_paragraphs", "duplicate_paragraph_characters")
+REPETITION_COLUMNS = ("top_2gram", "top_3gram", "top_4gram", *(f"duplicate_{n}gram" for n in range(5, 11)))
+SCORE_COLUMNS = ("characters", *WORD_COLUMNS, *LINE_COLUMNS, *PARAGRAPH_COLUMNS, *REPETITION_COLUMNS)
+
+_LINES_AT = 1 + len(WORD_COLUMNS)
+_PARAGRAPHS_AT = _LINES_AT + len(LINE_COLUMNS)
+_REPETITION_AT = _PARAGRAPHS_AT + len(PARAGRAPH_COLUMNS)
+_STAMPS = 11  # hash sets that one document uses: lines, paragraphs, nine n-gram sizes
+
+
+def score_documents(texts: "pyarrow.Array", stop_words: Sequence[str], short_line_characters: int) -> dict[str, np.ndarray]:
+    """Return {score column: float64[documents]} for normalised texts (a string or large_string array without nulls).
+
+    An empty text scores 0 everywhere. Raises ValueError for nulls or more documents than one batch may have.
+    """
+    data, offsets = text_buffers(texts)
+    if len(texts) > np.iinfo(np.int32).max // _STAMPS - 1:
+        raise ValueError(f"{len(texts)} documents in one batch are too many; score them in batches of a few thousand")
+    out = np.zeros((len(texts), len(SCORE_COLUMNS)))
+    stops = np.unique(hash_words(list(stop_words)))
+    _score_batch(data, offsets, character_classes(), stops, short_line_characters, out)
+    return {name: out[:, i].copy() for i, name in enumerate(SCORE_COLUMNS)}
+
+
+def text_buffers(texts: "pyarrow.Array") -> tuple[np.ndarray, np.ndarray]:
+    """Return (bytes uint8[...], offsets int64[documents + 1]) of an Arrow string array, without copying the bytes.
+
+    Raises ValueError when the array has nulls.
+    """
+    import pyarrow as pa
+
+    if texts.null_count:
+        raise ValueError("texts must not be null")
+    texts = texts.cast(pa.large_string())
+    _, offsets, data = texts.buffers()
+    starts = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1] if len(texts) else np.zeros(1, int)
+    return np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8), starts
+
+
+@kernel
+def _word_scores(data, start, end, lengths, hashes, flags, count, stops, out):
+    plain, plain_characters, alphabetic = 0, 0, 0
+    found = np.zeros(stops.size, np.bool_)
+    for i in range(count):
+        if flags[i] & HAS_MORE_THAN_PUNCTUATION:
+            plain += 1
+            plain_characters += lengths[i]
+        alphabetic += (flags[i] & HAS_LETTER) != 0
+        place = np.searchsorted(stops, hashes[i])
+        if place < stops.size and stops[place] == hashes[i]:
+            found[place] = True
+    signs, ellipses = count_marks(data, start, end)
+    out[0] = plain
+    out[1] = plain_characters / plain if plain else 0.0
+    out[2] = signs / count if count else 0.0
+    out[3] = ellipses / count if count else 0.0
+    out[4] = alphabetic / count if count else 0.0
+    out[5] = found.sum()
+
+
+@kernel
+def _score_batch(data, offsets, classes, stops, short_line, out):
+    longest = 1
+    for i in range(offsets.size - 1):
+        longest = max(longest, offsets[i + 1] - offsets[i])
+    begins, ends = np.empty(longest, np.int64), np.empty(longest, np.int64)
+    lengths, hashes, flags = np.empty(longest, np.int32), np.empty(longest, np.uint64), np.empty(longest, np.uint8)
+    grams, sums = np.empty(longest, np.uint64), np.empty(longest + 1, np.int64)
+    keys, stamps = new_slots(1024)
+    occurrences, firsts = np.empty(keys.size, np.int32), np.empty(keys.size, np.int32)
+    stamp = 1
+    for i in range(offsets.size - 1):
+        start, end = offsets[i], offsets[i + 1]
+        if start == end:
+            continue
+        count, characters = split(data, start, end, classes, begins, ends, lengths, hashes, flags)
+        lines = 1
+        for k in range(start, end):
+            lines += data[k] == 0x0A
+        mask = mask_for(max(count, lines))
+        if mask >= keys.size:
+            keys, stamps = new_slots(mask)
+            occurrences, firsts = np.empty(keys.size, np.int32), np.empty(keys.size, np.int32)
+        row = out[i]
+        row[0] = characters
+        _word_scores(data, start, end, lengths, hashes, flags, count, stops, row[1:])
+        line_scores(data, start, end, characters, count, classes, short_line, keys, stamps, mask, stamp, row[_LINES_AT:])
+        paragraph_scores(data, start, end, characters, classes, keys, stamps, mask, stamp + 1, row[_PARAGRAPHS_AT:])
+        repetition_scores(
+            hashes, lengths, count, characters, keys, stamps, stamp + 2, mask, grams, sums, occurrences, firsts,
+            row[_REPETITION_AT:],
+        )  # fmt: skip
+        stamp += _STAMPS

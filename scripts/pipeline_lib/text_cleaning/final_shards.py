@@ -1,0 +1,87 @@
+"""The shards that leave the stage: candidates without the duplicates, and a receipt for each of those."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline_lib.stage import atomic_path, file_digest
+
+from .receipts import EXACT, NEAR, PREVIEW_CHARACTERS, receipt_schema
+
+
+@dataclass(frozen=True)
+class FinalJob:
+    """Paths of one shard: its candidates, the duplicates of the whole corpus, and the two files that are written."""
+
+    candidates: Path
+    duplicates: Path
+    output: Path
+    receipts: Path
+    jaccard: float
+
+
+def write_final_shard(job: FinalJob) -> dict[str, Any]:
+    """Write the documents that stay, with the column `duplicates` (how many each one stands for), and the receipts.
+
+    Returns counts per source and the digest of the receipts.
+    """
+    duplicates = pq.read_table(job.duplicates)
+    copies = Counter(duplicates["survivor_id"].to_pylist())
+    kept: Counter[tuple[str, str]] = Counter()
+    dropped: Counter[tuple[str, str, str]] = Counter()
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    with pq.ParquetFile(job.candidates) as shard, atomic_path(job.receipts) as receipts_path:
+        schema = shard.schema_arrow.append(pa.field("duplicates", pa.int32()))
+        with (
+            pq.ParquetWriter(job.output, schema, compression="zstd") as writer,
+            pq.ParquetWriter(receipts_path, receipt_schema(), compression="zstd") as receipt_writer,
+        ):
+            for group in range(shard.num_row_groups):
+                table = shard.read_row_group(group)
+                places = pc.index_in(table["id"].combine_chunks(), duplicates["id"].combine_chunks())
+                stays = pc.is_null(places)
+                staying = table.filter(stays)
+                counts = pa.array([copies[identity] for identity in staying["id"].to_pylist()], pa.int32())
+                writer.write_table(staying.append_column("duplicates", counts))
+                receipts = _receipts(table.filter(pc.invert(stays)), duplicates.take(places.drop_null()), job.jaccard)
+                receipt_writer.write_table(receipts)
+                _count(staying, kept)
+                _count_dropped(table.filter(pc.invert(stays)), receipts, dropped)
+    return {
+        "kept": [[*key, n] for key, n in sorted(kept.items())],
+        "dropped": [[*key, n] for key, n in sorted(dropped.items())],
+        "digests": {"receipts": file_digest(job.receipts)},
+    }
+
+
+def _receipts(removed: pa.Table, evidence: pa.Table, threshold: float) -> pa.Table:
+    columns = {
+        "id": removed["id"],
+        "source": removed["source"],
+        "rule": [EXACT if kind == "exact" else NEAR for kind in evidence["kind"].to_pylist()],
+        "score": evidence["jaccard"],
+        "threshold": [threshold] * removed.num_rows,
+        "preview": pc.utf8_slice_codeunits(removed["text"], 0, PREVIEW_CHARACTERS),
+        "survivor_id": evidence["survivor_id"],
+        "jaccard": evidence["jaccard"],
+        "containment": evidence["containment"],
+    }
+    return pa.Table.from_pydict(columns, schema=receipt_schema())
+
+
+def _count(table: pa.Table, counts: Counter) -> None:
+    for source, size in zip(table["source"].to_pylist(), pc.binary_length(table["text"]).to_pylist(), strict=True):
+        counts[source, "documents"] += 1
+        counts[source, "bytes"] += size
+
+
+def _count_dropped(removed: pa.Table, receipts: pa.Table, counts: Counter) -> None:
+    rows = zip(removed["source"].to_pylist(), receipts["rule"].to_pylist(), pc.binary_length(removed["text"]).to_pylist(), strict=True)
+    for source, rule, size in rows:
+        counts[source, rule, "documents"] += 1
+        counts[source, rule, "bytes"] += size

@@ -1,0 +1,63 @@
+"""What `--plan` says about stage 02: clean and deduplicate a few megabytes for real, and scale up by bytes."""
+
+import tempfile
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dedup.removals import find_duplicates
+from pipeline_lib.stage import Estimate, Stage
+
+from .corpus import dedup_parameters, evaluation_files, text_shards
+from .shard import INPUT_COLUMNS, ROWS_PER_BATCH, DocumentCleaner, Tally
+
+PROBE_BYTES = 2_000_000
+START_SECONDS = 3.0  # starting the workers and loading the compiled code, measured on two cores
+PROCESS_BYTES = 300_000_000  # interpreter, Arrow, numba, measured
+SKETCH_BYTES = 256  # what deduplication remembers of one document
+
+
+def estimate_cleaning(stage: Stage) -> Estimate:
+    """Return the expected cost of the whole stage. Compilation is left out: it happens once per machine."""
+    files = text_shards(stage)
+    documents = sum(pq.read_metadata(file).num_rows for file in files)
+    sample = first_documents(files)
+    if not sample.num_rows:
+        return Estimate(None, None, None, "01_download has no documents")
+    cleaner = DocumentCleaner(stage.settings, evaluation_files(stage))
+    cleaner.clean(sample.slice(0, 1), Tally())
+    started = time.perf_counter()
+    kept = cleaner.clean(sample, Tally()).kept
+    cleaning = time.perf_counter() - started
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "part-00000.parquet"
+        pq.write_table(kept, path, compression="zstd")
+        disk = path.stat().st_size
+        started = time.perf_counter()
+        if stage.settings.dedup.enabled and kept.num_rows:
+            find_duplicates([path], dedup_parameters(stage.settings.dedup, stage.seed), 1, Path(folder) / "scratch")
+        deduplication = time.perf_counter() - started
+    scale = documents / sample.num_rows
+    workers = min(stage.threads, len(files))
+    return Estimate(
+        seconds=START_SECONDS + scale * (cleaning / workers + deduplication / stage.threads),
+        memory_bytes=(workers + 1) * PROCESS_BYTES + documents * SKETCH_BYTES,
+        disk_bytes=int(2 * scale * disk),
+        basis=f"{sample.num_rows} documents cleaned and deduplicated on one core, scaled to {documents}",
+    )
+
+
+def first_documents(files: list[Path]) -> pa.Table:
+    """Return documents from the start of the first shards, about PROBE_BYTES of them."""
+    batches: list[pa.Table] = []
+    size = 0
+    for file in files:
+        with pq.ParquetFile(file) as shard:
+            for batch in shard.iter_batches(64, columns=list(INPUT_COLUMNS), use_threads=False):
+                batches.append(pa.Table.from_batches([batch]).select(INPUT_COLUMNS))
+                size += batch.nbytes
+                if size >= PROBE_BYTES or len(batches) * 64 >= ROWS_PER_BATCH:
+                    return pa.concat_tables(batches).combine_chunks()
+    return pa.concat_tables(batches).combine_chunks()

@@ -1,0 +1,83 @@
+"""removed.parquet: one row for every document that did not stay, with the evidence; and `--why`, which reads it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline_lib.stage import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+PREVIEW_CHARACTERS = 200
+RECEIPTS = "removed.parquet"
+EXACT, NEAR = "exact_duplicate", "near_duplicate"
+
+
+def receipt_schema() -> "pa.Schema":
+    """Return the columns of removed.parquet.
+
+    rule: the setting that removed the document, "exact_duplicate" or "near_duplicate"; score and threshold: what was
+    compared; survivor_id: the document that stays instead, or for contamination the evaluation record that was copied;
+    jaccard, containment: of the word shingles of the two documents, null for the other rules.
+    """
+    import pyarrow as pa
+
+    text, number = pa.string(), pa.float64()
+    names = ("id", "source", "rule", "score", "threshold", "preview", "survivor_id", "jaccard", "containment")
+    kinds = (text, text, text, number, number, pa.large_string(), text, number, number)
+    return pa.schema(list(zip(names, kinds, strict=True)))
+
+
+def write_receipts(parts: list[Path], output: Path) -> int:
+    """Join receipt files, in the order given, into one; return the number of rows."""
+    import pyarrow.parquet as pq
+
+    rows = 0
+    with pq.ParquetWriter(output, receipt_schema(), compression="zstd") as writer:
+        for part in parts:
+            table = pq.read_table(part)
+            rows += table.num_rows
+            if table.num_rows:
+                writer.write_table(table)
+    return rows
+
+
+def explain(stage_folder: Path, identity: str) -> list[str]:
+    """Return the lines that tell one document's fate. Raises UserError when this stage has never seen it."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    receipts = stage_folder / RECEIPTS
+    if not receipts.is_file():
+        raise UserError(f"{receipts} does not exist; run this script without --why first")
+    wanted = pc.field("id") == identity
+    removed = pq.read_table(receipts, filters=wanted).to_pylist()
+    if removed:
+        return _explain_removal(removed[0])
+    for part in sorted(stage_folder.glob("part-*.parquet")):
+        kept = pq.read_table(part, filters=wanted).to_pylist()
+        if kept:
+            return _explain_survival(part, kept[0])
+    raise UserError(f"no document {identity!r} in {stage_folder}; ids are in the `id` column of 01_download/part-*.parquet")
+
+
+def _explain_removal(row: dict) -> list[str]:
+    lines = [f"{row['id']} (source {row['source']}) was removed by {row['rule']}"]
+    if row["rule"] in (EXACT, NEAR):
+        lines.append(f"  stays instead: {row['survivor_id']}")
+        lines.append(
+            f"  Jaccard {row['jaccard']:.3f} (removed from {row['threshold']:g}), containment {row['containment']:.3f}"
+        )
+    else:
+        lines.append(f"  score {row['score']:g}, threshold {row['threshold']:g}")
+        if row["survivor_id"]:
+            lines.append(f"  shares text with {row['survivor_id']}")
+    return [*lines, f"  text: {row['preview']!r}"]
+
+
+def _explain_survival(part: Path, row: dict) -> list[str]:
+    lines = [f"{row['id']} (source {row['source']}) stays, in {part.name}"]
+    for name, value in row.items():
+        if name not in ("id", "source", "text", "url", "license"):
+            lines.append(f"  {name} {value:g}" if isinstance(value, float) else f"  {name} {value}")
+    return [*lines, f"  text: {row['text'][:PREVIEW_CHARACTERS]!r}"]

@@ -1,0 +1,73 @@
+"""Every formatter on genuine records of its data set: how many are kept, and why the others are not."""
+
+import gzip
+import json
+from collections import Counter
+
+import pytest
+from dataset_formatters import FORMAT_HANDLERS, MalformedRecord
+
+
+def read(path):
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as file:
+        if ".jsonl" in path.name:
+            return [json.loads(line) for line in file]
+        return json.load(file)
+
+
+def format_all(name, records):
+    made, refused = [], Counter()
+    for number, record in enumerate(records, start=1):
+        try:
+            made.append(FORMAT_HANDLERS[name](record, f"{name}:{number}"))
+        except MalformedRecord as refusal:
+            refused[refusal.reason] += 1
+    return made, refused
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "kept", "refused"),
+    [
+        ("alpaca", "alpaca/alpaca_en_demo.json", 999, {}),
+        ("alpaca", "alpaca/alpaca_tiny.json", 100, {}),
+        ("alpaca", "alpaca/gpteacher_codegen-instruct.json", 0, {"missing_field": 4535}),
+        ("sharegpt", "sharegpt/dummy_conversation.json", 500, {}),
+        ("sharegpt", "glaive/glaive_toolcall_en_demo.part1.json", 0, {"tool_turn": 200}),
+        ("messages", "sharegpt/openai_sft.jsonl", 128, {}),
+        ("gsm8k", "gsm8k/train.jsonl", 7473, {}),
+        ("hh-rlhf", "preference/hh-rlhf_harmless-base_test.part1.jsonl.gz", 1150,
+         {"empty_side": 4, "turns_do_not_alternate": 2}),
+    ],
+)  # fmt: skip
+def test_genuine_records_are_kept_or_refused_for_a_known_reason(shared_data, name, file, kept, refused):
+    made, reasons = format_all(name, read(shared_data / file))
+    assert (len(made), dict(reasons)) == (kept, refused)
+
+
+def test_genuine_gsm8k_answers_keep_their_text_and_value(shared_data):
+    records = read(shared_data / "gsm8k" / "train.jsonl")
+    made, _ = format_all("gsm8k", records)
+    for record, conversation in zip(records, made, strict=True):
+        answer = conversation["messages"][-1]["content"]
+        steps, _, final = answer.rpartition("\n#### ")
+        original = record["answer"].rpartition("#### ")[2].replace(",", "")
+        assert float(final) == float(original) and "<<" not in steps
+    first = made[0]["messages"][-1]["content"]
+    assert first == (
+        "Natalia sold 48/2 = 24 clips in May.\nNatalia sold 48+24 = 72 clips altogether in April and May.\n#### 72"
+    )
+
+
+def test_genuine_hh_rlhf_transcripts_can_be_rebuilt_from_their_turns(shared_data):
+    records = read(shared_data / "preference" / "hh-rlhf_harmless-base_test.part1.jsonl.gz")
+    speaker = {"user": "Human", "assistant": "Assistant"}
+    for number, record in enumerate(records):
+        try:
+            made = FORMAT_HANDLERS["hh-rlhf"](record, f"{number}")
+        except MalformedRecord:
+            continue
+        for side in ("chosen", "rejected"):
+            turns = made["prompt"] + made[side]
+            rebuilt = " ".join(f"{speaker[turn['role']]}: {turn['content']}" for turn in turns)
+            assert rebuilt.split() == record[side].split()

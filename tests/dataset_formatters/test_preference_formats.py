@@ -1,0 +1,64 @@
+"""The preference formatters: prompts and answers are told apart, differing prompts are refused."""
+
+import pytest
+from dataset_formatters import FORMAT_HANDLERS, MalformedRecord
+
+WHERE = "preference/set.jsonl:1"
+PROMPT = [{"role": "user", "content": "q"}]
+
+
+def answer(text):
+    return [{"role": "assistant", "content": text}]
+
+
+def refused(name, record):
+    with pytest.raises(MalformedRecord) as refusal:
+        FORMAT_HANDLERS[name](record, WHERE)
+    return refusal.value.reason
+
+
+def test_plain_strings_and_messages_are_read_alike():
+    plain = {"prompt": "q", "chosen": "good", "rejected": "bad"}
+    turns = {"prompt": PROMPT, "chosen": answer("good"), "rejected": answer("bad")}
+    whole = {"prompt": PROMPT, "chosen": PROMPT + answer("good"), "rejected": PROMPT + answer("bad")}
+    expected = {"prompt": PROMPT, "chosen": answer("good"), "rejected": answer("bad")}
+    assert [FORMAT_HANDLERS["preference"](record, WHERE) for record in (plain, turns, whole)] == [expected] * 3
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"prompt": "q", "chosen": "good", "rejected": ""}, "empty_side"),
+        ({"prompt": "", "chosen": "good", "rejected": "bad"}, "empty_turn"),
+        ({"prompt": PROMPT + answer("a"), "chosen": "good", "rejected": "bad"}, "prompt_ends_with_answer"),
+        ({"prompt": "q", "chosen": PROMPT, "rejected": "bad"}, "answer_is_not_one_turn"),
+        ({"prompt": "another", "chosen": PROMPT + answer("a"), "rejected": "bad"}, "prompt_mismatch"),
+        ({"prompt": "q", "chosen": "good"}, "missing_field"),
+    ],
+)
+def test_preference_refuses_by_name(record, reason):
+    assert refused("preference", record) == reason
+
+
+def test_hh_rlhf_splits_at_the_last_answer_and_keeps_speaker_names_inside_a_turn():
+    common = "\n\nHuman: hi\n\nAssistant: I said Human: once.\n\nHuman: and?"
+    made = FORMAT_HANDLERS["hh-rlhf"](
+        {"chosen": common + "\n\nAssistant: yes", "rejected": common + "\n\nAssistant: no"}, WHERE
+    )
+    assert [turn["content"] for turn in made["prompt"]] == ["hi", "I said Human: once.", "and?"]
+    assert (made["chosen"], made["rejected"]) == (answer("yes"), answer("no"))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "reason"),
+    [
+        ("\n\nHuman: a\n\nAssistant: x", "\n\nHuman: b\n\nAssistant: y", "prompt_mismatch"),
+        ("\n\nHuman: a\n\nAssistant: x", "\n\nHuman: a\n\nAssistant: ", "empty_side"),
+        ("just text", "\n\nHuman: a\n\nAssistant: y", "not_a_transcript"),
+        ("\n\nHuman: a\n\nHuman: x", "\n\nHuman: a\n\nHuman: y", "answer_is_not_one_turn"),
+        ("\n\nHuman: a\n\nHuman: b\n\nAssistant: x", "\n\nHuman: a\n\nHuman: b\n\nAssistant: y",
+         "turns_do_not_alternate"),
+    ],
+)  # fmt: skip
+def test_hh_rlhf_refuses_by_name(chosen, rejected, reason):
+    assert refused("hh-rlhf", {"chosen": chosen, "rejected": rejected}) == reason

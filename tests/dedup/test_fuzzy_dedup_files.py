@@ -1,0 +1,78 @@
+"""fuzzy_dedup: a folder of shards in, one file and its receipts out, and nothing half done."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dedup import DedupParameters, cpu_dedup_streaming, fuzzy_dedup
+from pipeline_lib.stage import StageFailure, UserError
+
+LONG = " ".join(f"word{n}" for n in range(200))
+
+
+def test_kept_rows_keep_their_columns_and_order(oracle, tmp_path):
+    corpus = oracle.Planted(seed=3)
+    oracle.write_shards(tmp_path / "in", corpus.records, shards=3)
+    summary = fuzzy_dedup(tmp_path / "in", tmp_path / "out", workers=2)
+    kept = pq.read_table(tmp_path / "out" / "deduplicated.parquet")
+    removed = pq.read_table(tmp_path / "out" / "removed.parquet")
+    gone = set(removed["id"].to_pylist())
+    given = [record for shard in range(3) for record in corpus.records[shard::3]]
+    assert kept["id"].to_pylist() == [record["id"] for record in given if record["id"] not in gone]
+    assert kept.schema.equals(pq.read_schema(tmp_path / "in" / "part-00000.parquet"))
+    assert summary.documents == len(given) == summary.kept + summary.exact + summary.fuzzy
+    assert (summary.kept, summary.exact + summary.fuzzy) == (kept.num_rows, removed.num_rows)
+    assert summary.recall_at_threshold == pytest.approx(0.9236, abs=1e-3)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["deduplicated.parquet", "removed.parquet"]
+
+
+def test_ids_that_repeat_in_different_files_never_remove_a_stranger(tmp_path):
+    for name, texts in (("a", [LONG, "first"]), ("b", ["second", LONG])):
+        pq.write_table(pa.table({"id": ["1", "2"], "text": texts}), tmp_path / f"{name}.parquet")
+    summary = fuzzy_dedup(tmp_path, tmp_path / "out")
+    kept = pq.read_table(tmp_path / "out" / "deduplicated.parquet")["text"].to_pylist()
+    assert sorted(kept) == sorted(["first", LONG, "second"])
+    assert summary.exact == 1
+
+
+def test_documents_without_ids_are_named_by_their_digest(tmp_path):
+    pq.write_table(pa.table({"body": [LONG, LONG + " more", "other"]}), tmp_path / "in.parquet")
+    fuzzy_dedup(tmp_path / "in.parquet", tmp_path / "out", text_column="body", id_column="key")
+    (receipt,) = pq.read_table(tmp_path / "out" / "removed.parquet").to_pylist()
+    assert len(receipt["id"]) == len(receipt["survivor_id"]) == 32
+    assert pq.read_table(tmp_path / "out" / "deduplicated.parquet")["body"].to_pylist() == [LONG + " more", "other"]
+
+
+def test_unusable_input_is_refused_before_anything_is_written(tmp_path):
+    pq.write_table(pa.table({"id": ["a"], "text": ["x"]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="same folder"):
+        fuzzy_dedup(tmp_path, tmp_path)
+    with pytest.raises(UserError, match="no parquet files"):
+        fuzzy_dedup(tmp_path / "absent", tmp_path / "out")
+    pq.write_table(pa.table({"id": ["a"], "text": ["x"], "extra": [1]}), tmp_path / "b.parquet")
+    with pytest.raises(UserError, match="other columns or types"):
+        fuzzy_dedup(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stopped_run_leaves_the_earlier_output_alone(tmp_path):
+    pq.write_table(pa.table({"id": ["a", "b"], "text": ["one", "two"]}), tmp_path / "good.parquet")
+    fuzzy_dedup(tmp_path / "good.parquet", tmp_path / "out")
+    before = (tmp_path / "out" / "deduplicated.parquet").read_bytes()
+    copies = pa.table({"id": [str(n) for n in range(200)], "text": [LONG] * 200})
+    pq.write_table(copies, tmp_path / "copies.parquet")
+    with pytest.raises(StageFailure, match="would lose 199 of 200"):
+        fuzzy_dedup(tmp_path / "copies.parquet", tmp_path / "out")
+    assert (tmp_path / "out" / "deduplicated.parquet").read_bytes() == before
+
+
+def test_the_streaming_entry_gives_the_same_documents_and_refuses_a_machine_that_is_too_small(oracle, tmp_path, capsys):
+    corpus = oracle.Planted(seed=5)
+    oracle.write_shards(tmp_path / "in", corpus.records)
+    with pytest.raises(UserError, match="need about"):
+        cpu_dedup_streaming(str(tmp_path / "in"), str(tmp_path / "x"), memory_info={"ram_free_gb": 1e-9})
+    folder = cpu_dedup_streaming(str(tmp_path / "in"), str(tmp_path / "cpu"), memory_info={"ram_free_gb": 4})
+    assert "documents stay" in capsys.readouterr().out
+    fuzzy_dedup(tmp_path / "in", tmp_path / "direct", DedupParameters())
+    direct = pq.read_table(tmp_path / "direct" / "deduplicated.parquet")
+    assert pq.read_table(f"{folder}/deduplicated.parquet").equals(direct)

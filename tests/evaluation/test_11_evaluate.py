@@ -1,0 +1,238 @@
+"""`python scripts/11_evaluate.py` on a run of tiny models: results, resumption after SIGKILL, and what it refuses."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline_lib.config import PROJECT_ROOT
+from pipeline_lib.evaluation.questionnaire import MODELS
+from pipeline_lib.stage import Ledger
+from pipeline_lib.stage.manifest import Manifest
+from pipeline_lib.stage.stage import describe_files
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "11_evaluate.py"
+SETTINGS = """threads: 1
+evaluate:
+  batch_tokens: 512
+  document_bytes: 200
+  limits: {python_choice: 10}
+  skip: [init.arithmetic]
+"""
+
+
+def finish_stage(run, name, result=None, ledger=None):
+    """Give a folder the manifest of a finished stage."""
+    folder = run / name
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {}
+    for child in sorted(folder.iterdir()):
+        if child.name != "manifest.json":
+            files.update(describe_files(child, child.name))
+    fingerprint = {"inputs": {}, "settings": {}, "seed": 42, "data": {}, "code": {}}
+    Manifest(name, fingerprint, files, (ledger or Ledger()).to_json(), result or {}, [], 0, {}).write(
+        folder / "manifest.json"
+    )
+
+
+def write_evaluation_data(run):
+    sets = {
+        "python_choice": [
+            {
+                "id": f"q{n}",
+                "question": f"What does `f{n}` do?",
+                "answer": n % 4,
+                "choices": [f"Return {n}.", "Raise an error.", "Add", "Sort"],
+            }
+            for n in range(14)
+        ],
+        "arithmetic": [{"id": f"s{n}", "question": f"{n} + 1?", "answer": f"so\n#### {n + 1}"} for n in range(3)],
+        "preference": [
+            {"id": f"p{n}", "prompt": f"What is {n}?", "chosen": "A number.", "rejected": "A queue."} for n in range(6)
+        ],
+        "heldout_docs": [{"id": f"d{n}", "text": "The sum of all elements. " * (n + 2)} for n in range(5)],
+        "domain": [{"id": f"a{n}", "instruction": f"def f(x={n})", "output": f"Return {n}."} for n in range(6)],
+        "unasked": [{"id": "u", "text": "x"}],
+    }
+    folder = run / "01_download" / "eval"
+    folder.mkdir(parents=True)
+    ledger, entries = Ledger(), []
+    for name, records in sets.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
+        ledger.enter("eval", name, len(records))
+        ledger.keep("eval", name, len(records))
+        entries.append({"name": name, "kind": "eval", "files": [f"eval/{name}.jsonl"], "documents": len(records)})
+    (run / "01_download" / "sources.json").write_text(json.dumps({"sources": entries}))
+    finish_stage(run, "01_download", ledger=ledger)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tokenizer, new_llama):
+    """Every stage that stage 11 reads, with tiny random models that differ from each other."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    run = folder / "run"
+    write_evaluation_data(run)
+    finish_stage(run, "03_packed")
+    for seed, (name, source) in enumerate(MODELS.items()):
+        place = run / source.stage / source.folder
+        new_llama(tokenizer, seed=seed, context=256).save_pretrained(place)
+        tokenizer.save_pretrained(place)
+        finish_stage(run, source.stage, {"loss": 1.0 + seed, "curve": [1, 2], "model": name})
+    (folder / "config.yaml").write_text(SETTINGS)
+    return run
+
+
+def command(run, *flags):
+    return [sys.executable, str(SCRIPT), "--config", str(run.parent / "config.yaml"), "--run-dir", str(run), *flags]
+
+
+def start(run, *flags):
+    return subprocess.run(command(run, *flags), capture_output=True, text=True, cwd="/", check=False)
+
+
+@pytest.fixture(scope="module")
+def finished(run):
+    done = start(run)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def outputs(run):
+    return json.loads((run / "11_eval" / "manifest.json").read_text())["outputs_digest"]
+
+
+def test_every_model_and_task_has_a_value_with_its_interval(run, finished):
+    results = json.loads((run / "11_eval" / "results.json").read_text())
+    assert list(results["models"]) == list(MODELS)
+    sizes = {"python_choice": 10, "arithmetic": 3, "preference": 6, "heldout_docs": 5, "domain": 6}
+    for model, tasks in results["models"].items():
+        expected = {task: n for task, n in sizes.items() if f"{model}.{task}" != "init.arithmetic"}
+        assert {task: next(iter(metrics.values()))["n"] for task, metrics in tasks.items()} == expected
+        for metrics in tasks.values():
+            for entry in metrics.values():
+                assert entry["low"] <= entry["value"] <= entry["high"]
+    assert set(results["comparisons"]) == {"pretrained-vs-init", "sft-vs-pretrained", "dpo-vs-sft", "lora-vs-dpo"}
+    bits = {model: results["models"][model]["heldout_docs"]["bits_per_byte"]["value"] for model in MODELS}
+    difference = results["comparisons"]["dpo-vs-sft"]["heldout_docs"]["bits_per_byte"]["difference"]
+    assert difference == pytest.approx(bits["dpo"] - bits["sft"]) and len(set(bits.values())) == 5
+    assert results["training"]["05_pretrain"] == {"loss": 2.0, "model": "pretrained"}
+    assert results["prompts"]["pretrained"] == "plain text" and results["prompts"]["lora"] == "chat template"
+
+
+def test_samples_are_one_table_with_one_row_per_model_task_and_item(run, finished):
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(run / "11_eval" / "samples.parquet")
+    assert table.num_rows == 5 * (10 + 3 + 6 + 5 + 6) - 3
+    rows = set(zip(*(table[name].to_pylist() for name in ("model", "task", "metric", "item")), strict=True))
+    assert len(rows) == table.num_rows
+
+
+def test_the_ledger_accounts_for_what_was_not_asked(run, finished):
+    ledger = json.loads((run / "11_eval" / "manifest.json").read_text())["ledger"]["eval"]
+    assert ledger["python_choice"]["dropped"] == {"beyond the limit of its task": {"documents": 4}}
+    assert ledger["unasked"]["dropped"] == {"no task asks it": {"documents": 1}}
+    assert ledger["domain"] == {"in": {"documents": 6}, "kept": {"documents": 6}, "dropped": {}}
+
+
+def test_the_card_says_how_models_were_prompted_and_what_was_sampled(finished):
+    assert "prompted with plain text: init, pretrained" in finished.stdout
+    assert "python_choice: a seeded sample of 10 of 14 items" in finished.stdout
+    assert "Traceback" not in finished.stderr and "it/s" not in finished.stderr
+
+
+def test_a_second_start_is_up_to_date_without_loading_torch(run, finished):
+    again = subprocess.run(
+        [sys.executable, "-X", "importtime", *command(run)[1:]], capture_output=True, text=True, check=False
+    )
+    assert again.stdout.strip() == "11_eval: up to date"
+    loaded = {line.rsplit("|", 1)[-1].strip() for line in again.stderr.splitlines()}
+    assert not loaded & {"torch", "transformers", "lm_eval", "datasets"}
+
+
+def test_killed_in_the_middle_it_continues_to_identical_outputs(run, finished):
+    expected = outputs(run)
+    process = subprocess.Popen(
+        command(run, "--force"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    journal = run / "11_eval" / "work" / "journal.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and (not journal.exists() or journal.read_bytes().count(b"\n") < 3):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished_units = journal.read_bytes().count(b"\n")
+    assert 3 <= finished_units < 24
+    # --force would start over; an outdated manifest makes the plain start continue the unfinished work instead
+    (run / "11_eval" / "manifest.json").unlink()
+    again = start(run)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert f"{finished_units} of 24 model x task were finished before" in again.stdout
+    assert outputs(run) == expected
+
+
+def test_plan_tells_the_cost_and_does_nothing(run, finished):
+    before = outputs(run)
+    done = start(run, "--plan", "--limit", "2")
+    assert done.returncode == 0 and "8 items of each task on the model lora" in done.stdout, done.stdout + done.stderr
+    assert "would run" in done.stdout and outputs(run) == before
+    assert not (run / "11_eval" / "work").exists()
+
+
+def test_help_answers_at_once():
+    def processor_seconds():
+        before = os.times()
+        subprocess.run([sys.executable, str(SCRIPT), "--help"], capture_output=True, check=True)
+        after = os.times()  # processor time, because a busy machine makes every wall clock late
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    assert min(processor_seconds() for _ in range(3)) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--tasks", "[python_choise]"], "python_choise.yaml does not exist"),
+        (["--limits", "{quiz: 3}"], "evaluate.limits names the task 'quiz'"),
+        (["--skip", "[sft.quiz]"], "evaluate.skip names the task 'quiz'"),
+        (["--models", "[sftt]"], "models"),
+        (["--comparisons", "[sft-vs-sft]"], "is not first-vs-second"),
+        (["--device", "cuda"], "no usable GPU"),
+    ],
+)
+def test_bad_settings_exit_2_in_one_line(run, flags, message):
+    if "cuda" in flags and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    done = start(run, *flags)
+    assert done.returncode == 2 and message in done.stderr, done.stdout + done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_source_that_was_not_downloaded_is_named(run, tmp_path):
+    folder = shutil.copytree(PROJECT_ROOT / "configs" / "eval_tasks", tmp_path / "tasks")
+    (folder / "gone.yaml").write_text((folder / "heldout_docs.yaml").read_text().replace("heldout_docs", "gone"))
+    done = start(run, "--tasks", "[gone]", "--tasks_folder", str(folder))
+    assert done.returncode == 2 and "'gone' was not downloaded (evaluation sources: arithmetic" in done.stderr, (
+        done.stderr
+    )
+
+
+def test_a_damaged_model_is_named_with_the_command_that_repairs_it(run, finished):
+    path = run / "09_dpo" / "final" / "model.safetensors"
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        done = start(run, "--force")
+        assert done.returncode == 2 and "09_dpo" in done.stderr and "damaged" in done.stderr
+    finally:
+        path.write_bytes(whole)

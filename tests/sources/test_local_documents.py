@@ -1,0 +1,207 @@
+"""Text, Markdown, HTML and web archives become documents; what is no document is a counted drop."""
+
+import gzip
+import io
+import json
+import re
+
+import pytest
+from warcio.statusandheaders import StatusAndHeaders
+from warcio.warcwriter import WARCWriter
+
+from pipeline_lib.sources import document_rows, warc_rows
+from pipeline_lib.sources.base import Dropped
+from pipeline_lib.sources.document_rows import page_row, read_html, read_text
+from pipeline_lib.sources.rows import Row, Share
+from pipeline_lib.sources.warc_rows import read_warc
+from pipeline_lib.stage import UserError
+
+STORY = "The lighthouse keeper counted the ships every evening and wrote their names into a long book. " * 5
+PAGE = f"<html><head><title>T</title></head><body><nav>Home About</nav><article><p>{STORY}</p></article></body></html>"
+
+
+def texts(found):
+    return [row.record["text"] for row in found if isinstance(row, Row)]
+
+
+def reasons(found):
+    return [row.reason for row in found if isinstance(row, Dropped)]
+
+
+def test_text_file_is_one_document_with_unix_line_ends_and_no_mark(tmp_path):
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n")
+    assert texts(read_text(path, "x.txt", "", None)) == ["one\ntwo\nthree\n"]
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_separator_line_splits_a_file_into_documents_with_stable_keys(tmp_path, ending):
+    path = tmp_path / "x.txt"
+    lines = [
+        "first",
+        "",
+        "still first",
+        "<|endoftext|>",
+        "<|endoftext|>",
+        "second",
+        "<|endoftext|> not alone",
+        "<|endoftext|>",
+    ]
+    path.write_bytes(ending.join(lines).encode())
+    found = list(read_text(path, "x.txt", "", "<|endoftext|>"))
+    assert texts(found) == ["first\n\nstill first\n", "second\n<|endoftext|> not alone\n"]
+    assert [(row.key, row.where) for row in found] == [("#1", "x.txt:1"), ("#3", "x.txt:6")]
+
+
+def test_file_too_long_for_one_document_asks_for_a_separator(tmp_path, monkeypatch):
+    monkeypatch.setattr(document_rows, "MAX_ROW_BYTES", 100)
+    path = tmp_path / "x.txt"
+    path.write_text("word " * 100 + "\n###\nshort\n")
+    with pytest.raises(UserError, match="set `document_separator`"):
+        list(read_text(path, "x.txt", "", None))
+    found = list(read_text(path, "x.txt", "", "###"))
+    assert texts(found) == ["short\n"]
+    assert [row.bytes for row in found if isinstance(row, Dropped)] == [501]
+
+
+def test_latin1_and_binary_files_are_dropped_by_name(tmp_path):
+    (tmp_path / "x.txt").write_bytes("café".encode("latin-1"))
+    (tmp_path / "y.md").write_bytes(b"PK\x03\x04\x00\x00")
+    [first] = read_text(tmp_path / "x.txt", "x.txt", "", None)
+    [second] = read_text(tmp_path / "y.md", "y.md", "", None)
+    assert (first.reason, first.where) == ("not UTF-8", "x.txt")
+    assert (second.reason, second.where) == ("binary, not text", "y.md")
+
+
+def test_page_gives_its_main_text_only():
+    row = page_row(PAGE.encode(), "http://example.org/", "", "x.html")
+    assert row.record == {"text": STORY.strip(), "url": "http://example.org/"}
+
+
+@pytest.mark.parametrize("page", [b"", b"<html></html>", b"\x00\x01\x02", b"<div>" * 200_000])
+def test_page_without_text_is_a_drop_not_a_crash(page):
+    assert page_row(page, "", "", "x.html").reason in ("no main text", "page nested too deeply")
+
+
+def test_page_larger_than_the_limit_is_not_parsed(monkeypatch):
+    monkeypatch.setattr(document_rows, "MAX_PAGE_BYTES", 1000)
+    assert page_row(b"x" * 1001, "", "", "x.html").reason.startswith("page longer than")
+
+
+def words(text):
+    return re.findall(r"\w+", text.lower())
+
+
+def test_genuine_pages_give_their_article(shared_data):
+    """Word recall and precision against hand-made article bodies, over the first 25 pages."""
+    truth = json.loads((shared_data / "html_extraction/ground-truth.json").read_text(encoding="utf-8"))
+    recalls, precisions = [], []
+    for path in sorted((shared_data / "html_extraction/html").glob("*.html.gz"))[:25]:
+        expected = set(words(truth[path.name.removesuffix(".html.gz")]["articleBody"]))
+        got = set(words("".join(texts(read_html(path, path.name, ".gz")))))
+        recalls.append(len(expected & got) / len(expected))
+        precisions.append(len(expected & got) / max(1, len(got)))
+    assert sum(recalls) / len(recalls) > 0.85
+    assert sum(precisions) / len(precisions) > 0.85
+
+
+def archive(records, gzipped=True):
+    """A WARC of (record type, url, status line or None, content type, body)."""
+    stream = io.BytesIO()
+    writer = WARCWriter(stream, gzip=gzipped)
+    for kind, url, status, content_type, body in records:
+        headers = StatusAndHeaders(status, [("Content-Type", content_type)], protocol="HTTP/1.0") if status else None
+        record_type = content_type if headers is None else ""
+        writer.write_record(
+            writer.create_warc_record(
+                url, kind, payload=io.BytesIO(body), http_headers=headers, warc_content_type=record_type
+            )
+        )
+    return stream.getvalue()
+
+
+RECORDS = [
+    ("request", "http://a.org/", None, "application/http", b"GET / HTTP/1.0\r\n\r\n"),
+    ("response", "http://a.org/", "200 OK", "text/html; charset=utf-8", PAGE.encode()),
+    ("response", "http://a.org/404", "404 Not Found", "text/html", PAGE.encode()),
+    ("response", "http://a.org/i.png", "200 OK", "image/png", b"\x89PNG"),
+    ("response", "http://a.org/robots.txt", "200 OK", "text/plain", b"plain words\n"),
+    ("response", "http://a.org/latin", "200 OK", "text/plain", b"caf\xe9"),
+    ("conversion", "http://a.org/wet", None, "text/plain", b"text of a WET file"),
+]
+
+
+@pytest.mark.parametrize(("name", "gzipped"), [("x.warc.gz", True), ("x.warc", False)])
+def test_archive_gives_pages_and_counts_the_rest(tmp_path, name, gzipped):
+    path = tmp_path / name
+    path.write_bytes(archive(RECORDS, gzipped))
+    found = list(read_warc(path, name, ".gz" if gzipped else ""))
+    assert texts(found) == [STORY.strip(), "plain words\n", "text of a WET file"]
+    assert [row.record["url"] for row in found if isinstance(row, Row)] == [
+        "http://a.org/",
+        "http://a.org/robots.txt",
+        "http://a.org/wet",
+    ]
+    assert reasons(found) == ["HTTP status is not 200", "neither HTML nor plain text", "not UTF-8"]
+
+
+@pytest.mark.parametrize("count", [2, 3, 7, 40])
+def test_shares_of_an_archive_give_every_record_exactly_once(tmp_path, count, monkeypatch):
+    monkeypatch.setattr(warc_rows, "_WINDOW", 257)
+    path = tmp_path / "x.warc.gz"
+    magic = b"\x1f\x8b\x08\x00" * 50  # bytes that look like the start of a member and are not
+    path.write_bytes(
+        archive(
+            [("conversion", f"http://a.org/{n}", None, "text/plain", b"%d " % n * (n * 37 % 90)) for n in range(60)]
+        )
+    )
+    assert warc_rows.next_member(io.BytesIO(magic + path.read_bytes()), 1, 10**6) == len(magic)
+    whole = list(read_warc(path, "x.warc.gz", ".gz"))
+    parts = [row for index in range(count) for row in read_warc(path, "x.warc.gz", ".gz", Share(index, count))]
+    assert len(whole) == 60
+    assert parts == whole
+
+
+def test_archive_cut_in_the_middle_of_a_page_does_not_pass_half_a_page_on(tmp_path):
+    long = [("conversion", "http://a.org/", None, "text/plain", b"words without end " * 3000)]
+    path = tmp_path / "x.warc"
+    path.write_bytes(archive(RECORDS[-1:] + long, gzipped=False)[:-5000])
+    found = list(read_warc(path, "x.warc", ""))
+    assert texts(found) == ["text of a WET file"]
+    assert reasons(found) == ["archive record cut short"]
+    zipped = tmp_path / "x.warc.gz"
+    zipped.write_bytes(archive(RECORDS[-1:] + long)[:-60])
+    found = list(read_warc(zipped, "x.warc.gz", ".gz"))
+    assert texts(found) == ["text of a WET file"]
+    assert reasons(found) == ["archive record cut short"]
+
+
+def test_archive_compressed_as_one_stream_says_how_to_repair_it(tmp_path):
+    path = tmp_path / "x.warc.gz"
+    path.write_bytes(gzip.compress(archive(RECORDS, gzipped=False)))
+    with pytest.raises(UserError, match="warcio recompress"):
+        list(read_warc(path, "x.warc.gz", ".gz"))
+
+
+def test_genuine_crawl_gives_one_row_per_response(shared_data):
+    path = shared_data / "warc/dolma_sample-0000.warc.gz"
+    found = list(read_warc(path, "dolma.warc.gz", ".gz"))
+    assert len(found) == gzip.decompress(path.read_bytes()).count(b"WARC-Type: response")
+    assert len(texts(found)) >= 20
+    assert set(reasons(found)) <= {"no main text"}
+    assert all(row.record["url"].startswith("https://") for row in found if isinstance(row, Row))
+    shares = [row for index in range(5) for row in read_warc(path, "dolma.warc.gz", ".gz", Share(index, 5))]
+    assert shares == found
+
+
+@pytest.mark.parametrize(
+    ("name", "documents"),
+    [("warcio_example.arc.gz", 1), ("warcio_example.warc.gz", 1), ("warcio_post-test.warc.gz", 0)],
+)
+def test_genuine_small_archives(shared_data, name, documents):
+    assert len(texts(read_warc(shared_data / f"warc/{name}", name, ".gz"))) == documents
+
+
+def test_genuine_archive_with_a_false_length_is_reported(shared_data):
+    with pytest.raises(UserError, match="is damaged"):
+        list(read_warc(shared_data / "warc/warcio_example-wrong-chunks.warc.gz", "wrong.warc.gz", ".gz"))

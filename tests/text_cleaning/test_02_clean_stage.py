@@ -1,0 +1,222 @@
+"""The stage as a user meets it: accounts that balance, receipts, the same files whatever happens on the way."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from finished_download import document, finish_download
+
+from pipeline_lib.stage import file_digest
+from pipeline_lib.stage.manifest import MANIFEST, Manifest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "02_clean_deduplicate.py"
+VOCABULARY = [
+    "river", "stone", "market", "window", "morning", "letter", "garden", "bridge", "winter", "engine", "paper", "signal",
+    "island", "copper", "forest", "number", "silver", "harbour", "kitchen", "thunder", "village", "meadow", "lantern",
+]  # fmt: skip
+
+
+STOP_WORDS = ["the", "of", "and", "to", "with", "that", "have", "be", "in", "for", "is", "was", "on", "at", "from", "by"]
+
+
+def prose(seed: int, sentences: int = 14) -> str:
+    """English-looking text that passes every rule: long enough, never repeating itself, with stop words and full stops."""
+    rng = random.Random(seed)
+    lines = []
+    for _ in range(sentences):
+        words = [f"{rng.choice(STOP_WORDS)} {rng.choice(VOCABULARY)}{rng.choice(['', 's'])}" for _ in range(8)]
+        lines.append(" ".join(words).capitalize() + ".")
+    return "\n".join(lines)
+
+
+def corpus() -> list[list[dict[str, str]]]:
+    """Three shards, two sources, and one document for each fate."""
+    shards = [[document(f"good-{s}-{i}", prose(100 * s + i), ["web", "books"][i % 2]) for i in range(40)] for s in range(3)]
+    near = prose(101).split("\n")
+    near[7] = "The copper of the winter that we have seen would be near the paper and the island."
+    shards[0] += [
+        document("short", prose(7, sentences=3)),
+        document("empty", " \n\x00\n "),
+        document("german", "Der Fluss führt im Sommer so wenig Wasser, dass die Schiffe nicht mehr voll beladen werden. " * 9),
+        document("repeats", "\n".join(["The same line of the text that we have seen before, again and again."] * 20)),
+        document("personal", prose(900) + "\nWrite to jane.doe@web.de or call (212) 664-7665, and the rest will be done."),
+    ]
+    shards[2] += [
+        document("twin", "\ufeff" + prose(101).replace("\n", "\r\n"), "books"),
+        document("near", "\n".join(near)),
+        document("leaked", prose(901) + "\n" + EVALUATION[0]["question"].upper()),
+    ]
+    return shards
+
+
+EVALUATION = [{"id": "q0", "question": "How many lanterns did the keeper of the old harbour sell when winter came to the island?"}]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Return a function that runs stage 02 in a fresh run folder or a given one."""
+    config = tmp_path / "clean.yaml"
+    config.write_text("run: clean\nthreads: 2\n")
+
+    def start(folder: Path, *flags: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, str(SCRIPT), "--config", str(config), "--run-dir", str(folder), *flags]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+    start.config = config
+    start.folder = tmp_path / "run"
+    return start
+
+
+def receipts_of(folder: Path) -> dict[str, dict]:
+    return {row["id"]: row for row in pq.read_table(folder / "02_clean" / "removed.parquet").to_pylist()}
+
+
+def kept_by(folder: Path) -> dict[str, dict]:
+    parts = sorted((folder / "02_clean").glob("part-*.parquet"))
+    return {row["id"]: row for part in parts for row in pq.read_table(part).to_pylist()}
+
+
+def output_digests(folder: Path) -> dict[str, str]:
+    return {path.name: file_digest(path) for path in sorted((folder / "02_clean").glob("*.parquet"))}
+
+
+def test_every_document_is_kept_or_has_a_receipt_that_says_why(run):
+    finish_download(run.folder, corpus(), {"questions": EVALUATION})
+    done = run(run.folder)
+    assert done.returncode == 0, done.stderr + done.stdout
+    removed, kept = receipts_of(run.folder), kept_by(run.folder)
+    assert {identity: row["rule"] for identity, row in removed.items()} == {
+        "short": "gopher_quality.min_words",
+        "empty": "empty",
+        "german": "language.min_score",
+        "repeats": "gopher_repetition.max_duplicate_lines",
+        "twin": "exact_duplicate",
+        "near": "near_duplicate",
+        "leaked": "contamination",
+    }
+    assert removed["short"]["score"] < removed["short"]["threshold"] == 50
+    assert removed["twin"]["survivor_id"] == removed["near"]["survivor_id"] == "good-1-1"
+    assert removed["twin"]["jaccard"] == 1.0 and 0.8 <= removed["near"]["jaccard"] < 1.0
+    assert removed["leaked"]["survivor_id"] == "eval/questions.jsonl:1"
+    assert removed["near"]["preview"] == prose(101)[:200]
+    assert kept["good-1-1"]["duplicates"] == 2 and kept["good-1-2"]["duplicates"] == 0
+    assert kept["personal"]["text"].endswith("Write to [EMAIL] or call [PHONE], and the rest will be done.")
+    assert kept["personal"]["personal_data"] == 2
+    assert len(kept) + len(removed) == sum(map(len, corpus()))
+    assert kept["good-0-0"]["text"] == prose(0), "the line structure must survive"
+
+
+def test_the_ledger_balances_in_bytes_and_counts_each_rule_once(run):
+    finish_download(run.folder, corpus(), {"questions": EVALUATION})
+    assert run(run.folder).returncode == 0
+    manifest = Manifest.read(run.folder / "02_clean" / MANIFEST)
+    kept = kept_by(run.folder)
+    from pipeline_lib.stage import Ledger
+
+    total = Ledger.from_json(manifest.ledger).total("text")
+    assert total["documents"] == len(kept)
+    assert total["bytes"] == sum(len(row["text"].encode()) for row in kept.values())
+    assert sum(manifest.result["removed"].values()) == len(receipts_of(run.folder))
+
+
+def test_worker_count_does_not_show_in_the_files(run, tmp_path):
+    digests = []
+    for threads in (1, 3):
+        folder = tmp_path / f"threads-{threads}"
+        finish_download(folder, corpus(), {"questions": EVALUATION})
+        run.config.write_text(f"run: clean\nthreads: {threads}\n")
+        assert run(folder).returncode == 0
+        digests.append(output_digests(folder))
+    assert digests[0] == digests[1] and len(digests[0]) == 4
+
+
+@pytest.mark.parametrize("moments", [(0.6, 0.9), (1.2, 1.5, 1.8)])
+def test_killed_at_any_moment_the_next_start_ends_with_the_same_files(run, tmp_path, moments):
+    folder, reference = tmp_path / "killed", tmp_path / "reference"
+    for place in (folder, reference):
+        finish_download(place, corpus(), {"questions": EVALUATION})
+    assert run(reference).returncode == 0
+    command = [sys.executable, str(SCRIPT), "--config", str(run.config), "--run-dir", str(folder)]
+    for moment in moments:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(moment)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert run(folder).returncode == 0
+    assert output_digests(folder) == output_digests(reference)
+    assert not (folder / "02_clean" / "work").exists()
+
+
+def test_why_tells_the_fate_of_a_removed_and_of_a_kept_document(run):
+    finish_download(run.folder, corpus(), {"questions": EVALUATION})
+    assert run(run.folder).returncode == 0
+    near = run(run.folder, "--why", "near").stdout
+    assert "removed by near_duplicate" in near and "stays instead: good-1-1" in near and "Jaccard 0." in near
+    short = run(run.folder, "--why", "short").stdout
+    assert "removed by gopher_quality.min_words" in short and "score 48, threshold 50" in short
+    assert "stays, in part-00001.parquet" in run(run.folder, "--why", "good-1-1").stdout
+    unknown = run(run.folder, "--why", "nobody")
+    assert unknown.returncode == 2 and "no document 'nobody'" in unknown.stderr
+
+
+def test_a_corpus_that_cleaning_empties_fails_with_what_to_do(run):
+    finish_download(run.folder, [[document(f"d{i}", f"Only {i} words here.") for i in range(30)]])
+    done = run(run.folder)
+    assert done.returncode == 1
+    assert "cleaning removed all 30 documents; most by" in done.stderr and "clean.quality_rules" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (run.folder / "02_clean" / MANIFEST).exists()
+
+
+def test_without_rules_languages_and_dedup_every_document_with_text_stays(run):
+    shards = corpus()
+    finish_download(run.folder, shards)
+    flags = ("--quality_rules", "[]", "--language.keep", "[]", "--no-dedup.enabled", "--no-contamination.enabled")
+    done = run(run.folder, *flags)
+    assert done.returncode == 0, done.stderr
+    assert set(receipts_of(run.folder)) == {"empty"}
+    assert "language" not in kept_by(run.folder)["short"]
+
+
+def test_c4_rewrites_documents_when_it_is_chosen(run):
+    finish_download(run.folder, [[document("page", prose(5) + "\nHome | About | Contact\nPlease enable JavaScript to go on.")]])
+    done = run(run.folder, "--quality_rules", "[c4]")
+    assert done.returncode == 0, done.stderr
+    page = kept_by(run.folder)["page"]
+    assert page["text"] == prose(5) and page["sentences"] == 14
+
+
+def test_repeated_ids_and_broken_evaluation_sets_are_the_users_to_mend(run, tmp_path):
+    finish_download(run.folder, [[document("same", prose(1))], [document("same", prose(2))]])
+    done = run(run.folder)
+    assert done.returncode == 2 and "'same'" in done.stderr
+    other = tmp_path / "other"
+    folder = finish_download(other, corpus(), {"questions": EVALUATION})
+    path = folder / "eval" / "questions.jsonl"
+    path.write_text("not json\n")
+    done = run(other)
+    assert done.returncode == 2 and "is damaged" in done.stderr
+
+
+def test_plan_estimates_and_writes_nothing(run):
+    finish_download(run.folder, corpus(), {"questions": EVALUATION})
+    done = run(run.folder, "--plan")
+    assert done.returncode == 0, done.stderr
+    assert "123 documents cleaned" in done.stdout or "documents cleaned and deduplicated" in done.stdout
+    assert not list((run.folder / "02_clean").glob("*.parquet"))
+
+
+def test_help_answers_without_loading_the_libraries():
+    probe = (
+        "import runpy, sys\nsys.argv = ['02', '--help']\n"
+        f"try:\n    runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+        "except SystemExit as end:\n    assert not end.code\n"
+        "print([name for name in ('numba', 'pyarrow', 'numpy', 'fasttext', 'datatrove') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    assert done.stdout.strip().endswith("[]"), done.stdout[-300:] + done.stderr
