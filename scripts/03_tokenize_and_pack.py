@@ -87,7 +87,7 @@ def check_encoder(stage: "Stage", encoder: "TextEncoder", runs: "list[Run]") -> 
     encoder.check_against_hugging_face(texts)
     if not encoder.is_lossless(texts):
         if stage.settings.tokenizer is None:
-            raise StageFailure("the trained tokenizer does not give every text back unchanged; please report this defect")
+            raise StageFailure("the trained tokenizer does not give a text back unchanged; please report this defect")
         stage.note("the given tokenizer rewrites text: decoding does not give it back, bits per byte are approximate")
     if not chat_template_is_trainable(encoder.folder):
         stage.note("the given tokenizer has no chat template with generation markers: fine-tuning needs another one")
@@ -186,7 +186,7 @@ def write_index(stage: "Stage", encoder: "TextEncoder", chunks: list[str], plans
             "train_sequences": sequences.get("train", 0),
             "val_sequences": sequences.get("val", 0),
             "padding_percent": round(100 * share, 4),
-            "tokens_lost": 0,
+            "tokens_lost": index["tokens"] - sum(split["tokens"] for split in splits.values()),
         }
 
 

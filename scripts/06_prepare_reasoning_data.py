@@ -1,8 +1,8 @@
 """Stage 06, reasoning data: worked solutions become checked conversations in Parquet.
 
-Every source of kind reasoning is read by its formatter, rendered with the tokenizer's chat template, and checked: the loss
-mask must cover the assistant's turns and nothing else, and the conversation must fit. What is refused is counted by
-reason and listed in dropped.parquet.
+Every source of kind reasoning is read by its formatter, rendered with the tokenizer's chat template, and checked: the
+loss mask must cover the assistant's turns and nothing else, and the conversation must fit. What is refused is counted
+by reason and listed in dropped.parquet.
 """
 
 from pipeline_lib.stage import Estimate, Stage, run_stage

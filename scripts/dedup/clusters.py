@@ -10,15 +10,15 @@ nature (who survives depends on who survived before); it is the cheap part.
 """
 
 import numpy as np
-from numba import njit
 
+from .compiled import kernel
 from .lsh import NO_BUCKET
 from .verify import is_duplicate, shared_shingles, sizes_allow
 
 SURVIVES = -1
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _candidates(document, numbers, heads, stamp, found):
     """Write the distinct survivors of the document's buckets to `found`; returns how many."""
     count = 0
@@ -37,7 +37,7 @@ def _candidates(document, numbers, heads, stamp, found):
     return count
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _enter(document, numbers, heads):
     for band in range(numbers.shape[1]):
         bucket = numbers[document, band]
@@ -49,7 +49,7 @@ def _enter(document, numbers, heads):
                 break
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _resolve(numbers, heads, sets, begin, end, jaccard_parts, containment_parts, survivor, shared_with):
     stamp = np.full(len(begin), -1, np.int64)
     found = np.empty(numbers.shape[1] * heads.shape[1], np.int64)

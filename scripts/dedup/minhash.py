@@ -15,8 +15,8 @@ set is no similarity, so documents without shingles have no band keys that count
 from functools import lru_cache
 
 import numpy as np
-from numba import njit
 
+from .compiled import kernel
 from .shingles import mix
 
 EMPTY_MINIMUM = np.uint32(0xFFFFFFFF)
@@ -48,7 +48,7 @@ def permutations(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return multipliers, increments
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _running_minima(values, a, b, minima):
     for p in range(len(a)):
         multiplier, increment, smallest = a[p], b[p], minima[p]
@@ -57,7 +57,7 @@ def _running_minima(values, a, b, minima):
         minima[p] = smallest
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _signatures(hashes, starts, a, b, out):
     block = np.empty(1024, np.uint32)  # stays in the first-level cache while every permutation passes over it
     for document in range(len(starts) - 1):
@@ -82,7 +82,7 @@ def signatures(hashes: np.ndarray, starts: np.ndarray, a: np.ndarray, b: np.ndar
     return out
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _band_keys(minima, rows, out):
     for document in range(out.shape[0]):
         for band in range(out.shape[1]):

@@ -13,8 +13,8 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
+from .compiled import kernel
 from .unicode_fold import DROPPED, EXPANDS, UNCHANGED, UnicodeTables, load_tables
 
 MAX_GROWTH = 11
@@ -48,7 +48,7 @@ def ascii_fold() -> np.ndarray:
     return table
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def decode(data, position, end):
     """Return (code point, bytes read) at `position`; what is not UTF-8 is (U+FFFD, 1)."""
     lead = np.int64(data[position])
@@ -69,7 +69,7 @@ def decode(data, position, end):
     return code_point, length
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def encode(code_point, out, position):
     """Write one code point as UTF-8 and return the position after it."""
     if code_point < 0x80:
@@ -91,7 +91,7 @@ def encode(code_point, out, position):
     return position + 4
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _fold_code_point(code_point, page, fold, expansion, out, position, after_space):
     """Write the fold of one code point above ASCII; returns (position, whether the last byte is a space)."""
     entry = np.int64(fold[np.int64(page[code_point >> 8]) << 8 | code_point & 0xFF])
@@ -114,7 +114,7 @@ def _fold_code_point(code_point, page, fold, expansion, out, position, after_spa
     return position, after_space
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _normalise(data, starts, ascii_table, page, fold, expansion, out, out_starts):
     position = np.int64(0)
     for document in range(len(starts) - 1):

@@ -14,8 +14,8 @@ Trap: numba promotes uint32 * uint32 to uint64 and uint64 with int64 to float64:
 from functools import cache
 
 import numpy as np
-from numba import njit
 
+from .compiled import kernel
 from .normalise import TextBatch, decode, tables
 from .unicode_fold import MARK, SEPARATOR, SINGLE, WORD
 
@@ -37,7 +37,7 @@ def ascii_words() -> np.ndarray:
     return frozen.kind[first : first + 128] == WORD
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def mix(value):
     """Scramble 64 bits so that every input bit reaches every output bit (the finaliser of MurmurHash3)."""
     value = (value ^ (value >> HALF)) * MIX_1
@@ -55,7 +55,7 @@ def position_multipliers(ngram: int) -> np.ndarray:
     return multipliers
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _word_tokens(data, begin, end, ascii_word, page, kinds, out):
     """Write the hash of each word token of one normalised document to `out`; returns how many."""
     count = 0
@@ -104,7 +104,7 @@ def _word_tokens(data, begin, end, ascii_word, page, kinds, out):
     return count
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _character_tokens(data, begin, end, out):
     count = 0
     here = begin
@@ -116,7 +116,7 @@ def _character_tokens(data, begin, end, out):
     return count
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _combine(tokens, count, multipliers, out, position):
     """Write the hash of each run of len(multipliers) tokens; returns how many."""
     shingles = count - len(multipliers) + 1
@@ -128,7 +128,7 @@ def _combine(tokens, count, multipliers, out, position):
     return max(shingles, 0)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _shingle(data, starts, unit, ascii_word, page, kinds, multipliers, tokens, out, out_starts):
     position = np.int64(0)
     for document in range(len(starts) - 1):
@@ -168,7 +168,7 @@ def shingle_hashes(batch: TextBatch, unit: str, ngram: int) -> tuple[np.ndarray,
     return out[:used], starts
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _squeeze(hashes, starts, out_starts):
     """Drop repeats inside each ascending run, in place; returns the number of hashes left."""
     position = np.int64(0)

@@ -6,12 +6,12 @@ Cost: one pass over two ascending arrays, without a data-dependent branch; none 
 """
 
 import numpy as np
-from numba import njit
 
+from .compiled import kernel
 from .parameters import PARTS
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def shared_shingles(left, right):
     """Return how many hashes two ascending, distinct uint64 arrays have in common."""
     i, j, shared = 0, 0, 0
@@ -23,13 +23,13 @@ def shared_shingles(left, right):
     return shared
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def sizes_allow(size, other, jaccard_parts):
     """Tell whether sets of these sizes can reach the similarity at all: J <= smaller / larger."""
     return min(size, other) * PARTS >= jaccard_parts * max(size, other)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@kernel(inline="always")
 def is_duplicate(shared, size, other, jaccard_parts, containment_parts):
     """Tell whether a set of `size` hashes, `shared` of them in the `other`, reaches both thresholds."""
     union = size + other - shared

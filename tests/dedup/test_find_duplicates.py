@@ -90,6 +90,8 @@ def test_the_best_is_kept_by_quality_then_length_then_source_rank_then_id(oracle
     assert keep_one(oracle, tmp_path / "4", ranked) == "a"
     assert keep_one(oracle, tmp_path / "5", [record("b"), record("c"), record("a")]) == "a"
     assert keep_one(oracle, tmp_path / "6", [record("a", None), record("b", float("nan")), record("c", -9.0)]) == "c"
+    assert keep_one(oracle, tmp_path / "7", [record("b", None), record("a", float("nan"))]) == "a"
+    assert keep_one(oracle, tmp_path / "8", [record("b", float("nan")), record("a", None)]) == "a"
 
 
 def test_an_exact_copy_of_a_removed_document_names_a_survivor_that_stays(oracle, tmp_path):

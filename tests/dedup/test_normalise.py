@@ -32,8 +32,25 @@ def test_the_normal_form_of_a_normal_form_is_itself(text):
     assert normal_texts([once]) == [once]
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.lists(st.binary(max_size=60), max_size=4))
+almost_utf8 = st.sampled_from(
+    [
+        "a",
+        "é",
+        "中",
+        "😀",
+        b"\xed\xa0\x80",
+        b"\xc0\x80",
+        b"\xe0\x80\x80",
+        b"\xf0\x80\x80\x80",
+        b"\xf4\x90\x80\x80",
+        b"\xe4\xb8",
+    ]
+).map(lambda piece: piece if isinstance(piece, bytes) else piece.encode())
+raw_bytes = st.one_of(st.binary(max_size=60), st.lists(almost_utf8, max_size=8).map(b"".join))
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(raw_bytes, max_size=4))
 def test_bytes_that_are_not_utf8_become_replacement_characters_and_stay_in_their_document(documents):
     starts = np.cumsum([0, *map(len, documents)], dtype=np.int64)
     batch = normalise(TextBatch(np.frombuffer(b"".join(documents), np.uint8), starts))

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dedup.clusters import SURVIVES, resolve
+from dedup.lsh import NO_BUCKET
 from dedup.parameters import PARTS
 from dedup.verify import is_duplicate, shared_shingles, similarity, sizes_allow
 
@@ -84,6 +85,29 @@ def test_containment_can_demand_that_nothing_of_a_removed_document_is_lost():
     long, short = set(range(100)), set(range(90))
     different = set(range(89)) | {1000}
     assert resolved([long, short, different], 0.8, 1.0) == [SURVIVES, 0, SURVIVES]
+
+
+def test_of_equally_similar_survivors_the_better_one_is_on_the_receipt_whatever_band_showed_it():
+    shared = set(range(100))
+    better, worse, document = shared | set(range(200, 220)), shared | set(range(300, 320)), shared
+    sets = [better, worse, document]
+    starts = np.cumsum([0, *map(len, sets)])
+    for better_band in (0, 1):
+        numbers = np.full((3, 2), NO_BUCKET, np.int32)
+        numbers[0, better_band] = numbers[2, better_band] = 0
+        numbers[1, 1 - better_band] = numbers[2, 1 - better_band] = 1
+        survivor, shared_with = resolve(
+            numbers,
+            2,
+            np.concatenate([ascending(s) for s in sets]),
+            starts[:-1],
+            starts[1:],
+            jaccard_parts=8 * PARTS // 10,
+            containment_parts=0,
+            candidates_per_band=1,
+        )
+        assert survivor.tolist() == [SURVIVES, SURVIVES, 0]
+        assert shared_with.tolist() == [0, 0, 100]
 
 
 @pytest.mark.parametrize("slots", [1, 3])

@@ -141,10 +141,10 @@ def _handler(server: MisbehavingServer) -> type[BaseHTTPRequestHandler]:
                 body = body[: fault.after]
             self.wfile.write(body)
             self.wfile.flush()
+            server.sent[path] += len(body)
             if fault and fault.kind == "stall":  # the connection stays open and says nothing more
                 server.stalled.wait(20)
                 self.close_connection = True
-            server.sent[path] += len(body)
             if fault and fault.kind in ("drop", "endless"):
                 self._hang_up()
             return None

@@ -37,9 +37,16 @@ def config(server, hub, tmp_path):
     waits = {"longest_wait_seconds": 0.1, "timeout_seconds": 30.0}
     sources = [
         {"name": "dump", "kind": "text", "type": "http", "urls": urls, **waits},
-        {"name": "web", "kind": "text", "type": "hub", "repo": "owner/text", **waits},
+        {"name": "web", "kind": "text", "type": "hub", "repo": "owner/text", "files": ["*.parquet"], **waits},
         {"name": "mine", "kind": "text", "type": "local", "paths": [str(tmp_path / "mine.jsonl")]},
-        {"name": "pairs", "kind": "preference", "format": "hh-rlhf", "type": "hub", "repo": "owner/pairs", **waits},
+        {
+            "name": "pairs",
+            "kind": "preference",
+            "format": "hh-rlhf",
+            "type": "hub",
+            "repo": "owner/pairs",
+            "files": ["*.jsonl"],
+        },
     ]
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump({"download": {"sources": sources}}))
@@ -101,7 +108,6 @@ def test_killed_and_stopped_in_transfers_ends_with_identical_files(server, hub, 
     assert outputs(tmp_path / "run") == expected
     assert server.ranges_asked("/dump/1.jsonl.gz")[1:] == [None, "bytes=5000-"], "continued, not repeated"
     assert server.ranges_asked("/dump/0.jsonl.gz") == [None, None], "once per run"
-    assert "config.yaml" not in outputs(tmp_path / "run")
 
 
 def test_bad_rows_and_sources_are_accounted_for(server, config, tmp_path):

@@ -1,10 +1,15 @@
 """An entry of `download.sources` that cannot work is refused with what to change, before anything is read."""
 
+import re
+from pathlib import Path
+
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from pipeline_lib.config.sources import TYPES_OF_FIELD, SourceSettings
 
+ROOT = Path(__file__).resolve().parents[2]
 LOCAL = {"name": "mine", "kind": "text", "type": "local", "paths": ["x.jsonl"]}
 HUB = {"name": "web", "kind": "text", "type": "hub", "repo": "owner/set"}
 HTTP = {"name": "dump", "kind": "text", "type": "http", "urls": [{"url": "https://a.org/x.jsonl", "sha256": "0" * 64}]}
@@ -43,3 +48,24 @@ def test_entry_that_cannot_work_says_what_to_change(entry, words):
 def test_every_field_bound_to_types_exists_and_is_described():
     assert set(TYPES_OF_FIELD) <= set(SourceSettings.model_fields)
     assert all(field.description for field in SourceSettings.model_fields.values())
+
+
+@pytest.mark.parametrize("name", ["gpu_125m", "gpu_1b"])
+def test_configurations_of_large_runs_name_a_public_licensed_set_for_every_stage(name):
+    entries = yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text(encoding="utf-8"))["download"]["sources"]
+    sources = [SourceSettings(**entry) for entry in entries]
+    public = [source for source in sources if source.type == "hub"]
+    assert {source.kind for source in public} == {"text", "sft", "reasoning", "preference", "domain", "eval"}
+    assert all(source.license for source in public)
+    assert len({(source.kind, source.name) for source in sources}) == len(sources)
+
+
+def test_guide_to_data_sources_names_every_field_and_its_examples_are_valid():
+    guide = (ROOT / "docs/data_sources.md").read_text(encoding="utf-8")
+    assert [field for field in SourceSettings.model_fields if f"`{field}`" not in guide] == []
+    examples = 0
+    for block in re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL):
+        value = yaml.safe_load(block)
+        for entry in value["download"]["sources"] if isinstance(value, dict) else value:
+            examples += bool(SourceSettings(**entry))
+    assert examples >= 10

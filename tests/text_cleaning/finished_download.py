@@ -41,6 +41,12 @@ def finish_download(
         path.parent.mkdir(exist_ok=True)
         path.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
         files.update(describe_files(path, f"eval/{path.name}"))
-    fingerprint = {"settings": DownloadSettings().model_dump(mode="json"), "inputs": {}, "data": {}, "code": {}, "seed": 0}
+    fingerprint = {
+        "settings": DownloadSettings().model_dump(mode="json"),
+        "inputs": {},
+        "data": {},
+        "code": {},
+        "seed": 0,
+    }
     Manifest("01_download", fingerprint, files, ledger.to_json(), {}, [], 0).write(folder / MANIFEST)
     return folder

@@ -10,8 +10,10 @@ ADDRESS_STOPS = "\"'()<>[]{}"
 
 def is_plain(character: str) -> bool:
     """A word character of a script with spaces."""
-    wordlike = character.isalnum() or character == "_" or (
-        not character.isspace() and unicodedata.category(character)[0] == "M"
+    wordlike = (
+        character.isalnum()
+        or character == "_"
+        or (not character.isspace() and unicodedata.category(character)[0] == "M")
     )
     return wordlike and ord(character) < 0x33480 and not in_spaceless_script(character)
 
@@ -52,9 +54,14 @@ def _end_of_word(text: str, at: int) -> int:
             at += 1
         elif text[at : at + 3] == "://":
             return _end_of_address(text, at)
-        elif text[at] in CONNECTORS and at + 1 < len(text) and is_plain(text[at + 1]):
-            at += 1
-        elif text[at] == "," and text[at - 1] in "0123456789" and text[at + 1 : at + 2] in tuple("0123456789"):
+        elif (
+            text[at] in CONNECTORS
+            and at + 1 < len(text)
+            and is_plain(text[at + 1])
+            or text[at] == ","
+            and text[at - 1] in "0123456789"
+            and text[at + 1 : at + 2] in tuple("0123456789")
+        ):
             at += 1
         else:
             return at

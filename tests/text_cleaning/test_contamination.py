@@ -27,7 +27,9 @@ def evaluation(tmp_path):
     rng = random.Random(7)
     questions = [" ".join(rng.choices(WORDS, k=40)) for _ in range(50)]
     choices = [[" ".join(rng.choices(WORDS, k=20)) for _ in range(4)] for _ in range(50)]
-    records = [{"id": f"q{i}", "question": q, "choices": c} for i, (q, c) in enumerate(zip(questions, choices, strict=True))]
+    records = [
+        {"id": f"q{i}", "question": q, "choices": c} for i, (q, c) in enumerate(zip(questions, choices, strict=True))
+    ]
     return records, write_set(tmp_path, "questions", records)
 
 
@@ -38,7 +40,12 @@ def test_a_planted_stretch_is_found_and_named_in_any_case_and_layout(evaluation)
     texts = []
     for record in records:
         stretch = record["choices"][2].split()[5:18]
-        texts.append("Some words before.\n\n" + ",\n - ".join(stretch).upper() + "! And after. " + " ".join(rng.choices(WORDS, k=30)))
+        texts.append(
+            "Some words before.\n\n"
+            + ",\n - ".join(stretch).upper()
+            + "! And after. "
+            + " ".join(rng.choices(WORDS, k=30))
+        )
     counts, owners = index.matches(pa.array(texts))
     assert counts.tolist() == [1] * len(texts)
     assert [index.records[owner] for owner in owners] == [f"eval/questions.jsonl:{i + 1}" for i in range(len(texts))]
@@ -62,7 +69,9 @@ def brute_force(texts, evaluation_texts, n):
     return [sum(gram in known for gram in ngrams(text)) for text in texts]
 
 
-sentences = st.lists(st.sampled_from(["a", "b", "C", "é", "É", "d1", "x_y", ",", ".", "'", "\n"]), max_size=40).map(" ".join)
+sentences = st.lists(st.sampled_from(["a", "b", "C", "é", "É", "d1", "x_y", ",", ".", "'", "\n"]), max_size=40).map(
+    " ".join
+)
 
 
 @settings(deadline=None, max_examples=100)

@@ -97,7 +97,9 @@ def test_verdicts_and_reasons_on_genuine_text_are_datatroves(group, oracles, gen
 
 
 small_vocabulary = st.lists(
-    st.sampled_from(["the", "of", "to be", "cat", "#", "...", "…", "•", "-", "\n", "\n\n", "a.", "12", "naïve?", "漢字。", "(x)"]),
+    st.sampled_from(
+        ["the", "of", "to be", "cat", "#", "...", "…", "•", "-", "\n", "\n\n", "a.", "12", "naïve?", "漢字。", "(x)"]
+    ),
     min_size=1,
     max_size=150,
 ).map(" ".join)

@@ -10,7 +10,14 @@ from datatrove.pipeline.formatters import PIIFormatter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline_lib.text_cleaning.personal_data import KINDS, PersonalData, is_card_number, is_iban, luhn_valid, most_digits
+from pipeline_lib.text_cleaning.personal_data import (
+    KINDS,
+    PersonalData,
+    is_card_number,
+    is_iban,
+    luhn_valid,
+    most_digits,
+)
 
 everything = PersonalData(KINDS)
 
@@ -18,7 +25,14 @@ everything = PersonalData(KINDS)
 FOUND = {
     "email": ["jane.doe@web.de", "a_b+c@mail.example-host.co.uk", "X@y.museum"],
     "ipv4": ["93.184.216.34", "server 8.8.8.8", "http://1.1.1.1", "the address 9.9.9.9"],
-    "phone": ["+49 30 901820", "+44 (0)20 7946 0958", "(212) 664-7665", "212-664-7665", "1-800-772-1213", "212.664.7665"],
+    "phone": [
+        "+49 30 901820",
+        "+44 (0)20 7946 0958",
+        "(212) 664-7665",
+        "212-664-7665",
+        "1-800-772-1213",
+        "212.664.7665",
+    ],
     "card": ["4111 1111 1111 1111", "5500005555555559", "3782-822463-10005", "6011000990139424"],
     "iban": ["DE89370400440532013000", "GB82 WEST 1234 5698 7654 32", "NO9386011117947"],
     "ssn": ["219-09-9999", "457-55-5462"],
@@ -77,7 +91,9 @@ def test_an_iban_with_any_one_digit_changed_is_none(account, position, change):
         assert not is_iban(iban[:position] + digit + iban[position + 1 :])
 
 
-@given(st.lists(st.sampled_from([*(text for texts in FOUND.values() for text in texts), *STAYS, "\n", "word"]), max_size=8))
+@given(
+    st.lists(st.sampled_from([*(text for texts in FOUND.values() for text in texts), *STAYS, "\n", "word"]), max_size=8)
+)
 def test_skipping_kinds_for_lack_of_digits_changes_nothing(parts):
     text = " ; ".join(parts)
     with_others, _ = everything.replace(text)
@@ -103,5 +119,18 @@ def test_of_the_addresses_that_datatrove_finds_in_genuine_text_none_is_left(shar
 
 def test_hostile_text_takes_linear_time():
     rng = random.Random(1)
-    for unit in ("a@", "a.", "1 ", "1-", "+1 ", "(1", "DE12 ", "eyJ", "eyJa.", "-----BEGIN PRIVATE KEY-----", "sk-", "a" * 50):
+    for unit in (
+        "a@",
+        "a.",
+        "1 ",
+        "1-",
+        "+1 ",
+        "(1",
+        "DE12 ",
+        "eyJ",
+        "eyJa.",
+        "-----BEGIN PRIVATE KEY-----",
+        "sk-",
+        "a" * 50,
+    ):
         everything.replace(unit * (60_000 // len(unit)) + str(rng.random()))

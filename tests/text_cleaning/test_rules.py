@@ -31,7 +31,9 @@ def test_null_switches_a_rule_off_and_a_missing_group_all_of_its_rules(group):
     named = [rule.name for rule in active_rules(ALL_GROUPS) if rule.name.startswith(group)]
     threshold = next(name for name in named if ".min_" in name or ".max_" in name)
     without = CleanSettings(quality_rules=[group], **{group: {threshold.split(".")[1]: None}})
-    assert [rule.name for rule in active_rules(without) if rule.name.startswith(group)] == [n for n in named if n != threshold]
+    assert [rule.name for rule in active_rules(without) if rule.name.startswith(group)] == [
+        n for n in named if n != threshold
+    ]
     others = [other for other in GROUP_ORDER if other != group]
     assert not [rule for rule in active_rules(CleanSettings(quality_rules=others)) if rule.name.startswith(group)]
 

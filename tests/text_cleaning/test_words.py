@@ -9,7 +9,9 @@ from reference_words import reference_words
 
 from pipeline_lib.text_cleaning.words import hash_words, split_words
 
-characters = st.one_of(st.sampled_from("ab1,.'’-/@:_()[] \n漢ไ\u0301é…=#\U0001f600\U000e0101"), st.characters(exclude_categories=["Cs"]))
+characters = st.one_of(
+    st.sampled_from("ab1,.'’-/@:_()[] \n漢ไ\u0301é…=#\U0001f600\U000e0101"), st.characters(exclude_categories=["Cs"])
+)
 
 
 def test_words_of_a_line_of_everything():

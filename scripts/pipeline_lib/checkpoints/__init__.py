@@ -1,5 +1,6 @@
 """Checkpoints that survive a kill at any instant and hold no pickle; see folders.py for the format."""
 
+from .disk_errors import as_os_errors
 from .folders import (
     CheckpointError,
     LoadedCheckpoint,
@@ -21,6 +22,7 @@ __all__ = [
     "CheckpointError",
     "LoadedCheckpoint",
     "OptimizerLoadReport",
+    "as_os_errors",
     "checkpoint_name",
     "load_checkpoint",
     "load_optimizer_state_by_name",

@@ -147,7 +147,7 @@ def prune(folder: Path, keep: int) -> list[Path]:
 
 
 def _candidates(folder: Path, unfinished: bool = False) -> list[tuple[int, Path, dict, str | None]]:
-    """List (step, path, body of complete.json, problem) of the sub-folders, newest first, published names first."""
+    """List (step, path, body of complete.json, problem) of the sub-folders: damaged ones, then the newest first."""
     found = []
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if not path.is_dir():
@@ -161,7 +161,7 @@ def _candidates(folder: Path, unfinished: bool = False) -> list[tuple[int, Path,
             found.append((body["step"], path, body, None))
         except CheckpointError as error:
             found.append((-1, path, {}, str(error)))
-    return sorted(found, key=lambda item: (-item[0], item[1].name.startswith("."), item[1].name))
+    return sorted(found, key=lambda item: (item[3] is None, -item[0], item[1].name.startswith("."), item[1].name))
 
 
 def _read_complete(folder: Path) -> dict[str, Any]:
@@ -195,6 +195,8 @@ def _write_tensors(path: Path, named: dict[str, Tensor]) -> dict[str, str]:
     """Write one group and return {alias: name} for the tensors that are another one under a second name."""
     from safetensors.torch import save_file
 
+    from .disk_errors import as_os_errors
+
     aliases: dict[str, str] = {}
     owned: dict[str, Tensor] = {}
     seen: dict[tuple, str] = {}
@@ -208,7 +210,8 @@ def _write_tensors(path: Path, named: dict[str, Tensor]) -> dict[str, str]:
         # A view of a larger storage would be written with, or refused because of, its neighbours.
         whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
         owned[name] = tensor if whole else tensor.clone().contiguous()
-    save_file(owned, path)
+    with as_os_errors(path):
+        save_file(owned, path)
     return aliases
 
 

@@ -42,6 +42,16 @@ class Options:
     extra: dict[str, Any]
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Shows one spelling per flag: `--max_steps` answers to `--max-steps` too, and saying so each time is noise."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        shown = [option for option in action.option_strings if len(option) == 2 or option == action.option_strings[0]]
+        return f"{', '.join(shown)} {self._format_args(action, action.dest)}"
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; {self.prog} --help lists the flags")
@@ -54,7 +64,7 @@ def read_command_line(
     extra_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
 ) -> Options:
     """Parse the flags of the script that runs `section`. Raises UserError on unknown flags and bad values."""
-    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = _Parser(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
     common = parser.add_argument_group("run")
     common.add_argument("--config", "-c", default=str(DEFAULT_CONFIG), metavar="YAML", help="the run's configuration")
     common.add_argument("--run-dir", metavar="FOLDER", help="where the run's outputs go (default: runs/<run name>)")

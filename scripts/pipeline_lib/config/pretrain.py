@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from .base import Section
 
@@ -82,3 +82,8 @@ class PretrainSettings(Section):
     """Number of checkpoints to keep."""
     tensorboard: bool = True
     """Whether to write TensorBoard event files beside metrics.jsonl."""
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _yaml_spells_on_and_off_as_booleans(cls, value: object) -> object:
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value

@@ -9,4 +9,4 @@ class SftSettings(FineTuningSettings):
     """Settings of stage 07: supervised fine-tuning on conversations, with the loss on the assistant's tokens only."""
 
     batching: Literal["length", "shuffle", "pack"] = "length"
-    """How sequences share a micro-batch: similar lengths, any lengths, or several whole conversations per max_length."""
+    """What a micro-batch holds: similar lengths, any lengths, or sequences of several whole conversations each."""

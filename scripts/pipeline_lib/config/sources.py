@@ -72,7 +72,7 @@ class SourceSettings(Section):
     """Licence of the data as its owner states it, for example an SPDX name; recorded with every document."""
 
     max_documents: int | None = Field(default=None, gt=0)
-    """Read at most this many records of the source, in their fixed order; none means all of them."""
+    """Keep at most this many records of the source, in their fixed order, and stop reading; none means all of them."""
 
     paths: list[str] = []
     """local: files, folders or globs (`**` descends), relative to the project root; each is read sorted by name."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
+from pipeline_lib.checkpoints import as_os_errors
 from pipeline_lib.config.model import ModelSettings
 
 from .shapes import ModelShape
@@ -57,7 +58,9 @@ def build_model(
     """Return an initialised model in `settings.dtype` on the CPU, the same for the same seed on every machine."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     config = transformers_config(shape, settings, special)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     initialise(model, settings.init_std, shape.layers, seed)
@@ -82,7 +85,8 @@ def save_model_directory(model: PreTrainedModel, tokenizer_files: list[Path], fo
     """Write configuration, safetensors and the tokenizer's files to `folder`, emptied first, and return it."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    model.save_pretrained(folder)
+    with as_os_errors(folder):
+        model.save_pretrained(folder)
     for file in tokenizer_files:
         shutil.copyfile(file, folder / file.name)
     return folder

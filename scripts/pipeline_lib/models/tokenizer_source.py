@@ -1,4 +1,4 @@
-"""What stage 04 takes from stage 03: size of the vocabulary, special tokens, contexts, and the files of the tokenizer."""
+"""What stage 04 takes from stage 03: size of the vocabulary, special tokens, contexts, tokenizer files."""
 
 from __future__ import annotations
 

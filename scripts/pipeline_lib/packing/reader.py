@@ -23,6 +23,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,7 @@ class PackedCache:
         position = self._position(state, identity)
         numbers = order.iterate(position, epochs)
         everyone = batch_size * world_size
-        while batch := [number for number, _ in zip(numbers, range(everyone), strict=False)]:
+        while batch := list(islice(numbers, everyone)):
             if len(batch) < everyone and drop_last:
                 return
             position += len(batch)

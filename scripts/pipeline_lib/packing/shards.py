@@ -16,6 +16,7 @@ import xxhash
 from pipeline_lib.stage import UserError
 
 from .pretoken_counts import DocumentBatch
+from .text_encoder import text_buffers
 
 COLUMNS = ("id", "source", "text")
 BATCH_DOCUMENTS = 1024
@@ -47,7 +48,7 @@ def plan_runs(shards: list[Path]) -> list[Run]:
             raise UserError(f"{shard} has no column {missing[0]!r}; a text shard has id, source and text")
         text = metadata.schema.names.index("text")
         groups, size = [], 0
-        for group in range(metadata.num_row_groups):
+        for group in range(metadata.num_row_groups if metadata.num_rows else 0):
             groups.append(group)
             size += metadata.row_group(group).column(text).total_uncompressed_size
             if size >= RUN_BYTES or group == metadata.num_row_groups - 1:
@@ -59,9 +60,19 @@ def plan_runs(shards: list[Path]) -> list[Run]:
 
 
 def read_batches(run: Run, columns: tuple[str, ...] = COLUMNS) -> Iterator[pa.RecordBatch]:
-    """Yield a run's documents in batches; memory is that of a few batches, not of the shard."""
+    """Yield a run's documents in batches; memory is that of a few batches, not of the shard.
+
+    Raises UserError, naming the shard, for a column that is not text or has a null.
+    """
     with pq.ParquetFile(run.shard) as file:
-        yield from file.iter_batches(BATCH_DOCUMENTS, row_groups=list(run.row_groups), columns=list(columns))
+        for batch in file.iter_batches(BATCH_DOCUMENTS, row_groups=list(run.row_groups), columns=list(columns)):
+            for name in columns:
+                column = batch.column(name)
+                if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+                    raise UserError(f"{run.shard}: column {name!r} is {column.type}, not string; run stage 02 again")
+                if column.null_count:
+                    raise UserError(f"{run.shard}: a document has no {name} (null); run stage 02 again")
+            yield batch
 
 
 def hash_ids(ids: pa.Array, seed: int, purpose: int) -> np.ndarray:
@@ -80,8 +91,6 @@ def below(hashes: np.ndarray, fraction: float) -> np.ndarray:
 
 def training_batches(runs: list[Run], seed: int, training_bytes: int) -> Iterator[DocumentBatch]:
     """Yield the text a tokenizer is trained on: everything, or a seeded sample of about `training_bytes`."""
-    from .text_encoder import text_buffers
-
     fraction = training_bytes / max(1, sum(run.bytes for run in runs))
     for run in runs:
         for batch in read_batches(run, ("id", "text")):

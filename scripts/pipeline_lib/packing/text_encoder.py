@@ -38,12 +38,10 @@ PROBES = (
 
 
 def text_buffers(array: pa.Array) -> DocumentBatch:
-    """View an Arrow string array as (bytes uint8 [n], boundaries int64 [documents + 1]), without copying the text."""
-    if array.null_count:
-        raise UserError("a document has no text (null); clean the shards again")
+    """View strings as (bytes uint8 [n], boundaries int64 [documents + 1]) without a copy. Raises ValueError on null."""
     wide = pa.types.is_large_string(array.type)
-    if not (wide or pa.types.is_string(array.type)):
-        raise UserError(f"the text column is {array.type}, not string; clean the shards again")
+    if array.null_count or not (wide or pa.types.is_string(array.type)):
+        raise ValueError(f"expected strings without null, got {array.type} with {array.null_count} nulls")
     _, offsets, data = array.buffers()
     if len(array) == 0 or data is None:
         return np.zeros(0, np.uint8), np.zeros(len(array) + 1, np.int64)
@@ -66,7 +64,8 @@ class TextEncoder:
         content = json.loads((folder / "tokenizer.json").read_bytes())
         try:
             self._vocabulary = gigatoken.Tokenizer.from_json(json.dumps(content)).vocab
-            self._gigatoken = gigatoken.Tokenizer.from_json(json.dumps(content | {"added_tokens": []}))
+            content["added_tokens"] = [token for token in content.get("added_tokens") or [] if not token["special"]]
+            self._gigatoken = gigatoken.Tokenizer.from_json(json.dumps(content))
         except ValueError as error:
             raise UserError(f"{folder / 'tokenizer.json'}: gigatoken cannot encode with it ({error})") from None
         self.vocab_size = 1 + max(self._vocabulary)

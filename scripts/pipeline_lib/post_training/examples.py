@@ -7,7 +7,7 @@ Arrow columns: four bytes per token instead of the eight and more of Python list
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,13 +48,14 @@ class Examples:
         # Given a fingerprint, datasets does not hash the whole table to invent one.
         return Dataset(InMemoryTable(self.table), fingerprint="examples")
 
-    def first(self, count: int) -> Examples:
-        """Return the first `count` examples."""
-        return Examples(self.table.slice(0, count), self.lengths[:count])
-
-    def take(self, indices: list[int]) -> Examples:
+    def take(self, indices: Sequence[int]) -> Examples:
         """Return the examples at `indices`, in that order."""
-        return Examples(self.table.take(indices), [self.lengths[index] for index in indices])
+        return Examples(self.table.take(pyarrow.array(indices, pyarrow.int64())), [self.lengths[i] for i in indices])
+
+    def spread(self, count: int) -> Examples:
+        """Return at most `count` examples, evenly spaced, so that every source has its share."""
+        count = min(count, len(self))
+        return self.take([number * len(self) // count for number in range(count)])
 
     def __add__(self, other: Examples) -> Examples:
         return Examples(pyarrow.concat_tables([self.table, other.table]), self.lengths + other.lengths)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataset_formatters import Handler, MalformedRecord, handler_for
-from pipeline_lib.stage import Ledger, Stage, StageFailure, UserError, atomic_path, json_digest
+from pipeline_lib.stage import Ledger, Stage, StageFailure, Unit, UserError, atomic_path, json_digest
 
 from .chat_tokens import load_chat_tokenizer
 from .originals import Original, SourceFile, read_originals, source_files
@@ -74,35 +74,28 @@ def prepare(stage: Stage, kind: DataKind) -> None:
 
     Raises UserError when there is no source or an unknown format, StageFailure when nothing is left to train on.
     """
-    files = source_files(stage.input("01_download"), kind.kind)
-    if not files and not kind.optional:
-        raise UserError(f"download.sources has no source of kind {kind.kind}; add one and run 01_download_data.py again")
-    handlers = {file.format: handler_for(file.format, kind.handlers, file.source) for file in files}
-    if not files:
-        stage.note(f"no source of kind {kind.kind} is configured, so the outputs are empty")
     if not stage.finished(FINISHED):
         tokenizer = load_chat_tokenizer(stage.input("03_packed").folder("tokenizer"))
-        batches = _check_in_batches(stage, kind, files, handlers, tokenizer)
+        batches = checked_batches(stage, kind, tokenizer)
         with stage.unit(FINISHED) as unit:
-            unit.result = _write_outputs(unit, kind, batches, stage.settings, stage.seed)
+            rows = sorted_out(batches, stage.settings.val_fraction, stage.settings.val_limit, stage.seed)
+            unit.result = _write_outputs(unit, kind, rows)
     stage.result = stage.unit_result(FINISHED)
-    if stage.result["cut"]:
-        stage.note(f"{stage.result['cut']} pairs have an answer that training will cut at {stage.settings.max_length} tokens")
+    if cut := stage.result.get("cut"):
+        stage.note(f"{cut} pairs have an answer that training will cut at {stage.settings.max_length} tokens")
 
 
 # -- first pass: format and check, batch by batch ------------------------------------------------------------------
 
 
-def _check_in_batches(
-    stage: Stage,
-    kind: DataKind,
-    files: list[SourceFile],
-    handlers: dict[str, Handler],
-    tokenizer: PreTrainedTokenizerBase,
-) -> list[Path]:
-    """Return the batch files in order, making those that are not there yet."""
+def checked_batches(stage: Stage, kind: DataKind, tokenizer: PreTrainedTokenizerBase) -> list[Path]:
+    """Return files in the work folder with every original of a kind and its verdict, making those that are missing.
+
+    Raises UserError when there is no source of the kind (unless it is optional) or an unknown format.
+    """
     import pyarrow.parquet as parquet
 
+    files, handlers = sources_of(stage, kind)
     batches: list[Path] = []
     originals = read_originals(files)
     with stage.progress(None, f"formatting {kind.kind} records", "records") as bar:
@@ -118,6 +111,16 @@ def _check_in_batches(
     return batches
 
 
+def sources_of(stage: Stage, kind: DataKind) -> tuple[list[SourceFile], dict[str, Handler]]:
+    """Return the files of a kind and the handlers of their formats."""
+    files = source_files(stage.input("01_download"), kind.kind)
+    if not files and not kind.optional:
+        raise UserError(f"download.sources has no source of kind {kind.kind}; add one and run stage 01 again")
+    if not files:
+        stage.note(f"no source of kind {kind.kind} is configured, so the outputs are empty")
+    return files, {file.format: handler_for(file.format, kind.handlers, file.source) for file in files}
+
+
 def check_batch(
     originals: list[Original],
     kind: DataKind,
@@ -130,7 +133,7 @@ def check_batch(
 
     rows, formatted = [], []
     for original in originals:
-        row = {"source": original.source, "where": original.where, "tokens": 0, "reason": None, "detail": "", "cut": False}
+        row = {"source": original.source, "where": original.where, "tokens": 0, "cut": False, "reason": None, "detail": ""}
         try:
             record = _format(original, handlers[original.format])
             formatted.append((row, record))
@@ -165,42 +168,22 @@ def _batch_schema() -> pyarrow.Schema:
 # -- second pass: duplicates, split, outputs -----------------------------------------------------------------------
 
 
-def _write_outputs(unit: Any, kind: DataKind, batches: list[Path], settings: Any, seed: int) -> dict[str, Any]:
-    """Write the three files and the ledger of the unit; return the counts for cards and reports."""
-    held_out = _held_out_prompts(_light_rows(batches), settings.val_fraction, settings.val_limit, seed)
-    counts: dict[str, Any] = {"train": 0, "val": 0, "dropped": 0, "cut": 0, "tokens": 0}
+def sorted_out(
+    batches: list[Path], val_fraction: float, val_limit: int, seed: int
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield ("train" | "val" | "dropped", row) for every record in order; a repeated record is dropped as duplicate."""
+    held_out = _held_out_prompts(_rows(batches, ["prompt", "reason"]), val_fraction, val_limit, seed)
     seen: set[str] = set()
-    with (
-        _RowWriter(unit.path("train.parquet"), _output_schema(kind)) as train,
-        _RowWriter(unit.path("val.parquet"), _output_schema(kind)) as val,
-        _RowWriter(unit.path("dropped.parquet"), _receipt_schema()) as dropped,
-    ):
-        for row in _rows(batches):
-            row = _mark_duplicate(row, seen)
-            _account(unit.ledger, kind.kind, row)
-            if row["reason"] is not None:
-                dropped.add({name: row[name] for name in ("source", "where", "reason", "detail")})
-                counts["dropped"] += 1
-                continue
-            side, name = (val, "val") if row["prompt"] in held_out else (train, "train")
-            side.add(_output_row(row, kind))
-            counts[name] += 1
-            counts["tokens"] += row["tokens"]
-            counts["cut"] += row["cut"]
-    if not counts["train"] and batches:
-        reasons = ", ".join(sorted({row["reason"] for row in _light_rows(batches) if row["reason"]})) or "none"
-        raise StageFailure(f"no {kind.kind} record is left to train on ({counts['dropped']} dropped; reasons: {reasons})")
-    return counts
+    for row in _rows(batches):
+        if row["reason"] is None and row["digest"] in seen:
+            row |= {"reason": "duplicate", "detail": f"{row['where']}: the same text came before"}
+        seen.add(row["digest"])
+        side = "dropped" if row["reason"] is not None else "val" if row["prompt"] in held_out else "train"
+        yield side, row
 
 
-def _mark_duplicate(row: dict[str, Any], seen: set[str]) -> dict[str, Any]:
-    if row["reason"] is None and row["digest"] in seen:
-        return {**row, "reason": "duplicate", "detail": f"{row['where']}: the same text came before"}
-    seen.add(row["digest"])
-    return row
-
-
-def _account(ledger: Ledger, flow: str, row: dict[str, Any]) -> None:
+def account(ledger: Ledger, flow: str, row: dict[str, Any]) -> None:
+    """Enter one row of `sorted_out` and keep or drop it."""
     ledger.enter(flow, row["source"], tokens=row["tokens"])
     if row["reason"] is None:
         ledger.keep(flow, row["source"], tokens=row["tokens"])
@@ -233,15 +216,39 @@ def _held_out_prompts(rows: Iterable[dict[str, Any]], fraction: float, limit: in
     return chosen
 
 
-def _light_rows(batches: list[Path]) -> Iterator[dict[str, Any]]:
-    return _rows(batches, ["prompt", "reason"])
-
-
 def _rows(batches: list[Path], columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet as parquet
 
     for path in batches:
         yield from parquet.read_table(path, columns=columns).to_pylist()
+
+
+def _write_outputs(unit: Unit, kind: DataKind, rows: Iterator[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Write the three files and the ledger of the unit; return the counts for cards and reports."""
+    counts: dict[str, Any] = {"train": 0, "val": 0, "dropped": 0, "tokens": 0}
+    reasons: set[str] = set()
+    with (
+        _RowWriter(unit.path("train.parquet"), _output_schema(kind)) as train,
+        _RowWriter(unit.path("val.parquet"), _output_schema(kind)) as val,
+        _RowWriter(unit.path("dropped.parquet"), _receipt_schema()) as dropped,
+    ):
+        for side, row in rows:
+            account(unit.ledger, kind.kind, row)
+            counts[side] += 1
+            if side == "dropped":
+                dropped.add({name: row[name] for name in ("source", "where", "reason", "detail")})
+                reasons.add(row["reason"])
+                continue
+            (val if side == "val" else train).add(_output_row(row, kind))
+            counts["tokens"] += row["tokens"]
+            if row["cut"]:
+                counts["cut"] = counts.get("cut", 0) + 1
+    if counts["dropped"] and not counts["train"]:
+        raise StageFailure(
+            f"no {kind.kind} record is left to train on: all {counts['dropped']} were dropped"
+            f" ({', '.join(sorted(reasons))})"
+        )
+    return counts
 
 
 def _output_row(row: dict[str, Any], kind: DataKind) -> dict[str, Any]:

@@ -29,6 +29,8 @@ class ConversationTrainer(ResumableTrainer, SFTTrainer):
         if not len(examples):
             return {}
         metrics = self.evaluate(examples.dataset())
+        if not math.isfinite(metrics["eval_loss"]):
+            raise StageFailure(f"the held-out loss is {metrics['eval_loss']}; lower learning_rate")
         return {"val_loss": metrics["eval_loss"], "val_token_accuracy": metrics["eval_mean_token_accuracy"]}
 
 
@@ -80,7 +82,7 @@ def fine_tune(stage: Stage) -> None:
     source = stage.input("05_pretrain").folder("final")
     tokenizer = load_chat_tokenizer(source)
     train = _read(stage, tokenizer, "train.parquet")
-    val = _read(stage, tokenizer, "val.parquet").first(stage.settings.val_examples)
+    val = _read(stage, tokenizer, "val.parquet").spread(stage.settings.val_examples)
     trainer = make_trainer(stage, load_model(source), tokenizer, train)
     train_and_measure(stage, trainer, val, source, tokenizer)
     stage.adopt(METRICS)
@@ -110,10 +112,7 @@ def train_and_measure(
             save_model(trainer.model, source, unit.path("final"), end_of_turn_id(tokenizer))
     stage.result = {
         "steps": trainer.args.max_steps,
-        "examples": len(trainer.train_dataset),
+        "sequences": len(trainer.train_dataset),
         "before": stage.unit_result("before"),
         "after": stage.unit_result("final"),
     }
-    after = stage.unit_result("final").get("val_loss")
-    if after is not None and not math.isfinite(after):
-        raise StageFailure("the held-out loss is not finite; lower learning_rate")

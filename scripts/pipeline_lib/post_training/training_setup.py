@@ -5,20 +5,18 @@ from __future__ import annotations
 import logging
 import math
 import os
-import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_lib.config.fine_tuning import FineTuningSettings
+from pipeline_lib.packing.tokenizer_folder import copy_tokenizer
 from pipeline_lib.stage import Stage, UserError
 
 if TYPE_CHECKING:
     from torch import dtype as TorchType
     from transformers import PreTrainedModel
-
-_TOKENIZER_FILES = ("tokenizer*", "chat_template*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges*")
 
 
 def prepare_libraries(stage: Stage) -> None:
@@ -143,6 +141,4 @@ def save_model(model: PreTrainedModel, like: Path, folder: Path, end_of_turn: in
     stops = [end_of_turn, model.config.eos_token_id]
     model.generation_config.eos_token_id = list(dict.fromkeys(stop for stop in stops if stop is not None))
     model.save_pretrained(folder)
-    for pattern in _TOKENIZER_FILES:
-        for file in sorted(like.glob(pattern)):
-            shutil.copyfile(file, folder / file.name)
+    copy_tokenizer(like, folder)

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline_lib.checkpoints import as_os_errors
 from pipeline_lib.stage import atomic_path
 
 from .run_state import TrainingRun
@@ -19,7 +20,8 @@ def save_final_model(model: PreTrainedModel, tokenizer_files: list[Path], folder
     """Write the trained model and the tokenizer's files to `folder`, whole or not at all."""
     with atomic_path(folder) as staging:
         staging.mkdir()
-        model.save_pretrained(staging)
+        with as_os_errors(staging):
+            model.save_pretrained(staging)
         for file in tokenizer_files:
             shutil.copyfile(file, staging / file.name)
 

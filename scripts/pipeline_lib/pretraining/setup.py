@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 def load_model(folder: Path) -> PreTrainedModel:
     """Load a Hugging Face model directory for training: float32, attention through SDPA, own storage per parameter."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
     for parameter in model.parameters():
         # Weights mapped from the file have another alignment than allocated ones, and products may round differently.

@@ -35,7 +35,7 @@ class StepLines:
         self.replay = {line["step"]: line for line in lines if line["step"] > last_step}
         self.next_step = last_step + 1
         write_bytes_atomic(path, b"".join(_encode(line) for line in kept))
-        self._stream = open(path, "ab")
+        self._stream = open(path, "ab")  # noqa: SIM115 (closed by close)
 
     def append(self, line: dict[str, Any]) -> None:
         """Add the line of the next step. Raises ValueError when it is another step's."""

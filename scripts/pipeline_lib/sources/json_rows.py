@@ -118,11 +118,12 @@ def _array(stream: BinaryIO, label: str) -> Iterator[Row | Dropped]:
             return
         if position < len(buffer) and not comma_due:
             record, end = _element(decoder, buffer, position)
-            if end < len(buffer) or (ended and end > position):  # a number at the very end may go on in the next chunk
+            if end < len(buffer):  # something follows it, so it is whole: a number could go on in the next chunk
                 number += 1
-                size = len(buffer[position:end].encode("utf-8", "surrogateescape"))
-                position, comma_due = end, True
-                yield _checked(record, f"#{number}", f"{label}, record {number}", size, suspicious=True)
+                source, position, comma_due = buffer[position:end], end, True
+                size = len(source.encode("utf-8", "surrogateescape"))
+                suspicious = "\\u" in source or not source.isascii()
+                yield _checked(record, f"#{number}", f"{label}, record {number}", size, suspicious)
                 continue
         elif position < len(buffer):
             raise damaged(label, f"no comma or bracket after record {number}")

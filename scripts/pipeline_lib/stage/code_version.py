@@ -16,6 +16,7 @@ from .digests import bytes_digest, json_digest
 SCRIPTS = Path(__file__).resolve().parents[2]
 PACKAGES = ("pipeline_lib", "dedup", "dataset_formatters")
 MACHINERY = ("pipeline_lib.stage", "pipeline_lib.config")
+DATA_SUFFIXES = (".jinja", ".json", ".npz", ".txt", ".yaml")
 
 _IMPORT = re.compile(
     r"^[ \t]*(?:from[ \t]+(?P<source>\.*[\w.]*)[ \t]+import[ \t]+(?P<names>\([^)]*\)|[^\n#]*)"
@@ -64,14 +65,16 @@ def imported_files(file: Path) -> set[Path]:
 
 
 def code_files(script: Path) -> list[Path]:
-    """Return the script and everything of ours it can import, sorted."""
+    """Return the script, everything of ours it can import, and the data files beside those modules, sorted."""
     reached = {script}
     waiting = [script]
     while waiting:
         for file in imported_files(waiting.pop()) - reached:
             reached.add(file)
             waiting.append(file)
-    return sorted(reached)
+    folders = {file.parent for file in reached - {script}} - {SCRIPTS / PACKAGES[0]}
+    data = {file for folder in folders for file in folder.iterdir() if file.suffix in DATA_SUFFIXES}
+    return sorted(reached | data)
 
 
 def code_version(script: Path) -> dict[str, str]:

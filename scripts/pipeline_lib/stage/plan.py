@@ -33,7 +33,7 @@ def print_plan(
 ) -> None:
     """Print settings with where each came from, inputs, whether the stage would run, and the expected cost."""
     print(f"{stage.name} {stage.spec.does}\n  folder  {stage.folder}\n  status  {status}\n  settings")
-    for key, value in _leaves(stage.settings.model_dump(mode="json")):
+    for key, value in _leaves(_spell_settings(stage.settings)):
         print(f"    {key} = {value!r}  ({origins.get(f'{stage.spec.section}.{key}', 'default')})")
     missing = False
     print("  inputs" if stage.spec.needs else "  inputs  none")
@@ -66,6 +66,18 @@ def _print_cost(stage: "Stage", estimate: Callable[["Stage"], Estimate]) -> None
     print(f"  cost    about {time}, {memory} of memory, {disk} of disk ({size(free)} free); {cost.basis}")
     if cost.disk_bytes is not None and cost.disk_bytes > free:
         print("  WARNING the outputs would not fit on this disk")
+
+
+def _spell_settings(settings: Any) -> Any:
+    """Return settings as plain values; entries of a list (data sources) show only what differs from the defaults."""
+    if hasattr(settings, "model_dump"):
+        return {name: _spell_settings(getattr(settings, name)) for name in type(settings).model_fields}
+    if isinstance(settings, list | tuple):
+        return [
+            item.model_dump(mode="json", exclude_defaults=True) if hasattr(item, "model_dump") else item
+            for item in settings
+        ]
+    return settings
 
 
 def _leaves(value: Any, prefix: str = "") -> list[tuple[str, Any]]:

@@ -63,7 +63,9 @@ def build_index(files: Sequence[Path], ngram: int) -> EvaluationIndex:
             numbers += [len(records)] * len(found)
             records.append(f"eval/{file.name}:{line}")
     data, offsets = text_buffers(pa.array(texts, pa.large_string()))
-    grams, owners = _ngrams_of_batch(data, offsets, np.array(numbers, np.int32), character_classes(), lower_case(), ngram)
+    grams, owners = _ngrams_of_batch(
+        data, offsets, np.array(numbers, np.int32), character_classes(), lower_case(), ngram
+    )
     size = 16
     while size < 2 * len(grams):
         size *= 2

@@ -1,12 +1,13 @@
 """The part of cleaning that needs all documents: duplicates, and the shards and receipts that leave the stage.
 
-Three kinds of units, each resumable: `clean/<shard>` (scratch files, in parallel), `duplicates`, `<shard>` (the final
-shard and the receipts of its duplicates). Scratch lives in the work folder and goes with it; its digests are in the
-units' results and are checked when it is read.
+Three kinds of units, each resumable: `clean/<shard>/<piece>` (some row groups of a shard, in parallel), `duplicates`,
+`<shard>` (the final shard and the receipts of its duplicates). What a unit hands to a later one is scratch: it lies in
+the work folder and goes with it; its digest is in the unit's result and is checked when it is read.
 """
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,23 +25,30 @@ if TYPE_CHECKING:
 SCRATCH = "scratch"
 DUPLICATES = "duplicates"
 FLOW = "text"
+PIECE_BYTES = 16_000_000  # of text per unit, a few seconds of work
+WORKER_BYTES = 8_000_000  # of text for which another process (1 s to start) pays off
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some row groups of an input shard, and the scratch files that hold what became of them."""
+
+    unit: str
+    groups: tuple[int, ...]
+    bytes: int
+    candidates: Path
+    receipts: Path
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One input shard and its scratch files."""
+    """One input shard, its pieces, and the scratch files of its final form."""
 
     name: str
     source: Path
-    candidates: Path
-    receipts: Path
+    pieces: tuple[Piece, ...]
     final: Path
     duplicate_receipts: Path
-
-    @property
-    def clean_unit(self) -> str:
-        """Name of the unit that cleans this shard."""
-        return f"clean/{self.name}"
 
 
 def text_shards(stage: Stage) -> list[Path]:
@@ -52,19 +60,44 @@ def text_shards(stage: Stage) -> list[Path]:
 
 
 def shards_of(stage: Stage) -> list[Shard]:
-    """Return the shards to clean and where their scratch files lie."""
+    """Return the shards to clean, their pieces, and where the scratch files lie."""
     folder = stage.work / SCRATCH
     return [
         Shard(
             file.stem,
             file,
-            folder / "candidates" / file.name,
-            folder / "receipts" / file.name,
+            tuple(_pieces(file, folder)),
             folder / "final" / file.name,
             folder / "duplicate_receipts" / file.name,
         )
         for file in text_shards(stage)
     ]
+
+
+def _pieces(file: Path, folder: Path) -> list[Piece]:
+    import pyarrow.parquet as pq
+
+    metadata = pq.read_metadata(file)
+    sizes = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
+    runs: list[list[int]] = [[]]
+    for group, size in enumerate(sizes):
+        if runs[-1] and sum(sizes[g] for g in runs[-1]) + size > PIECE_BYTES:
+            runs.append([])
+        runs[-1].append(group)
+    return [
+        Piece(
+            f"clean/{file.stem}/{number:04d}",
+            tuple(groups),
+            sum(sizes[group] for group in groups),
+            folder / "candidates" / f"{file.stem}-{number:04d}.parquet",
+            folder / "receipts" / f"{file.stem}-{number:04d}.parquet",
+        )
+        for number, groups in enumerate(runs)
+    ]
+
+
+def _pieces_of(shards: Sequence[Shard]) -> list[Piece]:
+    return [piece for shard in shards for piece in shard.pieces]
 
 
 def evaluation_files(stage: Stage) -> list[Path]:
@@ -73,16 +106,24 @@ def evaluation_files(stage: Stage) -> list[Path]:
 
 
 def clean_shards(stage: Stage, shards: list[Shard]) -> None:
-    """Clean every shard that is not finished, `stage.threads` at a time."""
+    """Clean every piece that is not finished, on up to `stage.threads` cores."""
     from .shard import ShardJob, clean_shard, start_cleaner
 
-    waiting = {shard.clean_unit: shard for shard in shards if not stage.finished(shard.clean_unit)}
-    jobs = [ShardJob(shard.source, shard.candidates, shard.receipts) for shard in waiting.values()]
-    workers = min(stage.threads, len(jobs)) or 1
-    settings = (stage.settings, evaluation_files(stage))
-    results = ordered_map(clean_shard, jobs, workers, initializer=start_cleaner, initargs=settings)
-    units = stage.todo([shard.clean_unit for shard in shards], "cleaning", "shards")
-    for key, result in zip(units, results, strict=True):
+    jobs = {
+        piece.unit: ShardJob(shard.source, piece.groups, piece.candidates, piece.receipts)
+        for shard in shards
+        for piece in shard.pieces
+    }
+    waiting = [piece for piece in _pieces_of(shards) if not stage.finished(piece.unit)]
+    workers = min(stage.threads, len(waiting), 1 + sum(piece.bytes for piece in waiting) // WORKER_BYTES) or 1
+    results = ordered_map(
+        clean_shard,
+        [jobs[piece.unit] for piece in waiting],
+        workers,
+        initializer=start_cleaner,
+        initargs=(stage.settings, evaluation_files(stage)),
+    )
+    for key, result in zip(stage.todo(list(jobs), "cleaning", "pieces"), results, strict=True):
         with stage.unit(key) as unit:
             unit.result = result
             _enter(unit.ledger, result["tally"])
@@ -99,7 +140,7 @@ def _enter(ledger: Ledger, tally: dict[str, Any]) -> None:
 
 
 def _stop_if_nothing_is_left(stage: Stage, shards: list[Shard]) -> None:
-    results = [stage.unit_result(shard.clean_unit) for shard in shards]
+    results = [stage.unit_result(piece.unit) for piece in _pieces_of(shards)]
     documents = sum(result["documents"] for result in results)
     if sum(result["removed"] for result in results) < documents:
         return
@@ -125,7 +166,7 @@ def find_duplicates(stage: Stage, shards: list[Shard]) -> Path:
 
     output = stage.work / SCRATCH / "duplicates.parquet"
     for key in stage.todo([DUPLICATES], "deduplication", "passes"):
-        files = [_verified(stage, shard.clean_unit, "candidates", shard.candidates) for shard in shards]
+        files = [_verified(stage, piece.unit, "candidates", piece.candidates) for piece in _pieces_of(shards)]
         with stage.unit(key) as unit:
             table = _duplicates(stage, files)
             with atomic_path(output) as temporary:
@@ -163,21 +204,23 @@ def dedup_parameters(settings: "DedupSettings", seed: int) -> "DedupParameters":
 
 
 def write_final_shards(stage: Stage, shards: list[Shard], duplicates: Path) -> None:
-    """Write every shard without its duplicates, `stage.threads` at a time, and account for what was kept."""
+    """Write every shard without its duplicates, on `stage.threads` cores, and account for what was kept."""
+    from dedup.corpus import ordered_threads
+
     from .final_shards import FinalJob, write_final_shard
 
     waiting = [shard for shard in shards if not stage.finished(shard.name)]
-    jobs = [
+    jobs = (
         FinalJob(
-            _verified(stage, shard.clean_unit, "candidates", shard.candidates),
+            tuple(_verified(stage, piece.unit, "candidates", piece.candidates) for piece in shard.pieces),
             duplicates,
             shard.final,
             shard.duplicate_receipts,
             stage.settings.dedup.jaccard,
         )
         for shard in waiting
-    ]
-    results = ordered_map(write_final_shard, jobs, min(stage.threads, len(jobs)) or 1)
+    )
+    results = ordered_threads(write_final_shard, jobs, stage.threads)  # nearly all of it is Arrow, outside the lock
     by_name = {shard.name: shard for shard in shards}
     for key, result in zip(stage.todo(list(by_name), "writing", "shards"), results, strict=True):
         with stage.unit(key) as unit:
@@ -195,25 +238,25 @@ def write_all_receipts(stage: Stage, shards: list[Shard]) -> None:
         with stage.unit(key) as unit:
             parts = []
             for shard in shards:
-                parts.append(_verified(stage, shard.clean_unit, "receipts", shard.receipts))
+                parts += [_verified(stage, piece.unit, "receipts", piece.receipts) for piece in shard.pieces]
                 parts.append(_verified(stage, shard.name, "receipts", shard.duplicate_receipts))
             unit.result = {"rows": write_receipts(parts, unit.path(RECEIPTS))}
 
 
 def summarise(stage: Stage, shards: list[Shard]) -> dict[str, Any]:
-    """Return the numbers for the card: documents and bytes in and out, removals per rule, personal data replaced."""
+    """Return the numbers for the card: documents in and out, removals per rule, personal data replaced."""
     removed: Counter[str] = Counter()
     replaced: Counter[str] = Counter()
-    documents = kept = 0
-    for shard in shards:
-        cleaned, final = stage.unit_result(shard.clean_unit), stage.unit_result(shard.name)
-        documents += cleaned["documents"]
-        replaced.update(cleaned["tally"]["replaced"])
-        for _, rule, measure, amount in cleaned["tally"]["dropped"] + final["dropped"]:
+    cleaned = [stage.unit_result(piece.unit) for piece in _pieces_of(shards)]
+    final = [stage.unit_result(shard.name) for shard in shards]
+    for result in cleaned:
+        replaced.update(result["tally"]["replaced"])
+    for dropped in [result["tally"]["dropped"] for result in cleaned] + [result["dropped"] for result in final]:
+        for _, rule, measure, amount in dropped:
             removed[rule] += amount if measure == "documents" else 0
-        kept += sum(amount for _, measure, amount in final["kept"] if measure == "documents")
+    kept = sum(amount for result in final for _, measure, amount in result["kept"] if measure == "documents")
     return {
-        "documents_in": documents,
+        "documents_in": sum(result["documents"] for result in cleaned),
         "documents_kept": kept,
         "removed": dict(removed.most_common()),
         "personal_data_replaced": dict(replaced.most_common()),

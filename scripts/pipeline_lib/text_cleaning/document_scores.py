@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from .compiled import kernel
 
 from .characters import character_classes
+from .compiled import kernel
 from .hash_set import mask_for, new_slots
 from .lines import count_marks, line_scores, paragraph_scores
 from .repetition import repetition_scores
@@ -43,7 +43,9 @@ _REPETITION_AT = _PARAGRAPHS_AT + len(PARAGRAPH_COLUMNS)
 _STAMPS = 11  # hash sets that one document uses: lines, paragraphs, nine n-gram sizes
 
 
-def score_documents(texts: "pyarrow.Array", stop_words: Sequence[str], short_line_characters: int) -> dict[str, np.ndarray]:
+def score_documents(
+    texts: "pyarrow.Array", stop_words: Sequence[str], short_line_characters: int
+) -> dict[str, np.ndarray]:
     """Return {score column: float64[documents]} for normalised texts (a string or large_string array without nulls).
 
     An empty text scores 0 everywhere. Raises ValueError for nulls or more documents than one batch may have.
@@ -68,7 +70,11 @@ def text_buffers(texts: "pyarrow.Array") -> tuple[np.ndarray, np.ndarray]:
         raise ValueError("texts must not be null")
     texts = texts.cast(pa.large_string())
     _, offsets, data = texts.buffers()
-    starts = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1] if len(texts) else np.zeros(1, int)
+    starts = (
+        np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+        if len(texts)
+        else np.zeros(1, int)
+    )
     return np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8), starts
 
 
@@ -119,7 +125,9 @@ def _score_batch(data, offsets, classes, stops, short_line, out):
         row = out[i]
         row[0] = characters
         _word_scores(data, start, end, lengths, hashes, flags, count, stops, row[1:])
-        line_scores(data, start, end, characters, count, classes, short_line, keys, stamps, mask, stamp, row[_LINES_AT:])
+        line_scores(
+            data, start, end, characters, count, classes, short_line, keys, stamps, mask, stamp, row[_LINES_AT:]
+        )
         paragraph_scores(data, start, end, characters, classes, keys, stamps, mask, stamp + 1, row[_PARAGRAPHS_AT:])
         repetition_scores(
             hashes, lengths, count, characters, keys, stamps, stamp + 2, mask, grams, sums, occurrences, firsts,

@@ -1,6 +1,7 @@
 """The shards that leave the stage: candidates without the duplicates, and a receipt for each of those."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from .receipts import EXACT, NEAR, PREVIEW_CHARACTERS, receipt_schema
 class FinalJob:
     """Paths of one shard: its candidates, the duplicates of the whole corpus, and the two files that are written."""
 
-    candidates: Path
+    candidates: tuple[Path, ...]
     duplicates: Path
     output: Path
     receipts: Path
@@ -35,28 +36,34 @@ def write_final_shard(job: FinalJob) -> dict[str, Any]:
     kept: Counter[tuple[str, str]] = Counter()
     dropped: Counter[tuple[str, str, str]] = Counter()
     job.output.parent.mkdir(parents=True, exist_ok=True)
-    with pq.ParquetFile(job.candidates) as shard, atomic_path(job.receipts) as receipts_path:
-        schema = shard.schema_arrow.append(pa.field("duplicates", pa.int32()))
-        with (
-            pq.ParquetWriter(job.output, schema, compression="zstd") as writer,
-            pq.ParquetWriter(receipts_path, receipt_schema(), compression="zstd") as receipt_writer,
-        ):
-            for group in range(shard.num_row_groups):
-                table = shard.read_row_group(group)
-                places = pc.index_in(table["id"].combine_chunks(), duplicates["id"].combine_chunks())
-                stays = pc.is_null(places)
-                staying = table.filter(stays)
-                counts = pa.array([copies[identity] for identity in staying["id"].to_pylist()], pa.int32())
-                writer.write_table(staying.append_column("duplicates", counts))
-                receipts = _receipts(table.filter(pc.invert(stays)), duplicates.take(places.drop_null()), job.jaccard)
-                receipt_writer.write_table(receipts)
-                _count(staying, kept)
-                _count_dropped(table.filter(pc.invert(stays)), receipts, dropped)
+    schema = pq.read_schema(job.candidates[0]).append(pa.field("duplicates", pa.int32()))
+    with (
+        atomic_path(job.receipts) as receipts_path,
+        pq.ParquetWriter(job.output, schema, compression="zstd") as writer,
+        pq.ParquetWriter(receipts_path, receipt_schema(), compression="zstd") as receipt_writer,
+    ):
+        for table in _row_groups(job.candidates):
+            places = pc.index_in(table["id"].combine_chunks(), duplicates["id"].combine_chunks())
+            stays = pc.is_null(places)
+            staying, leaving = table.filter(stays), table.filter(pc.invert(stays))
+            counts = pa.array([copies[identity] for identity in staying["id"].to_pylist()], pa.int32())
+            writer.write_table(staying.append_column("duplicates", counts))
+            receipts = _receipts(leaving, duplicates.take(places.drop_null()), job.jaccard)
+            receipt_writer.write_table(receipts)
+            _count(staying, kept)
+            _count_dropped(leaving, receipts, dropped)
     return {
         "kept": [[*key, n] for key, n in sorted(kept.items())],
         "dropped": [[*key, n] for key, n in sorted(dropped.items())],
         "digests": {"receipts": file_digest(job.receipts)},
     }
+
+
+def _row_groups(files: tuple[Path, ...]) -> Iterator[pa.Table]:
+    for file in files:
+        with pq.ParquetFile(file) as shard:
+            for group in range(shard.num_row_groups):
+                yield shard.read_row_group(group, use_threads=False)
 
 
 def _receipts(removed: pa.Table, evidence: pa.Table, threshold: float) -> pa.Table:
@@ -81,7 +88,7 @@ def _count(table: pa.Table, counts: Counter) -> None:
 
 
 def _count_dropped(removed: pa.Table, receipts: pa.Table, counts: Counter) -> None:
-    rows = zip(removed["source"].to_pylist(), receipts["rule"].to_pylist(), pc.binary_length(removed["text"]).to_pylist(), strict=True)
-    for source, rule, size in rows:
+    sizes = pc.binary_length(removed["text"]).to_pylist()
+    for source, rule, size in zip(removed["source"].to_pylist(), receipts["rule"].to_pylist(), sizes, strict=True):
         counts[source, rule, "documents"] += 1
         counts[source, rule, "bytes"] += size

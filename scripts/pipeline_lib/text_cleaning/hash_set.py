@@ -6,6 +6,7 @@ first `mask + 1` slots, which stay in the cache.
 """
 
 import numpy as np
+
 from .compiled import kernel
 
 

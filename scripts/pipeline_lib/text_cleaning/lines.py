@@ -5,9 +5,8 @@ live here because three papers have them: Gopher's quality rules count empty lin
 FineWeb skips those that hold nothing but spaces.
 """
 
-from .compiled import kernel
-
 from .characters import SPACE, TERMINAL
+from .compiled import kernel
 from .hash_set import find_or_add
 from .words import class_of, decode, hash_bytes
 
@@ -74,7 +73,7 @@ def line_scores(data, start, end, characters, words, classes, short_line, keys, 
             lines += 1
             filled += 1
             length, first, last_visible, last, ellipsis = examine_line(data, begin, i, classes)
-            bullets += first == BULLET or first == HYPHEN
+            bullets += first in (BULLET, HYPHEN)
             ellipses += ellipsis
             _, added = find_or_add(keys, stamps, mask, stamp, hash_bytes(data, begin, i))
             repeated += not added

@@ -110,7 +110,9 @@ def is_public_address(text: str) -> bool:
     return address.is_global and not address.is_multicast
 
 
-_ADDRESS_CONTEXT = re.compile(r"\b(?:ip|ips|ipv4|address|addr|dns|host|hosts|server|nameserver|ping|from|://)\W{0,3}(?:\w+ )?$", re.I)
+_ADDRESS_CONTEXT = re.compile(
+    r"\b(?:ip|ips|ipv4|address|addr|dns|host|hosts|server|nameserver|ping|from|://)\W{0,3}(?:\w+ )?$", re.I
+)
 
 
 def _is_address_not_version(found: re.Match[str]) -> bool:

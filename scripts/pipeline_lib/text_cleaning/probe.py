@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from dedup.removals import find_duplicates
 from pipeline_lib.stage import Estimate, Stage
 
-from .corpus import dedup_parameters, evaluation_files, text_shards
+from .corpus import PIECE_BYTES, dedup_parameters, evaluation_files, text_shards
 from .shard import INPUT_COLUMNS, ROWS_PER_BATCH, DocumentCleaner, Tally
 
 PROBE_BYTES = 2_000_000
@@ -40,7 +40,8 @@ def estimate_cleaning(stage: Stage) -> Estimate:
             find_duplicates([path], dedup_parameters(stage.settings.dedup, stage.seed), 1, Path(folder) / "scratch")
         deduplication = time.perf_counter() - started
     scale = documents / sample.num_rows
-    workers = min(stage.threads, len(files))
+    pieces = -(-int(scale * sample.nbytes) // PIECE_BYTES)
+    workers = min(stage.threads, max(pieces, len(files)))
     return Estimate(
         seconds=START_SECONDS + scale * (cleaning / workers + deduplication / stage.threads),
         memory_bytes=(workers + 1) * PROCESS_BYTES + documents * SKETCH_BYTES,

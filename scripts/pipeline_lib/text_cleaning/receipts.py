@@ -58,7 +58,9 @@ def explain(stage_folder: Path, identity: str) -> list[str]:
         kept = pq.read_table(part, filters=wanted).to_pylist()
         if kept:
             return _explain_survival(part, kept[0])
-    raise UserError(f"no document {identity!r} in {stage_folder}; ids are in the `id` column of 01_download/part-*.parquet")
+    raise UserError(
+        f"no document {identity!r} in {stage_folder}; ids are in the `id` column of 01_download/part-*.parquet"
+    )
 
 
 def _explain_removal(row: dict) -> list[str]:

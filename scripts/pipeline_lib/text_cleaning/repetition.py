@@ -10,8 +10,8 @@ Difference from datatrove: it compares duplicate n-grams after joining the words
 """
 
 import numpy as np
-from .compiled import kernel
 
+from .compiled import kernel
 from .hash_set import find_or_add
 from .words import mix
 
@@ -63,7 +63,9 @@ def duplicate_characters(grams, n, count, sums, keys, stamps, mask, stamp):
 
 
 @kernel
-def repetition_scores(words, lengths, count, characters, keys, stamps, stamp, mask, grams, sums, occurrences, firsts, out):
+def repetition_scores(
+    words, lengths, count, characters, keys, stamps, stamp, mask, grams, sums, occurrences, firsts, out
+):
     """Fill out[0:9] with the top 2-4-gram and duplicate 5-10-gram fractions; uses the nine stamps from `stamp` on.
 
     words uint64[count], lengths int32[count]; grams uint64, sums int64 (one longer), occurrences and firsts per slot

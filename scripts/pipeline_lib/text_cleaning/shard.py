@@ -1,6 +1,6 @@
-"""What one document decides for itself: repair, replacement, scores, verdict. A shard at a time, in any process.
+"""What one document decides for itself: repair, replacement, scores, verdict. Any piece of a shard, in any process.
 
-The output of a shard depends on its documents, the settings and the evaluation sets only, so shards can be done by any
+The output of a piece depends on its documents, the settings and the evaluation sets only, so pieces can be done by any
 number of workers in any order.
 Trap: a parquet reader's batches follow row groups, never the machine, so batch limits cannot show in the output.
 """
@@ -120,7 +120,9 @@ class DocumentCleaner:
     def _count(self, before: pa.Table, after: pa.Array, verdicts: np.ndarray, tally: Tally) -> None:
         entered = pc.binary_length(before["text"]).to_pylist()
         left = pc.binary_length(after).to_pylist()
-        for source, size, new_size, verdict in zip(before["source"].to_pylist(), entered, left, verdicts.tolist(), strict=True):
+        for source, size, new_size, verdict in zip(
+            before["source"].to_pylist(), entered, left, verdicts.tolist(), strict=True
+        ):
             tally.entered[source, "documents"] += 1
             tally.entered[source, "bytes"] += size
             tally.rewritten[source] += size - new_size
@@ -150,9 +152,10 @@ class DocumentCleaner:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """Paths of one shard: what is read, and the two scratch files that are written."""
+    """Some row groups of a shard, and the two scratch files that are written."""
 
     source: Path
+    groups: tuple[int, ...]
     candidates: Path
     receipts: Path
 
@@ -167,17 +170,21 @@ def start_cleaner(settings: "CleanSettings", evaluation_files: list[Path]) -> No
 
 
 def clean_shard(job: ShardJob) -> dict[str, Any]:
-    """Clean one shard; return its tally, row counts and the digests of the two files. Raises UserError for bad input."""
+    """Clean one piece; return its tally, row counts and the digests of the two files. Raises UserError for bad input."""
     tally = Tally()
     rows = removed = 0
-    with pq.ParquetFile(job.source) as shard, atomic_path(job.candidates) as kept_path, atomic_path(job.receipts) as gone:
+    with (
+        pq.ParquetFile(job.source) as shard,
+        atomic_path(job.candidates) as kept_path,
+        atomic_path(job.receipts) as gone,
+    ):
         _check_columns(job.source, shard.schema_arrow)
         kept_schema = _cleaner.clean(shard.schema_arrow.empty_table().select(INPUT_COLUMNS), tally).kept.schema
         with (
             pq.ParquetWriter(kept_path, kept_schema, compression="zstd") as kept_writer,
             pq.ParquetWriter(gone, receipt_schema(), compression="zstd") as receipt_writer,
         ):
-            for batch in shard.iter_batches(ROWS_PER_BATCH, columns=list(INPUT_COLUMNS), use_threads=False):
+            for batch in shard.iter_batches(ROWS_PER_BATCH, list(job.groups), list(INPUT_COLUMNS), use_threads=False):
                 cleaned = _cleaner.clean(pa.Table.from_batches([batch]).select(INPUT_COLUMNS), tally)
                 kept_writer.write_table(cleaned.kept)
                 receipt_writer.write_table(cleaned.receipts)
@@ -190,4 +197,6 @@ def clean_shard(job: ShardJob) -> dict[str, Any]:
 def _check_columns(path: Path, schema: pa.Schema) -> None:
     missing = [name for name in INPUT_COLUMNS if name not in schema.names]
     if missing:
-        raise UserError(f"{path} has no column {missing[0]!r} (it has {', '.join(schema.names)}); run stage 01 with --force")
+        raise UserError(
+            f"{path} has no column {missing[0]!r} (it has {', '.join(schema.names)}); run stage 01 with --force"
+        )

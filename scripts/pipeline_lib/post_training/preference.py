@@ -1,0 +1,154 @@
+"""Stage 09: direct preference optimisation (arXiv 2305.18290) with TRL's DPOTrainer.
+
+The reference model is the starting model itself, so its log-probabilities of all answers are computed once, before
+training, and kept in the work folder: no second model in memory, no second forward pass per step, and a continued
+run does not compute them again.
+
+What is measured on held-out pairs, before and after:
+    val_accuracy       share of pairs whose chosen answer is the more probable one, log p(chosen) > log p(rejected)
+    val_reward_accuracy, val_margin    the same relative to the reference: the implicit reward beta * log(p / p_ref)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy
+import pyarrow
+import pyarrow.parquet as parquet
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+
+from pipeline_lib.stage import Stage, StageFailure, atomic_path
+
+from .batch_order import EpochOrder, epoch_order
+from .chat_tokens import end_of_turn_id, load_chat_tokenizer
+from .examples import Examples, pair_rows, read_examples
+from .resumable_trainer import METRICS, ResumableTrainer
+from .training_setup import horizon, load_model, save_model, trainer_arguments
+
+REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
+
+
+class PairTrainer(ResumableTrainer, DPOTrainer):
+    """DPOTrainer on pairs that are already tokenised, resumable."""
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        """Return the dataset with the reference's log-probabilities, from the work folder when they are there."""
+        logps = self.reference_logps(dataset, name)
+        for column, values in zip(REFERENCE, logps.T, strict=True):
+            dataset = dataset.add_column(column, values, new_fingerprint=f"{name}-{column}")
+        return dataset
+
+    def reference_logps(self, dataset: Dataset, name: str) -> numpy.ndarray:
+        """Return log p(chosen), log p(rejected) under the starting model, float32 [pairs, 2]; computed once."""
+        path = self.stage.work / f"reference-{name}.parquet"
+        if not path.exists():
+            logps = self.answer_logps(dataset, f"reference log-probabilities, {name}")
+            with atomic_path(path) as temporary:
+                parquet.write_table(pyarrow.table(dict(zip(REFERENCE, logps.T, strict=True))), temporary)
+        table = parquet.read_table(path)
+        return numpy.stack([table[column].to_numpy() for column in REFERENCE], axis=1)
+
+    def answer_logps(self, dataset: Dataset, label: str) -> numpy.ndarray:
+        """Return log p(chosen), log p(rejected) under the present model, float32 [pairs, 2].
+
+        Batches are made of pairs of similar length. Raises StageInterrupted between batches when a signal arrived.
+        """
+        size = self.args.per_device_train_batch_size
+        order = epoch_order(pair_lengths(dataset), size, by_length=True, seed=0, epoch=0)
+        logps = numpy.empty((len(dataset), 2), dtype=numpy.float32)
+        self.model.eval()
+        with self.stage.progress(len(dataset), label, "pairs") as bar:
+            for start in range(0, len(order), size):
+                indices = order[start : start + size]
+                inputs = self._prepare_inputs(self.data_collator([dataset[index] for index in indices]))
+                answers = self.compute_ref_log_probs(self.model, inputs)
+                for side, values in enumerate(answers):
+                    logps[indices, side] = values.float().cpu().numpy()
+                bar.advance(len(indices))
+                self.stage.stop_if_interrupted()
+        return logps
+
+    def measure(self, dataset: Dataset, reference: numpy.ndarray) -> dict[str, float]:
+        """Return the three figures of the file's head for held-out pairs and their reference log-probabilities."""
+        if not len(dataset):
+            return {}
+        logps = self.answer_logps(dataset, "held-out pairs")
+        if not numpy.isfinite(logps).all():
+            raise StageFailure("log-probabilities of held-out answers are not finite; lower learning_rate")
+        rewards = self.beta * (logps - reference)
+        return {
+            "val_accuracy": float((logps[:, 0] > logps[:, 1]).mean()),
+            "val_reward_accuracy": float((rewards[:, 0] > rewards[:, 1]).mean()),
+            "val_margin": float((rewards[:, 0] - rewards[:, 1]).mean()),
+        }
+
+
+def pair_lengths(dataset: Dataset) -> list[int]:
+    """Return the tokens of each pair: the prompt twice and both answers."""
+    prompt, chosen, rejected = (dataset[column] for column in ("prompt_ids", "chosen_ids", "rejected_ids"))
+    return [2 * len(p) + len(c) + len(r) for p, c, r in zip(prompt, chosen, rejected, strict=True)]
+
+
+def make_trainer(
+    stage: Stage, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Examples
+) -> PairTrainer:
+    """Return a trainer on tokenised pairs; raise StageFailure when there are none."""
+    settings = stage.settings
+    if not len(train):
+        raise StageFailure(f"no preference pair is left to train on at {settings.max_length} tokens")
+    arguments = DPOConfig(
+        **trainer_arguments(stage, settings, horizon(len(train), settings).steps),
+        beta=settings.beta,
+        loss_type=[settings.loss],
+        label_smoothing=settings.label_smoothing,
+        precompute_ref_log_probs=True,
+    )
+    order = EpochOrder(train.lengths, settings.micro_batch, settings.batching == "length", stage.seed)
+    return PairTrainer(
+        model, args=arguments, train_dataset=train.dataset(), processing_class=tokenizer, stage=stage, order=order
+    )
+
+
+def _within_horizon(train: Examples, stage: Stage) -> Examples:
+    """Return a random part of the pairs when the steps do not reach all: the reference need not judge the others."""
+    settings = stage.settings
+    reached = horizon(len(train), settings).steps * settings.micro_batch * settings.accumulation
+    if reached >= len(train):
+        return train
+    stage.note(f"the steps reach {reached:,} of {len(train):,} pairs, a random part of them")
+    return train.take(epoch_order(train.lengths, 1, by_length=False, seed=stage.seed, epoch=0)[:reached])
+
+
+def align(stage: Stage) -> None:
+    """Run stage 09: reference, measure, train, measure, save final/."""
+    source = stage.input("07_sft").folder("final")
+    tokenizer = load_chat_tokenizer(source)
+    data = stage.input("08_dpo_data")
+    train, val = (
+        read_examples([data.file(f"{side}.parquet")], pair_rows, tokenizer, stage.settings.max_length, stage.ledger,
+                      "preference")
+        for side in ("train", "val")
+    )  # fmt: skip
+    train = _within_horizon(train, stage)
+    trainer = make_trainer(stage, load_model(source), tokenizer, train)
+    held_out = val.spread(stage.settings.val_examples).dataset()
+    reference = trainer.reference_logps(held_out, "val")
+    if not stage.finished("final"):
+        trainer.train_resumably()
+        with stage.unit("final") as unit:
+            unit.result = trainer.measure(held_out, reference)
+            save_model(trainer.model, source, unit.path("final"), end_of_turn_id(tokenizer))
+    stage.result = {
+        "steps": trainer.args.max_steps,
+        "pairs": len(train),
+        "before": {"val_accuracy": float((reference[:, 0] > reference[:, 1]).mean())} if len(reference) else {},
+        "after": stage.unit_result("final"),
+    }
+    stage.adopt(METRICS)

@@ -1,0 +1,34 @@
+"""The kernels' machine code belongs to the sources of the whole package, not to one file of it."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import dedup
+
+PROGRAM = """
+import sys; sys.path.insert(0, sys.argv[1])
+import numpy as np
+from dedup.minhash import band_keys
+print(band_keys(np.array([[1, 2]], np.uint32), 1, 2)[0, 0])
+"""
+
+
+def test_a_change_in_a_file_that_a_kernel_takes_from_reaches_the_kernel(tmp_path):
+    scripts = Path(dedup.__file__).parents[1]
+    for package in ("dedup", "pipeline_lib/stage"):
+        shutil.copytree(scripts / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "pipeline_lib" / "__init__.py").touch()
+
+    def key() -> str:
+        command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    before = key()
+    assert key() == before
+    shingles = tmp_path / "dedup" / "shingles.py"
+    text = shingles.read_text()
+    assert "0xFF51AFD7ED558CCD" in text
+    shingles.write_text(text.replace("0xFF51AFD7ED558CCD", "0xFF51AFD7ED558CCF"))
+    assert key() != before

@@ -1,0 +1,139 @@
+"""Stage 03 as a process: the same cache from any shards, threads and interruptions, and clear words on bad input."""
+
+import json
+import signal
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline_lib.packing.reader import PackedCache
+from pipeline_lib.stage.manifest import Manifest
+
+
+def test_nothing_is_lost_and_the_ledger_balances(packed_run, documents):
+    manifest = Manifest.read(packed_run.packed / "manifest.json")
+    kept = {source: entry["kept"] for source, entry in manifest.ledger["text"].items()}
+    assert sum(entry["documents"] for entry in kept.values()) == len(documents)
+    assert sum(entry["bytes"] for entry in kept.values()) == sum(len(each["text"].encode()) for each in documents)
+    assert not any(entry["dropped"] for entry in manifest.ledger["text"].values())
+    cache = PackedCache(packed_run.packed)
+    assert sum(entry["tokens"] for entry in kept.values()) == cache.tokens("train") + cache.tokens("val")
+    for context in cache.contexts:
+        targets = sum((batch["labels"] >= 0).sum() for batch in cache.batches(context, 64))
+        pieces = cache.index["plans"][cache.contexts.index(context)]["splits"]["train"]["pieces"]
+        assert targets == cache.tokens("train") - pieces
+    assert manifest.result["context_64"]["tokens_lost"] == 0
+
+
+def test_shards_and_threads_do_not_change_the_outputs(packed_run, packing_run, documents):
+    other = packing_run(documents[::-1], shards=1)
+    other.config.write_text(other.config.read_text() + "threads: 1\n")
+    code, out, err = other.run()
+    assert code == 0, out + err
+    assert other.outputs() == packed_run.outputs()
+
+
+@pytest.mark.parametrize("after", [1, 4, 9])
+def test_killed_at_any_time_it_continues_to_identical_files(packed_run, packing_run, documents, after: int):
+    run = packing_run(documents)
+    process = run.start()
+    journal = run.packed / "work" / "journal.jsonl"
+    while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < after):
+        time.sleep(0.002)
+    assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    code, out, err = run.run()
+    assert code == 0, out + err
+    assert run.outputs() == packed_run.outputs()
+
+
+def test_a_damaged_intermediate_is_noticed_after_a_kill(packing_run, documents):
+    run = packing_run(documents)
+    process = run.start()
+    journal = run.packed / "work" / "journal.jsonl"
+    while process.poll() is None and (not journal.exists() or b'"chunk-00000"' not in journal.read_bytes()):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    encoded = sorted((run.packed / "work" / "encoded").iterdir())[0]
+    content = bytearray(encoded.read_bytes())
+    content[len(content) // 2] ^= 1
+    encoded.write_bytes(content)
+    code, _, err = run.run()
+    assert code == 2 and "--force" in err and encoded.name in err
+    assert run.run("--force")[0] == 0
+
+
+def test_validation_is_apart_and_stays_where_it_is_when_documents_are_added(packed_run, packing_run, documents):
+    cache = PackedCache(packed_run.packed)
+    val = {document.id for document in cache.documents("val")}
+    train = {document.id for document in cache.documents("train")}
+    assert val and not val & train and len(val) < len(documents) / 4
+    fewer = packing_run(documents[: len(documents) // 2], tokenizer=str(packed_run.packed / "tokenizer"))
+    assert fewer.run()[0] == 0
+    remaining = {document.id for document in PackedCache(fewer.packed).documents("val")}
+    assert remaining == val & {document["id"] for document in documents[: len(documents) // 2]}
+
+
+def test_an_existing_tokenizer_gives_the_same_cache_as_training_it(packed_run, packing_run, documents):
+    run = packing_run(documents, tokenizer=str(packed_run.packed / "tokenizer"))
+    code, out, err = run.run()
+    assert code == 0, out + err
+    assert run.outputs() == packed_run.outputs()
+
+
+def test_a_small_corpus_still_gets_a_validation_document(packing_run, documents):
+    run = packing_run(documents[:4], shards=1, val_fraction=0.0001, vocab_size=300)
+    code, out, err = run.run()
+    assert code == 0, out + err
+    assert "one was taken" in out and PackedCache(run.packed).sequences(64, "val") > 0
+
+
+def test_without_a_validation_share_there_is_no_validation(packing_run, documents):
+    run = packing_run(documents, val_fraction=0)
+    assert run.run()[0] == 0
+    cache = PackedCache(run.packed)
+    assert cache.sequences(64, "val") == 0 and list(cache.documents("val")) == []
+
+
+def test_a_vocabulary_larger_than_the_text_supports_is_one_clear_line(packing_run, documents):
+    code, _, err = packing_run(documents[:5], vocab_size=50_000).run()
+    assert code == 2 and err.count("\n") == 1
+    assert "pack.vocab_size: 50000" in err and "set vocab_size to at most" in err
+
+
+def test_a_document_without_text_is_named(packing_run, documents):
+    code, _, err = packing_run([*documents[:5], {**documents[5], "text": None}]).run()
+    assert code == 2 and "has no text" in err and "part-0000" in err
+
+
+def test_an_emptied_corpus_is_named(packing_run, documents):
+    run = packing_run(documents, shards=1)
+    shard = run.folder / "02_clean" / "part-00000.parquet"
+    pq.write_table(pa.Table.from_pylist(documents[:1]).slice(0, 0), shard)
+    manifest = Manifest.read(shard.with_name("manifest.json"))
+    manifest.files["part-00000.parquet"].bytes = shard.stat().st_size
+    from pipeline_lib.stage import file_digest
+
+    manifest.files["part-00000.parquet"].digest = file_digest(shard)
+    manifest.write(shard.with_name("manifest.json"))
+    code, _, err = run.run()
+    assert code == 2 and "no text to pack" in err
+
+
+def test_plan_probes_and_writes_nothing(packing_run, documents):
+    run = packing_run(documents)
+    code, out, err = run.run("--plan")
+    assert code == 0, out + err
+    assert "cost    about" in out and "of text" in out
+    assert not (run.packed / "work").exists() and not (run.packed / "index.json").exists()
+
+
+def test_token_bytes_need_no_pickle(packed_run):
+    sizes = np.load(packed_run.packed / "token_bytes.npy", allow_pickle=False)
+    index = json.loads((packed_run.packed / "index.json").read_text())
+    assert sizes.shape == (index["vocab_size"],) and sizes[:4].tolist() == [0, 0, 0, 0] and (sizes[4:260] == 1).all()

@@ -1,0 +1,176 @@
+"""A trained tokenizer folder: loads everywhere, gives every text back, and never takes text for a control token."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from pipeline_lib.packing.text_encoder import PROBES, TextEncoder, text_buffers
+from pipeline_lib.packing.tokenizer_folder import SPECIAL_TOKENS, copy_tokenizer
+from pipeline_lib.stage import StageFailure, UserError
+
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "What is 2 + 2?"},
+    {"role": "assistant", "content": "4"},
+    {"role": "user", "content": "And 3 + 3?"},
+    {"role": "assistant", "content": "6, of course"},
+]
+
+
+@pytest.fixture(scope="session")
+def folder(packed_run) -> Path:
+    return packed_run.packed / "tokenizer"
+
+
+@pytest.fixture(scope="session")
+def encoder(folder: Path) -> TextEncoder:
+    return TextEncoder(folder)
+
+
+@pytest.fixture(scope="session")
+def transformers_tokenizer(folder: Path):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def encode(encoder: TextEncoder, text: str) -> list[int]:
+    return encoder.encode(pa.array([text]))[0].tolist()
+
+
+def test_any_text_comes_back_and_both_implementations_agree(encoder: TextEncoder, folder: Path):
+    reference = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    reference.encode_special_tokens = True
+    sizes = encoder.token_bytes()
+
+    @settings(max_examples=500, deadline=None)
+    @given(st.text() | st.lists(st.sampled_from(PROBES)).map("".join))
+    def check(text: str) -> None:
+        ids = encode(encoder, text)
+        assert encoder.decode(ids) == text.encode()
+        assert sizes[ids].sum() == len(text.encode())
+        assert ids == reference.encode(text, add_special_tokens=False).ids
+        assert reference.decode(ids, skip_special_tokens=False) == text
+
+    check()
+
+
+def test_text_that_spells_a_special_token_stays_text(encoder: TextEncoder):
+    for token in SPECIAL_TOKENS:
+        assert not set(encode(encoder, f"before {token} after")) & {0, 1, 2, 3}
+
+
+def test_documents_end_with_the_separator_and_keep_their_boundaries(encoder: TextEncoder):
+    texts = ["one", "", "two words", "日本"]
+    tokens, offsets = encoder.encode_documents(pa.array(texts))
+    assert tokens.dtype == np.uint16
+    for place, text in enumerate(texts):
+        document = tokens[offsets[place] : offsets[place + 1]]
+        assert document[-1] == encoder.special.separator and encoder.decode(document[:-1]) == text.encode()
+
+
+def test_slices_and_wide_strings_are_the_same_text(encoder: TextEncoder):
+    texts = pa.array(["skipped", "one", "two", "three", "skipped"])
+    expected = encoder.encode(pa.array(["one", "two", "three"]))
+    for array in (texts.slice(1, 3), texts.cast(pa.large_string()).slice(1, 3)):
+        for ours, theirs in zip(encoder.encode(array), expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    with pytest.raises(ValueError, match="1 nulls"):
+        text_buffers(pa.array(["a", None]))
+
+
+def test_transformers_loads_it_with_its_special_tokens(transformers_tokenizer, encoder: TextEncoder):
+    assert transformers_tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)) == [0, 1, 2, 3]
+    assert (transformers_tokenizer.eos_token_id, transformers_tokenizer.pad_token_id) == (0, 1)
+    assert set(transformers_tokenizer.all_special_tokens) == set(SPECIAL_TOKENS)
+    assert len(transformers_tokenizer) == encoder.vocab_size
+    text = "def f(x):\n    return x  # a comment, naïve"
+    assert transformers_tokenizer(text)["input_ids"] == encode(encoder, text)
+    assert transformers_tokenizer.decode(encode(encoder, text)) == text
+
+
+def test_chat_template_adds_nothing_and_frames_every_turn(transformers_tokenizer):
+    rendered = transformers_tokenizer.apply_chat_template(CHAT[1:3], tokenize=False)
+    assert rendered == "<|im_start|>user\nWhat is 2 + 2?<|im_end|>\n<|im_start|>assistant\n4<|im_end|>\n"
+    prompt = transformers_tokenizer.apply_chat_template(CHAT[1:2], tokenize=False, add_generation_prompt=True)
+    assert prompt == "<|im_start|>user\nWhat is 2 + 2?<|im_end|>\n<|im_start|>assistant\n"
+    assert rendered.startswith(prompt)
+
+
+def test_assistant_mask_covers_what_the_assistant_writes_and_its_end(transformers_tokenizer):
+    encoded = transformers_tokenizer.apply_chat_template(
+        CHAT, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    masked = [token for token, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mask]
+    assert transformers_tokenizer.decode(masked) == "4<|im_end|>6, of course<|im_end|>"
+
+
+def test_chat_template_renders_functions_and_calls(transformers_tokenizer):
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
+    messages = [CHAT[0], CHAT[1], {"role": "assistant", "content": None, "tool_calls": [call]}]
+    rendered = transformers_tokenizer.apply_chat_template(messages, tools=[tool], tokenize=False)
+    assert rendered.count("<|im_start|>system") == 1 and "Be brief." in rendered and '"name": "add"' in rendered
+    assert '<tool_call>{"name": "add", "arguments": {"a": 2}}</tool_call><|im_end|>\n' in rendered
+
+
+def test_disagreement_between_the_implementations_stops_the_run(encoder: TextEncoder, folder: Path, tmp_path: Path):
+    copy_tokenizer(folder, tmp_path)
+    other = TextEncoder(tmp_path)
+    content = (tmp_path / "tokenizer.json").read_text()
+    (tmp_path / "tokenizer.json").write_text(content.replace(r"?\\p{L}+|", r"?\\p{L}|"))
+    with pytest.raises(StageFailure, match="disagree"):
+        other.check_against_hugging_face(["the word because"])
+    encoder.check_against_hugging_face(["the word because", *PROBES])
+
+
+def gpt2_like(folder: Path, texts: list[str], last_id: int) -> None:
+    """Write a tokenizer as other projects have them: another split rule, a start token, special ids at the far end."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    content = json.loads(tokenizer.to_str())
+    content["model"]["vocab"].update({f"unused{number}": number for number in range(600, last_id - 2)})
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    names = [(last_id - 2, "<start>", True), (last_id - 1, "    return", False), (last_id, "<end>", True)]
+    content["added_tokens"] = [{"id": i, "content": name, "special": special, **flags} for i, name, special in names]
+    start = {"SpecialToken": {"id": "<start>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    ids = {"<start>": {"id": "<start>", "ids": [last_id - 2], "tokens": ["<start>"]}}
+    content["post_processor"] = {
+        "type": "TemplateProcessing", "single": list(start), "pair": list(start), "special_tokens": ids
+    }  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<end>"}}))
+
+
+@pytest.mark.parametrize("last_id", [602, 70_000])
+def test_a_tokenizer_of_another_make_gives_its_own_ids(tmp_path: Path, documents, last_id: int):
+    texts = [document["text"] for document in documents[:20]]
+    gpt2_like(tmp_path, texts, last_id)
+    encoder = TextEncoder(tmp_path)
+    encoder.check_against_hugging_face([*texts, *PROBES, "def f():\n    return <start> x <end>"])
+    assert encoder.is_lossless([*texts, *PROBES])
+    assert encoder.dtype == (np.uint16 if last_id < 1 << 16 else np.uint32)
+    assert (encoder.special.separator, encoder.special.pad, encoder.vocab_size) == (last_id, last_id, last_id + 1)
+    tokens, _ = encoder.encode_documents(pa.array(["    return"]))
+    assert tokens.tolist() == [last_id - 1, last_id]
+
+
+def test_folder_without_an_end_of_text_token_is_refused(folder: Path, tmp_path: Path):
+    copy_tokenizer(folder, tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(UserError, match="eos_token"):
+        TextEncoder(tmp_path)
+    with pytest.raises(UserError, match=r"no tokenizer\.json"):
+        copy_tokenizer(tmp_path / "nowhere", tmp_path / "copy")

@@ -1,0 +1,91 @@
+"""Start a numbered script many times without paying for its imports each time.
+
+A helper process imports what the script needs, without computing anything, and forks for every start. The child is a
+process of its own that runs the script as `__main__`: it can be signalled and killed like one started from a shell.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+
+_HELPER = """
+import json, os, runpy, sys
+sys.path.insert(0, sys.argv[1])
+script = os.path.join(sys.argv[1], sys.argv[2])
+import numba, numpy, pyarrow.parquet, torch, torch.utils.tensorboard, transformers.models.llama.modeling_llama
+import pipeline_lib.pretraining.inputs, pipeline_lib.pretraining.loop, pipeline_lib.pretraining.outcome
+print("ready", flush=True)
+for line in sys.stdin:
+    request = json.loads(line)
+    pid = os.fork()
+    if pid == 0:
+        output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1), os.dup2(output, 2)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        sys.argv = [script, *request["arguments"]]
+        runpy.run_path(script, run_name="__main__")
+        os._exit(0)
+    print(pid, flush=True)
+    status = os.waitpid(pid, 0)[1]
+    print(os.waitstatus_to_exitcode(status), flush=True)
+"""
+
+
+@dataclass
+class Outcome:
+    """How a start ended: exit code (negative: killed by that signal) and what it printed."""
+
+    code: int
+    output: str
+
+
+class Launcher:
+    """Runs one script, one start at a time."""
+
+    def __init__(self, script: str):
+        command = [sys.executable, "-c", _HELPER, str(SCRIPTS), script]
+        self._helper = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._helper.stdout.readline() == "ready\n"
+
+    def __enter__(self) -> "Launcher":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._helper.stdin.close()
+        self._helper.wait(timeout=60)
+
+    def start(
+        self,
+        config: Path,
+        run: Path,
+        *flags: str,
+        signal_number: int = signal.SIGKILL,
+        when: Callable[[], bool] | None = None,
+    ) -> Outcome:
+        """Start the script and wait for its end; with `when`, send it a signal as soon as that is true."""
+        output = run / "output.txt"
+        arguments = ["--config", str(config), "--run-dir", str(run), *flags]
+        print(json.dumps({"arguments": arguments, "output": str(output)}), file=self._helper.stdin, flush=True)
+        pid = int(self._helper.stdout.readline())
+        while when is not None and _alive(pid):
+            if when():
+                os.kill(pid, signal_number)
+                break
+            time.sleep(0.0005)
+        return Outcome(int(self._helper.stdout.readline()), output.read_text())
+
+
+def _alive(pid: int) -> bool:
+    # The helper waits for the child, so a finished one disappears; until then its state tells.
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

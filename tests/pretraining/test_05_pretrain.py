@@ -1,0 +1,218 @@
+"""Stage 05 as a command: killed, stopped, damaged or diverged, it loses no work and never ends differently."""
+
+import hashlib
+import json
+import math
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from pipeline_lib.checkpoints import load_checkpoint, newest_valid_checkpoint
+from pipeline_lib.stage.manifest import Manifest
+
+STEPS = 24
+
+
+def digests(run: Path) -> dict[str, str]:
+    """Digests of the outputs that must not depend on interruptions."""
+    folder = run / "05_pretrain"
+    files = [folder / "metrics.jsonl", *sorted((folder / "final").iterdir())]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def notes(run: Path) -> list[str]:
+    return Manifest.read(run / "05_pretrain" / "manifest.json").notes
+
+
+def metrics_of_unfinished(run: Path) -> list[dict]:
+    path = run / "05_pretrain" / "work" / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(packed_run, launcher, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("uninterrupted") / "run"
+    shutil.copytree(packed_run[1], run)
+    done = launcher.start(packed_run[0], run)
+    assert done.code == 0, done.output
+    return run
+
+
+def test_training_lowers_the_validation_bits_per_byte_and_says_so(uninterrupted):
+    result = Manifest.read(uninterrupted / "05_pretrain" / "manifest.json").result
+    assert result["steps"] == STEPS and result["tokens"] == STEPS * 512
+    assert result["val_bits_per_byte_after"] < 0.8 * result["val_bits_per_byte_before"]
+    assert 0.9 * result["tokens"] < result["predicted_tokens"] < result["tokens"]
+    assert math.isclose(result["tokens_per_second"], result["tokens"] / result["seconds"])
+
+
+def test_metrics_hold_one_line_per_step(uninterrupted):
+    written = lines(uninterrupted / "05_pretrain" / "metrics.jsonl")
+    assert [line["step"] for line in written] == list(range(STEPS + 1))
+    assert all(line["loss"] > 0 and line["grad_norm"] > 0 and line["lr"] > 0 for line in written[1:])
+    assert [line["step"] for line in written if "val_bits_per_byte" in line] == [0, 8, 16, 24]
+
+
+def test_the_times_of_the_steps_add_up_to_the_reported_time(uninterrupted):
+    folder = uninterrupted / "05_pretrain"
+    spent = sum(line["seconds"] for line in lines(folder / "timings.jsonl"))
+    manifest = Manifest.read(folder / "manifest.json")
+    assert math.isclose(spent, manifest.result["seconds"], rel_tol=0.01)
+    assert spent < manifest.run["seconds"]
+
+
+def test_the_final_model_loads_and_has_the_reported_validation_loss(uninterrupted):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from pipeline_lib.packing.reader import PackedCache
+
+    folder = uninterrupted / "05_pretrain"
+    model = AutoModelForCausalLM.from_pretrained(folder / "final").eval()
+    assert len(AutoTokenizer.from_pretrained(folder / "final")) == model.config.vocab_size
+    cache = PackedCache(uninterrupted / "03_packed")
+    nats, count, size = 0.0, 0, 0
+    sequences = -(-2000 // 64)
+    for batch in cache.batches(64, 1, split="val", seed=42):
+        if batch["state"]["position"] > sequences:
+            break
+        tokens, labels, segments = (torch.from_numpy(batch[k])[0] for k in ("input_ids", "labels", "segment_ids"))
+        for segment in sorted(set(segments.tolist()) - {0}):
+            inside = segments == segment
+            with torch.no_grad():
+                logits = model(input_ids=tokens[inside][None]).logits[0, :-1].double()
+            wanted = labels[inside][1:]
+            nats -= float(logits.log_softmax(-1).gather(1, wanted[:, None]).sum())
+            count += len(wanted)
+            size += int(cache.token_bytes[wanted.numpy()].sum())
+    result = Manifest.read(folder / "manifest.json").result
+    assert result["val_loss_after"] == pytest.approx(nats / count, rel=1e-4)
+    assert result["val_bits_per_byte_after"] == pytest.approx(nats / math.log(2) / size, rel=1e-4)
+
+
+def test_killed_again_and_again_it_ends_with_the_same_bits(fresh_run, launcher, uninterrupted):
+    config, run = fresh_run
+    work = run / "05_pretrain" / "work"
+    chance = random.Random(3)
+    kills = 0
+
+    def in_the_middle_of_a_save() -> bool:
+        return any(path.name.startswith(".tmp-") for path in (work / "checkpoints").glob(".tmp-*"))
+
+    def after(count: int):
+        return lambda: len(metrics_of_unfinished(run)) > count
+
+    saving = in_the_middle_of_a_save
+    for moment in [after(0), after(5), saving, after(9), saving, after(17), after(23)]:
+        ended = launcher.start(config, run, when=moment)
+        kills += ended.code == -signal.SIGKILL
+        if ended.code == 0:
+            break
+        assert ended.code == -signal.SIGKILL, ended.output
+        if chance.random() < 0.5 and (work / "metrics.jsonl").exists():
+            with open(work / "metrics.jsonl", "ab") as stream:  # as a power cut would leave it
+                stream.write(b'{"step": 99, "lo')
+    else:
+        ended = launcher.start(config, run)
+    assert ended.code == 0, ended.output
+    assert kills >= 4
+    assert digests(run) == digests(uninterrupted)
+    assert [line["step"] for line in lines(run / "05_pretrain" / "timings.jsonl")] == list(range(STEPS + 1))
+
+
+def test_the_first_repeated_step_is_compared_and_the_verdict_is_on_the_card(fresh_run, launcher):
+    config, run = fresh_run
+    ended = launcher.start(config, run, when=lambda: len(metrics_of_unfinished(run)) >= 12)
+    assert ended.code == -signal.SIGKILL
+    done = launcher.start(config, run)
+    assert done.code == 0, done.output
+    assert any("replayed, continues bit for bit: yes" in note for note in notes(run)), notes(run)
+
+
+def test_a_continuation_that_differs_is_called_different(fresh_run, launcher):
+    config, run = fresh_run
+    ended = launcher.start(config, run, when=lambda: len(metrics_of_unfinished(run)) >= 12)
+    assert ended.code == -signal.SIGKILL
+    metrics = run / "05_pretrain" / "work" / "metrics.jsonl"
+    step = load_checkpoint(newest_valid_checkpoint(metrics.parent / "checkpoints")).step
+    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    for record in records:
+        if record["step"] > step:
+            record["loss"] *= 1 + 1e-7
+    metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
+    done = launcher.start(config, run)
+    assert done.code == 0, done.output
+    assert any("continues bit for bit: no (loss" in note for note in notes(run)), notes(run)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_no_step_is_done_twice(fresh_run, launcher, uninterrupted, number):
+    config, run = fresh_run
+    ended = launcher.start(
+        config, run, signal_number=number, when=lambda: len(metrics_of_unfinished(run)) >= 11
+    )
+    assert ended.code == 128 + number, ended.output
+    assert "continue with:" in ended.output
+    saved = load_checkpoint(newest_valid_checkpoint(run / "05_pretrain" / "work" / "checkpoints"))
+    assert saved.step == len(metrics_of_unfinished(run)) - 1
+    done = launcher.start(config, run)
+    assert done.code == 0, done.output
+    assert not any("replayed" in note for note in notes(run))
+    assert digests(run) == digests(uninterrupted)
+
+
+def test_a_signal_during_validation_saves_the_step_and_validates_after_the_restart(fresh_run, launcher, uninterrupted):
+    config, run = fresh_run
+    work = run / "05_pretrain" / "work"
+    # Step 16 is validated: its line is only written afterwards. One token per micro-batch of one makes that take long.
+    ended = launcher.start(
+        config, run, "--micro_batch", "1", signal_number=signal.SIGTERM,
+        when=lambda: len(metrics_of_unfinished(run)) == 16,
+    )
+    assert ended.code == 128 + signal.SIGTERM, ended.output
+    assert newest_valid_checkpoint(work / "checkpoints") is not None
+    done = launcher.start(config, run, "--micro_batch", "1")
+    assert done.code == 0, done.output
+    written = lines(run / "05_pretrain" / "metrics.jsonl")
+    assert [line["step"] for line in written] == list(range(STEPS + 1))
+    assert [line["step"] for line in written if "val_bits_per_byte" in line] == [0, 8, 16, 24]
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_the_result_stays_the_same(fresh_run, launcher, uninterrupted):
+    config, run = fresh_run
+    launcher.start(config, run, when=lambda: len(metrics_of_unfinished(run)) >= 14)
+    newest = newest_valid_checkpoint(run / "05_pretrain" / "work" / "checkpoints")
+    data = bytearray((newest / "optimizer_adamw.safetensors").read_bytes())
+    data[-1] ^= 1
+    (newest / "optimizer_adamw.safetensors").write_bytes(data)
+    done = launcher.start(config, run)
+    assert done.code == 0, done.output
+    assert "skipping a damaged checkpoint" in done.output and newest.name in done.output
+    assert digests(run) == digests(uninterrupted)
+
+
+def test_a_diverged_run_stops_before_the_weights_are_lost(fresh_run, launcher):
+    config, run = fresh_run
+    done = launcher.start(config, run, "--optimizer.lr", "1e30", "--checkpoint_steps", "1000")
+    assert done.code == 1
+    assert "diverged at step" in done.output and "pretrain.optimizer.lr" in done.output
+    saved = load_checkpoint(newest_valid_checkpoint(run / "05_pretrain" / "work" / "checkpoints"))
+    assert f"the weights of step {saved.step} are saved" in done.output
+    assert len(metrics_of_unfinished(run)) == saved.step + 1
+
+
+def test_a_missing_plan_and_too_long_a_context_are_one_line_each(packed_run, launcher, tmp_path):
+    config, run = packed_run
+    for flags, words in ((["--context", "128"], "longer than the model's context"), (["--context", "32"], "no plan")):
+        copy = tmp_path / flags[1]
+        shutil.copytree(run, copy)
+        done = launcher.start(config, copy, *flags)
+        assert done.code == 2 and words in done.output, done.output
+        assert "Traceback" not in done.output
