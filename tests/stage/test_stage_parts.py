@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -189,3 +192,39 @@ def test_code_version_follows_imports_and_changes_with_them(tmp_path: Path):
 def test_durations_and_sizes_read_well():
     assert [duration(4.21), duration(200), duration(7500)] == ["4.2 s", "3 min 20 s", "2 h 05 min"]
     assert [size(0), size(999), size(1500), size(2.5e9), size(7e12)] == ["0 B", "999 B", "1.5 kB", "2.5 GB", "7.0 TB"]
+
+
+def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path, scripts: Path):
+    program = tmp_path / "parent.py"
+    program.write_text(
+        "import os, sys, time\n"
+        f"sys.path.insert(0, {str(scripts)!r})\n"
+        "from pipeline_lib.stage import ordered_map\n"
+        "def name_yourself(folder):\n"
+        "    open(os.path.join(folder, str(os.getpid())), 'w').close()\n"
+        "    time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        f"    list(ordered_map(name_yourself, [{str(tmp_path / 'pids')!r}] * 2, 2))\n"
+    )
+    (tmp_path / "pids").mkdir()
+    parent = subprocess.Popen([sys.executable, str(program)])
+    workers = _wait_for(lambda: len(os.listdir(tmp_path / "pids")) == 2 and os.listdir(tmp_path / "pids"))
+    parent.kill()
+    parent.wait()
+    assert _wait_for(lambda: not any(_is_alive(int(pid)) for pid in workers))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+def _wait_for(condition):
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise TimeoutError("the condition did not come true in 30 s")

@@ -6,11 +6,10 @@ the parent, so that a killed stage leaves nobody behind. They come from a fork s
 has threads (numba, torch, the memory sampler) can inherit a lock that nobody will ever release.
 """
 
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -19,19 +18,21 @@ from typing import Any, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_PR_SET_PDEATHSIG = 1
-
-
 def available_cores() -> int:
     """Return the number of cores this process may use, which in containers can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _die_with_parent() -> None:
+    """Wait for the end of the process that asked for this worker; the fork server between them would outlive it."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
 def _start_worker(initializer: Callable[..., None] | None, initargs: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_die_with_parent, name="parent-watch", daemon=True).start()
     if initializer is not None:
         initializer(*initargs)
 
