@@ -1,0 +1,90 @@
+"""The card and the report show what the files of a run say, also of a run that is half done, and execute nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+from pipeline_lib.reporting.chat import choose_folder
+from pipeline_lib.reporting.plots import training_curve
+from pipeline_lib.reporting.report import render
+from pipeline_lib.reporting.run_card import print_run_card
+from pipeline_lib.reporting.run_facts import gather, short
+from pipeline_lib.stage import Ledger, UserError
+from pipeline_lib.stage.digests import bytes_digest
+from pipeline_lib.stage.manifest import FileEntry, Manifest
+from rich.console import Console
+
+RUN = {"seconds": 61.0, "peak_memory_bytes": 2_000_000, "resumed": True, "machine": "m", "python": "3.11", "packages": {}}
+METRIC = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10, "higher_is_better": True}
+
+
+def finish_stage(run_folder: Path, name: str, files: dict[str, bytes], ledger: Ledger, **result) -> None:
+    folder = run_folder / name
+    folder.mkdir(parents=True)
+    entries = {}
+    for file, data in files.items():
+        (folder / file).write_bytes(data)
+        entries[file] = FileEntry(len(data), bytes_digest(data))
+    Manifest(name, {}, entries, ledger.to_json(), result, ["<b>measured</b>"], 0, RUN).write(folder / "manifest.json")
+
+
+@pytest.fixture
+def half_done(tmp_path: Path) -> Path:
+    ledger = Ledger()
+    ledger.enter("text", "<script>alert(1)</script>", 1500, 10)
+    ledger.keep("text", "<script>alert(1)</script>", 1200, 8)
+    ledger.drop("text", "<script>alert(1)</script>", "too <short>", 300, 2)
+    finish_stage(tmp_path / "half", "01_download", {}, ledger, text_documents=1200)
+    rows = [{"step": step, "loss": 3 - step / 10, "seconds": step} for step in range(5)]
+    metrics = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    finish_stage(tmp_path / "half", "05_pretrain", {"metrics.jsonl": metrics}, Ledger())
+    results = {"models": {"sft": {"choice": {"accuracy": METRIC}}}, "comparisons": {}, "training": {}}
+    finish_stage(tmp_path / "half", "11_eval", {"results.json": json.dumps(results).encode()}, Ledger())
+    gate = {"name": "g", "passed": False, "demand": "> 0.6", "observed": None, "metric": "m", "reason": "missing <i>"}
+    verdicts = {"passed": False, "failed": ["g"], "gates": [gate]}
+    finish_stage(tmp_path / "half", "12_gates", {"gates.json": json.dumps(verdicts).encode()}, Ledger())
+    return tmp_path / "half"
+
+
+def test_the_card_tells_unfinished_from_finished_and_a_missing_number_from_zero(half_done: Path):
+    console = Console(width=160, record=True, quiet=True)
+    print_run_card(gather(half_done), console)
+    text = console.export_text()
+    assert text.count("not finished") == len(gather(half_done).stages) - 4
+    assert "1.5k" in text and "1.2k" in text and "1 min 01 s (resumed)" in text and "2.0 MB" in text
+    assert "0.500 [0.400, 0.600]" in text and "FAIL" in text and "missing" in text and "FAILED: g" in text
+
+
+def test_the_report_escapes_what_comes_from_data(half_done: Path):
+    page = render(gather(half_done))
+    assert "<script>" not in page and "too &lt;short&gt;" in page and "<i>" not in page and "<b>measured" not in page
+    assert page.count("<svg") == 1 and "FAIL" in page
+
+
+def test_the_report_is_the_same_page_each_time(half_done: Path):
+    assert render(gather(half_done)) == render(gather(half_done))
+
+
+def test_a_damaged_manifest_shows_as_unfinished(half_done: Path):
+    path = half_done / "01_download" / "manifest.json"
+    path.write_text(path.read_text().replace("1200", "1201"))
+    assert gather(half_done).stages[0].manifest is None
+
+
+def test_metrics_without_a_loss_have_no_curve(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "tokens": 5}\n')
+    assert training_curve(path, "x") is None
+
+
+def test_chat_says_what_to_do_when_there_is_no_model(half_done: Path):
+    with pytest.raises(UserError, match="holds no model yet; make it with"):
+        choose_folder(half_done, None)
+    with pytest.raises(UserError, match="07_sft/final holds no model"):
+        choose_folder(half_done, "sft")
+
+
+def test_counts_are_short():
+    assert [short(count) for count in (0, 999, 1500, 123_456, 61_400_000, 2.5e12)] == [
+        "0", "999", "1.5k", "123k", "61.4M", "2.5T",
+    ]  # fmt: skip
