@@ -1,5 +1,6 @@
 """The card and the report show what the files of a run say, also of a run that is half done, and execute nothing."""
 
+import io
 import json
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def half_done(tmp_path: Path) -> Path:
 
 
 def test_the_card_tells_unfinished_from_finished_and_a_missing_number_from_zero(half_done: Path):
-    console = Console(width=160, record=True, quiet=True)
+    console = Console(width=160, record=True, file=io.StringIO())
     print_run_card(gather(half_done), console)
     text = console.export_text()
     assert text.count("not finished") == len(gather(half_done).stages) - 4
