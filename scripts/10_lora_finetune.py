@@ -5,7 +5,7 @@ merged into an ordinary model. Checkpoints continue bit for bit. Writes adapter/
 metrics.jsonl.
 """
 
-from pipeline_lib.stage import Stage, run_stage
+from pipeline_lib.stage import Estimate, Stage, run_stage
 
 
 def run(stage: Stage) -> None:
@@ -17,5 +17,15 @@ def run(stage: Stage) -> None:
     adapt(stage)
 
 
+def estimate(stage: Stage) -> Estimate:
+    from pipeline_lib.post_training.training_probe import estimate_training
+
+    general = stage.input("06_sft_data").result
+    domain = stage.input("01_download").ledger.total("domain")["documents"]
+    examples = round(domain / (1 - stage.settings.general_share))
+    mean = general["tokens"] / (general["train"] + general["val"])
+    return estimate_training(stage, stage.input("09_dpo").folder("final"), examples, mean, 1)
+
+
 if __name__ == "__main__":
-    run_stage("10_lora", run)
+    run_stage("10_lora", run, estimate=estimate)

@@ -72,11 +72,11 @@ def ask(stage: "Stage", questions: "Questionnaire") -> None:
 def summarise(stage: "Stage", questions: "Questionnaire") -> dict[str, Any]:
     """Return the content of results.json."""
     from pipeline_lib.evaluation.questionnaire import MODELS
-    from pipeline_lib.evaluation.results import Scores, plain_numbers
+    from pipeline_lib.evaluation.results import Scores, reproducible_numbers
 
     settings = stage.settings
     scores = Scores.read(stage.work / sample_file(*pair) for pair in questions.pairs())
-    training = {MODELS[name].stage: plain_numbers(stage.input(MODELS[name].stage).result) for name in settings.models}
+    training = {MODELS[name].stage: reproducible_numbers(stage.input(MODELS[name].stage).result) for name in settings.models}
     return {
         "models": scores.summaries(questions.metrics(), settings.confidence),
         "comparisons": scores.comparisons(settings.comparisons, questions.metrics(), settings.confidence),

@@ -164,7 +164,7 @@ def test_the_schema_in_the_repository_is_the_schema_of_the_code():
 def test_help_is_fast_light_and_complete(spec, tmp_path: Path):
     """No heavy library is loaded for --help, the script runs from any folder, and every flag is documented."""
     code = (
-        "import runpy, sys\n"
+        f"import runpy, sys; sys.path.insert(0, {str(SCRIPTS)!r})\n"
         f"sys.argv = [{spec.script!r}, '--help']\n"
         "try:\n"
         f"    runpy.run_path({str(SCRIPTS / spec.script)!r}, run_name='__main__')\n"

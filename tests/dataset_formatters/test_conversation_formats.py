@@ -1,10 +1,11 @@
 """The conversation formatters: what each layout becomes, what is refused and under which name."""
 
 import pytest
-from dataset_formatters import CONVERSATION_HANDLERS, FORMAT_HANDLERS, PREFERENCE_HANDLERS, MalformedRecord, handler_for
-from dataset_formatters.math import normalised_number
 from hypothesis import given
 from hypothesis import strategies as st
+
+from dataset_formatters import CONVERSATION_HANDLERS, FORMAT_HANDLERS, PREFERENCE_HANDLERS, MalformedRecord, handler_for
+from dataset_formatters.math import normalised_number
 from pipeline_lib.stage import UserError
 
 WHERE = "sft/set.jsonl:3"

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 
 import pytest
+
 from dataset_formatters import FORMAT_HANDLERS, MalformedRecord
 
 

@@ -1,6 +1,7 @@
 """The preference formatters: prompts and answers are told apart, differing prompts are refused."""
 
 import pytest
+
 from dataset_formatters import FORMAT_HANDLERS, MalformedRecord
 
 WHERE = "preference/set.jsonl:1"

@@ -12,8 +12,8 @@ from pipeline_lib.evaluation.generation import greedy_tokens
 from pipeline_lib.evaluation.language_model import EvaluatedModel
 from pipeline_lib.stage import StageFailure
 
-WORDS = "the list returns a value raises an error when empty 42 #### Tom apples json.dumps( naïve 東京 🎉 `x`".split()
-WORDS += ["\n", "\t"]
+VOCABULARY = "the list returns a value raises an error when empty 42 #### Tom apples json.dumps( naïve 東京 🎉 `x`"
+WORDS = [*VOCABULARY.split(" "), "\n", "\t"]
 
 
 def random_text(rng, longest):
@@ -161,6 +161,27 @@ def test_scores_do_not_depend_on_the_batch(tiny_llama, tokenizer):
     assert [value for value, _ in small] == pytest.approx([value for value, _ in large], abs=1e-3)
 
 
+def test_both_shortcuts_hold_for_the_architectures_of_stage_04(evaluated, tokenizer):
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "head_dim": 8,
+        "initializer_range": 0.3,
+    }
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "eos_token_id": 0}
+    qwen = Qwen3ForCausalLM(Qwen3Config(vocab_size=len(tokenizer), **shape, **heads)).eval()
+    scorer = EvaluatedModel(qwen, tokenizer, 256).scorer
+    for shortcuts in (scorer, evaluated.scorer):
+        assert shortcuts._shares and shortcuts._head_is_linear
+    pairs = [([5, 6, 7, 8], [9, 10, 11]), ([5, 6, 7, 8], [12]), ([5, 6, 7, 8], [13, 14])]
+    for likelihood, pair in zip(scorer.score(pairs), pairs, strict=True):
+        assert likelihood.log_likelihood == pytest.approx(one_token_at_a_time(qwen, *pair)[0], abs=1e-3)
+
+
 def test_a_head_that_scales_its_logits_is_noticed(tokenizer):
     from transformers import GraniteConfig, GraniteForCausalLM
 
@@ -181,6 +202,7 @@ def test_a_head_that_scales_its_logits_is_noticed(tokenizer):
         )
     ).eval()
     scorer = EvaluatedModel(model, tokenizer, 64).scorer
+    assert not scorer._head_is_linear
     pair = ([5, 6, 7], [8, 9])
     assert scorer.score([pair])[0].log_likelihood == pytest.approx(one_token_at_a_time(model, *pair)[0], abs=1e-3)
 

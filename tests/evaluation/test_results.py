@@ -8,7 +8,7 @@ import pytest
 from pipeline_lib.evaluation import statistics
 from pipeline_lib.evaluation.batching import token_batches
 from pipeline_lib.evaluation.harness import Sample
-from pipeline_lib.evaluation.results import Scores, comparison_lines, plain_numbers, samples_table
+from pipeline_lib.evaluation.results import Scores, comparison_lines, reproducible_numbers, samples_table
 from pipeline_lib.stage import StageFailure
 
 METRICS = {"quiz": {"accuracy": "acc_bytes"}, "docs": {"bits_per_byte": "bits_per_byte"}}
@@ -121,16 +121,17 @@ def test_the_spoken_verdict_follows_the_interval_and_the_direction():
     assert lines(noise - noise.mean())[0].endswith("not told apart")
 
 
-def test_numbers_of_other_stages_are_copied_without_lists_and_nan():
+def test_numbers_of_other_stages_are_copied_without_lists_nan_and_what_differs_from_run_to_run():
     result = {
         "loss": 2.5,
-        "steps": 10,
         "converged": True,
         "curve": [1, 2],
         "best": {"loss": math.nan, "curve": [3]},
-        "e": {"c": [1]},
+        "only_lists": {"curve": [1]},
+        "seconds": 3.2,
+        "speed": {"tokens_per_second": 9.0, "peak_memory_bytes": 1},
     }
-    assert plain_numbers(result) == {"loss": 2.5, "steps": 10, "converged": True, "best": {"loss": None}}
+    assert reproducible_numbers(result) == {"loss": 2.5, "converged": True, "best": {"loss": None}}
 
 
 def test_batches_hold_everything_once_within_the_budget_longest_first():

@@ -20,6 +20,7 @@ def build(seed=1, **settings):
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])
 def test_spread_is_init_std_and_smaller_where_the_residual_stream_is_written(architecture):
     for name, parameter in build(architecture=architecture, init_std=0.05).named_parameters():
+        parameter = parameter.detach()
         if parameter.ndim == 1:
             assert torch.equal(parameter, torch.ones_like(parameter)), name
             continue

@@ -17,10 +17,13 @@ from pathlib import Path
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 _HELPER = """
-import json, os, runpy, sys
+import json, os, resource, runpy, sys
 sys.path.insert(0, sys.argv[1])
 script = os.path.join(sys.argv[1], sys.argv[2])
 import numba, numpy, pyarrow.parquet, torch, torch.utils.tensorboard, transformers.models.llama.modeling_llama
+import numba.core.entrypoints
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+numba.core.entrypoints.init_all()
 import pipeline_lib.pretraining.inputs, pipeline_lib.pretraining.loop, pipeline_lib.pretraining.outcome
 print("ready", flush=True)
 for line in sys.stdin:
@@ -30,6 +33,9 @@ for line in sys.stdin:
         output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1), os.dup2(output, 2)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        if request["spare_bytes"] is not None:
+            used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + request["spare_bytes"],) * 2)
         sys.argv = [script, *request["arguments"]]
         runpy.run_path(script, run_name="__main__")
         os._exit(0)
@@ -69,11 +75,16 @@ class Launcher:
         *flags: str,
         signal_number: int = signal.SIGKILL,
         when: Callable[[], bool] | None = None,
+        spare_bytes: int | None = None,
     ) -> Outcome:
-        """Start the script and wait for its end; with `when`, send it a signal as soon as that is true."""
+        """Start the script and wait for its end; with `when`, send it a signal as soon as that is true.
+
+        spare_bytes: how much more memory the script may map than it has at its start.
+        """
         output = run / "output.txt"
         arguments = ["--config", str(config), "--run-dir", str(run), *flags]
-        print(json.dumps({"arguments": arguments, "output": str(output)}), file=self._helper.stdin, flush=True)
+        request = {"arguments": arguments, "output": str(output), "spare_bytes": spare_bytes}
+        print(json.dumps(request), file=self._helper.stdin, flush=True)
         pid = int(self._helper.stdout.readline())
         while when is not None and _alive(pid):
             if when():

@@ -18,8 +18,9 @@ from pipeline_lib.text_cleaning.receipts import explain
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "02_clean_deduplicate.py"
 VOCABULARY = [
-    "river", "stone", "market", "window", "morning", "letter", "garden", "bridge", "winter", "engine", "paper", "signal",
-    "island", "copper", "forest", "number", "silver", "harbour", "kitchen", "thunder", "village", "meadow", "lantern",
+    "river", "stone", "market", "window", "morning", "letter", "garden", "bridge", "winter", "engine", "paper",
+    "signal", "island", "copper", "forest", "number", "silver", "harbour", "kitchen", "thunder", "village", "meadow",
+    "lantern",
 ]  # fmt: skip
 
 
@@ -44,7 +45,7 @@ STOP_WORDS = [
 
 
 def prose(seed: int, sentences: int = 14) -> str:
-    """English-looking text that passes every rule: long enough, never repeating itself, with stop words and full stops."""
+    """English-looking text that passes every rule: long enough, without repetition, with stop words and full stops."""
     rng = random.Random(seed)
     lines = []
     for _ in range(sentences):
@@ -64,12 +65,10 @@ def corpus() -> list[list[dict[str, str]]]:
         document("short", prose(7, sentences=3)),
         document("empty", " \n\x00\n "),
         document(
-            "german", "Der Fluss führt im Sommer so wenig Wasser, dass die Schiffe nicht mehr voll beladen werden. " * 9
+            "german", "Der Fluss führt im Sommer so wenig Wasser, dass die Schiffe nicht voll beladen werden. " * 9
         ),
         document("repeats", "\n".join(["The same line of the text that we have seen before, again and again."] * 20)),
-        document(
-            "personal", prose(900) + "\nWrite to jane.doe@web.de or call (212) 664-7665, and the rest will be done."
-        ),
+        document("personal", prose(900) + "\nWrite to jane.doe@web.de or call (212) 664-7665, and it will be done."),
     ]
     shards[2] += [
         document("twin", "\ufeff" + prose(101).replace("\n", "\r\n"), "books"),
@@ -136,7 +135,7 @@ def test_every_document_is_kept_or_has_a_receipt_that_says_why(finished):
     assert removed["leaked"]["survivor_id"] == "eval/questions.jsonl:1"
     assert removed["near"]["preview"] == prose(101)[:200]
     assert kept["good-1-1"]["duplicates"] == 2 and kept["good-1-2"]["duplicates"] == 0
-    assert kept["personal"]["text"].endswith("Write to [EMAIL] or call [PHONE], and the rest will be done.")
+    assert kept["personal"]["text"].endswith("Write to [EMAIL] or call [PHONE], and it will be done.")
     assert kept["personal"]["personal_data"] == 2
     assert len(kept) + len(removed) == sum(map(len, corpus()))
     assert kept["good-0-0"]["text"] == prose(0), "the line structure must survive"

@@ -54,8 +54,8 @@ def test_genuine_pages_keep_the_same_lines(shared_data, terminal_punctuation):
 
 
 pieces = st.sampled_from(
-    ["It is so.", "Is it so?", 'He said "no."', "use of cookies is on.", "Enable JavaScript now.", "Lorem ipsum dolor sit.",
-     "a { b }.", "[12]", "[edit]", "two words.", "to be continued...", "x" * 1001, "  ", "\n"]
+    ["It is so.", "Is it so?", 'He said "no."', "use of cookies is on.", "Enable JavaScript now.",
+     "Lorem ipsum dolor sit.", "a { b }.", "[12]", "[edit]", "two words.", "to be continued...", "x" * 1001, "  ", "\n"]
 )  # fmt: skip
 
 

@@ -9,16 +9,18 @@ from pipeline_lib.config.clean import CleanSettings
 from pipeline_lib.text_cleaning.c4 import C4_COLUMNS
 from pipeline_lib.text_cleaning.document_scores import SCORE_COLUMNS
 from pipeline_lib.text_cleaning.language import LANGUAGE_COLUMNS
-from pipeline_lib.text_cleaning.rules import GROUP_ORDER, KEPT, LINE_SETTINGS, Rule, active_rules, first_broken
+from pipeline_lib.text_cleaning.rules import KEPT, Rule, active_rules, first_broken
 
-ALL_GROUPS = CleanSettings(quality_rules=list(GROUP_ORDER))
+GROUPS = ("c4", "gopher_repetition", "gopher_quality", "fineweb")
+LINE_SETTINGS = ("c4.min_line_words", "c4.max_word_characters")  # judge single lines, before there is a score
+ALL_GROUPS = CleanSettings(quality_rules=list(GROUPS))
 
 
 def test_every_threshold_setting_is_a_rule_on_an_existing_column():
     rules = {rule.name: rule for rule in active_rules(ALL_GROUPS)}
     columns = {*SCORE_COLUMNS, *C4_COLUMNS, *LANGUAGE_COLUMNS, "contamination"}
     assert {rule.column for rule in rules.values()} <= columns
-    for group in GROUP_ORDER:
+    for group in GROUPS:
         for field in type(getattr(ALL_GROUPS, group)).model_fields:
             name = f"{group}.{field}"
             if field.startswith(("min_", "max_")) and name not in LINE_SETTINGS:
@@ -34,7 +36,7 @@ def test_null_switches_a_rule_off_and_a_missing_group_all_of_its_rules(group):
     assert [rule.name for rule in active_rules(without) if rule.name.startswith(group)] == [
         n for n in named if n != threshold
     ]
-    others = [other for other in GROUP_ORDER if other != group]
+    others = [other for other in GROUPS if other != group]
     assert not [rule for rule in active_rules(CleanSettings(quality_rules=others)) if rule.name.startswith(group)]
 
 

@@ -62,3 +62,13 @@ def test_the_verdict_on_a_document_does_not_depend_on_its_neighbours():
     apart = [clean([row], {})[0].kept for row in documents[-6:]]
     ids = {identity for table in apart for identity in table["id"].to_pylist()}
     assert ids == {row["id"] for row in documents[-6:]} & set(together.kept["id"].to_pylist())
+
+
+def test_exempt_sources_are_judged_by_nothing_but_emptiness_and_contamination():
+    rows = [document("code", "{ x }\n{ x }", "code"), document("none", " \n", "code"), document("web", "{ x }\n{ x }")]
+    cleaned, _ = clean(rows, {"exempt_sources": ["code"], "quality_rules": ["gopher_quality", "c4"]})
+    assert cleaned.kept["id"].to_pylist() == ["code"] and cleaned.kept["text"].to_pylist() == ["{ x }\n{ x }"]
+    assert {row["id"]: row["rule"] for row in cleaned.receipts.to_pylist()} == {
+        "none": "empty",
+        "web": "c4.min_sentences",
+    }

@@ -1,8 +1,8 @@
 """Settings of stage 02: what is repaired, what is removed and why, and what counts as a duplicate.
 
 The thresholds of the quality rules are the published ones, as datatrove 0.10 ships them. A threshold of `null` switches
-its rule off; `quality_rules` switches whole groups on and off. Scores of the groups other than `c4` are always computed
-and written as columns, so another threshold can be tried on the finished stage without reading a text again.
+its rule off; `quality_rules` switches whole groups on and off. Scores are written as columns beside the text, so a
+stricter threshold can be tried on the finished stage without reading a text again.
 """
 
 from typing import Literal
@@ -180,6 +180,8 @@ class CleanSettings(Section):
     """Language identification."""
     quality_rules: list[QualityGroup] = ["gopher_repetition", "gopher_quality", "fineweb"]
     """Groups of rules that remove documents; c4 also rewrites them line by line, which no program code survives."""
+    exempt_sources: list[str] = []
+    """Sources that neither the quality rules nor the language judge, such as program code and reference manuals."""
     gopher_quality: GopherQualitySettings = GopherQualitySettings()
     """Thresholds of the group gopher_quality."""
     gopher_repetition: GopherRepetitionSettings = GopherRepetitionSettings()

@@ -9,7 +9,7 @@ class DpoDataSettings(Section):
     """Settings of stage 08: how preference pairs are checked and split."""
 
     max_length: int = Field(default=2048, ge=8)
-    """Longest prompt with answer, in tokens; longer answers are cut there in training, so they must differ before it."""
+    """Longest prompt with answer, in tokens; training cuts longer answers there, so the two must differ before."""
     val_fraction: float = Field(default=0.05, ge=0, lt=1)
     """Share of the prompts, chosen by a seeded hash of the prompt, that is held out for validation."""
     val_limit: int = Field(default=1000, ge=0)

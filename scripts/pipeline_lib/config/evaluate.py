@@ -32,7 +32,7 @@ class EvaluateSettings(Section):
     """Length in UTF-8 bytes to which documents scored as a whole are cut; whole documents when not given."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     """Confidence level of all intervals (a probability)."""
-    batch_tokens: int = Field(default=4096, ge=1)
+    batch_tokens: int = Field(default=2048, ge=1)
     """Padded tokens per forward pass."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where models run; auto takes a GPU if there is one."""

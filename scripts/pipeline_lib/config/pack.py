@@ -17,7 +17,7 @@ class PackSettings(Section):
     training_bytes: int = Field(default=1_000_000_000, ge=1)
     """How much text the tokenizer is trained on at most, in bytes: a seeded sample of documents when there is more."""
     contexts: list[int] = Field(default=[512], min_length=1)
-    """Context lengths to make a packing plan for, in tokens; training chooses one of them."""
+    """Context lengths to make a packing plan for, in tokens; training uses the first unless it names another."""
     chunk_tokens: int = Field(default=4_000_000, ge=1_000, le=2**30)
     """Expected size of one chunk of the cache, in tokens; documents are packed with others of their chunk only."""
     val_fraction: float = Field(default=0.01, ge=0, lt=1)

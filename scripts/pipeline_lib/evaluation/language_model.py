@@ -10,8 +10,8 @@ purpose:
   the border counts as continuation in both.
 * Documents for bits per byte are tokenised as plain text even where they spell a special token such as <|im_end|>.
 * A model without a beginning-of-text token (such as those of stage 05, where each document starts at position 0 and
-  *ends* with the end of text) has never read an end of text before a document. It stands there for the first token only,
-  which has no other context; the rest of the document is scored as in training. lm-eval leaves it in place.
+  *ends* with the end of text) has never read an end of text before a document. It stands there for the first token
+  only, which has no other context; the rest of the document is scored as in training. lm-eval leaves it in place.
 """
 
 from pathlib import Path
@@ -64,7 +64,8 @@ class EvaluatedModel(LM):
     def split_pairs(self, pairs: list[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
         """Return (context tokens, continuation tokens) of (context, continuation) texts; see the module's head.
 
-        An empty context becomes the beginning-of-text token, or the end-of-text token if there is none. Raises ValueError for an empty continuation.
+        An empty context becomes the beginning-of-text token, or the end-of-text token if there is none. Raises
+        ValueError for an empty continuation.
         """
         contexts = sorted({context for context, _ in pairs})
         encoded = dict(zip(contexts, self.encode(contexts), strict=True))
@@ -85,7 +86,7 @@ class EvaluatedModel(LM):
         return [(likelihood.log_likelihood, likelihood.is_greedy) for likelihood in scored]
 
     def loglikelihood_rolling(self, requests: list["Instance"]) -> list[float]:
-        """Log-likelihood of whole texts in nats, in windows of the model's length; see the module's head for the start."""
+        """Log-likelihood of whole texts in nats, in windows of the model's length (see the head for the start)."""
         windows, owners = [], []
         for owner, tokens in enumerate(self.encode([request.args[0] for request in requests], plain=True)):
             windows.append(([self.beginning], tokens if self.tokenizer.bos_token_id is not None else tokens[:1]))

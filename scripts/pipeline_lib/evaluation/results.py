@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .harness import Sample
 
 LOWER_IS_BETTER = ("bits_per_byte",)
+_RUN_DEPENDENT = ("second", "memory")
 
 
 def samples_table(model: str, task: str, samples: Sequence["Sample"]) -> "pyarrow.Table":
@@ -117,10 +118,17 @@ def _json_numbers(fields: dict[str, Any]) -> dict[str, Any]:
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in fields.items()}
 
 
-def plain_numbers(value: Any) -> Any:
-    """Return only the numbers, truth values and texts of a stage's result, nested as they are; lists are left out."""
+def reproducible_numbers(value: Any) -> Any:
+    """Return the numbers, truth values and texts of a stage's result, nested as they are.
+
+    Left out are lists (curves), and what differs from run to run (times, speeds, memory): results.json must not.
+    """
     if isinstance(value, dict):
-        kept = {key: plain_numbers(item) for key, item in value.items() if not isinstance(item, list)}
+        kept = {
+            key: reproducible_numbers(item)
+            for key, item in value.items()
+            if not isinstance(item, list) and not any(word in key for word in _RUN_DEPENDENT)
+        }
         return {key: item for key, item in kept.items() if item != {}}
     if isinstance(value, float) and not math.isfinite(value):
         return None

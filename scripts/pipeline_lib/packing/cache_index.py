@@ -37,9 +37,7 @@ def describe_cache(
         "dtype": encoder.dtype.name,
         "separator_id": encoder.special.separator,
         "pad_id": encoder.special.pad,
-        "tokenizer": {
-            path.name: bytes_digest(path.read_bytes()) for path in sorted((folder / "tokenizer").iterdir())
-        },
+        "tokenizer": {path.name: bytes_digest(path.read_bytes()) for path in sorted(encoder.folder.iterdir())},
         "documents": sum(chunk["documents"] for chunk in chunks),
         "tokens": sum(chunk["tokens"] for chunk in chunks),
         "text_bytes": sum(chunk["text_bytes"] for chunk in chunks),

@@ -34,7 +34,7 @@ def train_tokenizer(batches: Iterable[DocumentBatch], vocab_size: int, min_pair_
     return merges
 
 
-def _printable(token: bytes) -> str:
+def printable(token: bytes) -> str:
     """Spell bytes in the alphabet of byte-level BPE files: one printable character per byte."""
     return token.decode("latin-1").translate(_PRINTABLE)
 
@@ -43,7 +43,7 @@ def tokenizer_json(merges: Merges) -> str:
     """Return the content of tokenizer.json for these merges and the four special tokens."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-    spelled = [_printable(token) for token in merges.tokens]
+    spelled = [printable(token) for token in merges.tokens]
     vocabulary = {token: identity for identity, token in enumerate([*SPECIAL_TOKENS, *spelled])}
     model = models.BPE(vocab=vocabulary, merges=[(spelled[a], spelled[b]) for a, b in merges.pairs])
     tokenizer = Tokenizer(model)

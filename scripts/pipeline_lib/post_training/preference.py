@@ -27,7 +27,7 @@ from .batch_order import EpochOrder, epoch_order
 from .chat_tokens import end_of_turn_id, load_chat_tokenizer
 from .examples import Examples, pair_rows, read_examples
 from .resumable_trainer import METRICS, ResumableTrainer
-from .training_setup import horizon, load_model, save_model, trainer_arguments
+from .training_setup import check_context, horizon, load_model, save_model, trainer_arguments
 
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 
@@ -101,6 +101,7 @@ def make_trainer(
 ) -> PairTrainer:
     """Return a trainer on tokenised pairs; raise StageFailure when there are none."""
     settings = stage.settings
+    check_context(model, settings, stage.spec.section)
     if not len(train):
         raise StageFailure(f"no preference pair is left to train on at {settings.max_length} tokens")
     arguments = DPOConfig(

@@ -133,7 +133,8 @@ def check_batch(
 
     rows, formatted = [], []
     for original in originals:
-        row = {"source": original.source, "where": original.where, "tokens": 0, "cut": False, "reason": None, "detail": ""}
+        row = {"source": original.source, "where": original.where, "tokens": 0, "cut": False}
+        row |= {"reason": None, "detail": ""}
         try:
             record = _format(original, handlers[original.format])
             formatted.append((row, record))

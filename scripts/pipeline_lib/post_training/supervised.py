@@ -16,7 +16,7 @@ from .batch_order import EpochOrder
 from .chat_tokens import end_of_turn_id, load_chat_tokenizer
 from .examples import Examples, conversation_rows, read_examples
 from .resumable_trainer import METRICS, ResumableTrainer
-from .training_setup import horizon, load_model, save_model, trainer_arguments
+from .training_setup import check_context, horizon, load_model, save_model, trainer_arguments
 
 _FLOWS = {"06_sft_data": "sft", "06_reasoning_data": "reasoning"}
 
@@ -47,6 +47,7 @@ def make_trainer(
     borders, from which transformers derives an attention mask that keeps them apart.
     """
     settings = stage.settings
+    check_context(model, settings, stage.spec.section)
     if not len(train):
         raise StageFailure(f"no conversation is left to train on: all are longer than {settings.max_length} tokens")
     if settings.batching == "pack":

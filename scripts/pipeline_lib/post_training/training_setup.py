@@ -113,7 +113,7 @@ def trainer_arguments(stage: Stage, settings: FineTuningSettings, steps: int) ->
 
 
 def load_model(folder: Path, **options: Any) -> PreTrainedModel:
-    """Load a causal language model from a local folder, in float32. Raises UserError when it cannot be read."""
+    """Load a causal language model from a local folder, weights in float32. Raises UserError when it cannot be read."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -121,6 +121,16 @@ def load_model(folder: Path, **options: Any) -> PreTrainedModel:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True, **options)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: the model cannot be loaded: {error}") from None
+
+
+def check_context(model: PreTrainedModel, settings: FineTuningSettings, section: str) -> None:
+    """Raise UserError when training sequences could be longer than the model is declared for."""
+    context = getattr(model.config, "max_position_embeddings", settings.max_length)
+    if settings.max_length > context:
+        raise UserError(
+            f"{section}.max_length is {settings.max_length} tokens, but the model is declared for {context}; set it to"
+            f" {context} or less"
+        )
 
 
 def stored_dtype(folder: Path) -> TorchType:

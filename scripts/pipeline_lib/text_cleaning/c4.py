@@ -1,4 +1,4 @@
-"""The rules of C4 (Raffel et al. 2020, section 2.2), which work on lines: a web page keeps the lines that read as prose.
+"""The rules of C4 (Raffel et al. 2020, section 2.2), which work on lines: a web page keeps those that read as prose.
 
 A line goes when it has a word beyond any language, does not end like a sentence, is too short, or speaks of javascript,
 cookies or terms of use. A document goes when a line that stayed so far has filler text or a curly bracket, or when too

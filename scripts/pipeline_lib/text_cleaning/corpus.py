@@ -102,7 +102,12 @@ def _pieces_of(shards: Sequence[Shard]) -> list[Piece]:
 
 def evaluation_files(stage: Stage) -> list[Path]:
     """Return the evaluation sets that documents are compared with, none when that is switched off."""
-    return stage.input("01_download").files("eval/*.jsonl") if stage.settings.contamination.enabled else []
+    if not stage.settings.contamination.enabled:
+        return []
+    files = stage.input("01_download").files("eval/*.jsonl")
+    if not files:
+        stage.note("contamination was not checked: 01_download has no evaluation sets")
+    return files
 
 
 def clean_shards(stage: Stage, shards: list[Shard]) -> None:

@@ -4,7 +4,8 @@ Thresholds are applied to these columns later (`rules.py`), so trying another th
 takes the offsets and bytes of the Arrow array as they are, without a Python object per document, and releases the
 interpreter lock. Scratch arrays are as long as the longest text of the batch; the operating system hands out only the
 pages that are touched.
-Cost: a cold start compiles for about ten seconds, once per machine (numba keeps the result on disk).
+Cost: about 35 MB/s of English on one core. A cold start compiles for about ten seconds, once per machine: the result is
+kept on disk.
 """
 
 from collections.abc import Sequence

@@ -2,7 +2,7 @@
 
 The document is looked at through a few windows spread over its length, because a first paragraph is often a menu, a
 licence or a quotation; the probabilities of the windows are averaged. The model is loaded from the package's file: the
-package itself cuts its input to 80 characters by default and needs 0.3 s of imports for downloads that never happen here.
+package itself cuts its input to 80 characters by default and imports 0.3 s of code for downloads that are not wanted.
 Text in capitals is lowered first, which the model otherwise takes for other languages.
 Joulin et al. 2016, "Bag of tricks for efficient text classification".
 Cost: about 0.3 ms per window of 1000 characters.

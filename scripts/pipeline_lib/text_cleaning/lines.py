@@ -1,8 +1,8 @@
 """Line and paragraph scores of one document, in one pass over its bytes.
 
-A line ends at \\n only: `normalise` has made every other line end one. Lengths are code points. Three readings of "line"
-live here because three papers have them: Gopher's quality rules count empty lines, its repetition rules skip them,
-FineWeb skips those that hold nothing but spaces.
+A line ends at \\n only, because `normalise` has made every other line end one. Lengths are code points. Three readings
+of "line" live here because three papers have them: Gopher's quality rules count empty lines, its repetition rules skip
+them, FineWeb skips those that hold nothing but spaces.
 """
 
 from .characters import SPACE, TERMINAL

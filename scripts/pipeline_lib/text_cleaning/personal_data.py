@@ -16,7 +16,7 @@ _EMAIL = re.compile(  # git@ is how repositories are addressed, nobody's mailbox
     r"(?<![\w.+-])(?!git@)[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}@"
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}(?![\w-])"
 )
-# "Nothing of the same sort before" stands after the first character: then the search can skip to that character's class.
+# "Nothing of that sort before" stands after the first character, so that the search can skip to that one's class.
 _IPV4 = re.compile(r"\d(?<![\w.]\d)\d{0,2}\.\d{1,3}\.\d{1,3}\.\d{1,3}(?![\w-]|\.\d)")
 _INTERNATIONAL = re.compile(  # +49 30 1234 5678
     r"\+(?<![\w+.-]\+)\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]\d{2,8}){1,5}(?![\w-]|\.\d)"

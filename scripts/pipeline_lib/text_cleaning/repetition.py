@@ -1,8 +1,8 @@
 """Repeated n-grams (Gopher, table A1), in one pass per n over the hashes of the words.
 
 top n-gram: the most frequent n-gram (the first one among equals), the characters of all its occurrences with single
-spaces between the words. duplicate n-grams: walk through the text; an n-gram that occurred before is counted and stepped
-over whole, so that no character counts twice. Both are divided by the characters of the document.
+spaces between the words. duplicate n-grams: walk through the text; an n-gram that occurred before is counted and
+stepped over whole, so that no character counts twice. Both are divided by the characters of the document.
 How: hash(n-gram) = mix(hash((n-1)-gram) * odd ^ hash(last word)), so going from n to n+1 costs one operation per word;
 characters come from a running sum of word lengths.
 Difference from datatrove: it compares duplicate n-grams after joining the words without spaces, so that "a bc" repeats

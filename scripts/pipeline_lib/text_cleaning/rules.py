@@ -1,7 +1,7 @@
 """From scores to verdicts: a rule is a column, a side and a threshold, so another threshold never reads a text again.
 
-A setting `min_x` or `max_x` of a group is the rule on column `x`. The first rule that a document breaks, in the order
-below, is the one named on its receipt.
+The first rule that a document breaks, in the order of `active_rules`, is the one named on its receipt. Within a group
+the order is datatrove's, so that its reasons and ours can be compared.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 if TYPE_CHECKING:
-    from pipeline_lib.config.clean import CleanSettings
-
-GROUP_ORDER = ("gopher_repetition", "gopher_quality", "c4", "fineweb")
-LINE_SETTINGS = ("c4.min_line_words", "c4.max_word_characters")
-"""Settings that look like rules and apply to single lines, before there is a score."""
+    from pipeline_lib.config.clean import (
+        C4Settings,
+        CleanSettings,
+        FineWebSettings,
+        GopherQualitySettings,
+        GopherRepetitionSettings,
+    )
 
 KEPT = -1
 
@@ -28,6 +30,8 @@ class Rule:
     column: str
     removes: Literal["below", "above"]
     threshold: float
+    for_everyone: bool = False
+    """Whether it holds for the exempt sources too."""
 
     def broken_by(self, scores: np.ndarray) -> np.ndarray:
         """Return bool[documents]."""
@@ -35,37 +39,98 @@ class Rule:
 
 
 def active_rules(settings: "CleanSettings") -> list[Rule]:
-    """Return the rules that these settings switch on, in the order in which they are named."""
-    rules = [Rule("empty", "characters", "below", 1)]
+    """Return the rules that these settings switch on, in the order in which they are named on receipts."""
+    rules = _c4(settings.c4) if "c4" in settings.quality_rules else []  # what c4 emptied, c4 removed
+    rules.append(Rule("empty", "characters", "below", 1, for_everyone=True))
     if settings.language.keep:
         rules.append(Rule("language.min_score", "kept_language_score", "below", settings.language.min_score))
-    for group in GROUP_ORDER:
-        if group in settings.quality_rules:
-            rules += _rules_of_group(group, settings)
+    if "gopher_repetition" in settings.quality_rules:
+        rules += _gopher_repetition(settings.gopher_repetition)
+    if "gopher_quality" in settings.quality_rules:
+        rules += _gopher_quality(settings.gopher_quality)
+    if "fineweb" in settings.quality_rules:
+        rules += _fineweb(settings.fineweb)
     if settings.contamination.enabled:
-        rules.append(Rule("contamination", "contamination", "above", settings.contamination.max_matches))
+        limit = settings.contamination.max_matches
+        rules.append(Rule("contamination", "contamination", "above", limit, for_everyone=True))
     return rules
 
 
-def _rules_of_group(group: str, settings: "CleanSettings") -> list[Rule]:
-    thresholds = getattr(settings, group)
-    rules = []
-    for field in type(thresholds).model_fields:
-        name = f"{group}.{field}"
-        side = {"min_": "below", "max_": "above"}.get(field[:4])
-        value = getattr(thresholds, field)
-        if side and value is not None and name not in LINE_SETTINGS:
-            rules.append(Rule(name, field[4:], side, value))
-    if group == "c4":
-        for flag, wanted in (("lorem_ipsum", thresholds.lorem_ipsum), ("curly_bracket", thresholds.curly_bracket)):
-            if wanted:
-                rules.append(Rule(f"c4.{flag}", flag, "above", 0))
+def _rules(group: str, thresholds: dict[str, float | None]) -> list[Rule]:
+    """Return the rule `min_x` or `max_x` on column x for each threshold that is not None."""
+    sides = {"min_": "below", "max_": "above"}
+    return [
+        Rule(f"{group}.{name}", name[4:], sides[name[:4]], threshold)
+        for name, threshold in thresholds.items()
+        if threshold is not None
+    ]
+
+
+def _gopher_repetition(group: "GopherRepetitionSettings") -> list[Rule]:
+    thresholds = {
+        "max_duplicate_paragraphs": group.max_duplicate_paragraphs,
+        "max_duplicate_paragraph_characters": group.max_duplicate_paragraph_characters,
+        "max_duplicate_lines": group.max_duplicate_lines,
+        "max_duplicate_line_characters": group.max_duplicate_line_characters,
+        "max_top_2gram": group.max_top_2gram,
+        "max_top_3gram": group.max_top_3gram,
+        "max_top_4gram": group.max_top_4gram,
+        "max_duplicate_5gram": group.max_duplicate_5gram,
+        "max_duplicate_6gram": group.max_duplicate_6gram,
+        "max_duplicate_7gram": group.max_duplicate_7gram,
+        "max_duplicate_8gram": group.max_duplicate_8gram,
+        "max_duplicate_9gram": group.max_duplicate_9gram,
+        "max_duplicate_10gram": group.max_duplicate_10gram,
+    }
+    return _rules("gopher_repetition", thresholds)
+
+
+def _gopher_quality(group: "GopherQualitySettings") -> list[Rule]:
+    thresholds = {
+        "min_words": group.min_words,
+        "max_words": group.max_words,
+        "min_word_length": group.min_word_length,
+        "max_word_length": group.max_word_length,
+        "max_hash_ratio": group.max_hash_ratio,
+        "max_ellipsis_ratio": group.max_ellipsis_ratio,
+        "max_bullet_lines": group.max_bullet_lines,
+        "max_ellipsis_lines": group.max_ellipsis_lines,
+        "min_alphabetic_words": group.min_alphabetic_words,
+        "min_stop_words": group.min_stop_words,
+    }
+    return _rules("gopher_quality", thresholds)
+
+
+def _fineweb(group: "FineWebSettings") -> list[Rule]:
+    thresholds = {
+        "min_terminal_lines": group.min_terminal_lines,
+        "max_short_lines": group.max_short_lines,
+        "max_duplicate_characters": group.max_duplicate_characters,
+        "max_newlines_per_word": group.max_newlines_per_word,
+    }
+    return _rules("fineweb", thresholds)
+
+
+def _c4(group: "C4Settings") -> list[Rule]:
+    rules = _rules("c4", {"min_sentences": group.min_sentences})
+    if group.lorem_ipsum:
+        rules.append(Rule("c4.lorem_ipsum", "lorem_ipsum", "above", 0))
+    if group.curly_bracket:
+        rules.append(Rule("c4.curly_bracket", "curly_bracket", "above", 0))
     return rules
 
 
-def first_broken(columns: Mapping[str, np.ndarray], rules: Sequence[Rule]) -> np.ndarray:
-    """Return, per document, the index in `rules` of the first rule it breaks, or KEPT: int32[documents]."""
+def first_broken(
+    columns: Mapping[str, np.ndarray], rules: Sequence[Rule], exempt: np.ndarray | None = None
+) -> np.ndarray:
+    """Return, per document, the index in `rules` of the first rule it breaks, or KEPT: int32[documents].
+
+    exempt: bool[documents], those that only the rules for everyone judge.
+    """
     verdicts = np.full(len(next(iter(columns.values()))), KEPT, np.int32)
     for index, rule in enumerate(rules):
-        verdicts[(verdicts == KEPT) & rule.broken_by(columns[rule.column])] = index
+        broken = (verdicts == KEPT) & rule.broken_by(columns[rule.column])
+        if exempt is not None and not rule.for_everyone:
+            broken &= ~exempt
+        verdicts[broken] = index
     return verdicts

@@ -66,6 +66,7 @@ class DocumentCleaner:
     def __init__(self, settings: "CleanSettings", evaluation_files: list[Path]):
         self.settings = settings
         self.rules = active_rules(settings)
+        self._exempt = frozenset(settings.exempt_sources)
         self._personal_data = PersonalData(settings.personal_data.kinds, settings.personal_data.replacement)
         self._language = LanguageIdentifier(settings.language) if settings.language.keep else None
         self._index: EvaluationIndex | None = None
@@ -74,7 +75,8 @@ class DocumentCleaner:
 
     def clean(self, batch: pa.Table, tally: Tally) -> Cleaned:
         """Clean one batch with INPUT_COLUMNS and count what happened."""
-        texts, extra = self._rewrite(batch["text"].to_pylist(), tally)
+        exempt = np.array([source in self._exempt for source in batch["source"].to_pylist()], np.bool_)
+        texts, extra = self._rewrite(batch["text"].to_pylist(), exempt.tolist(), tally)
         array = pa.array(texts, pa.large_string())
         columns: dict[str, Any] = score_documents(
             array, self.settings.gopher_quality.stop_words, self.settings.fineweb.short_line_characters
@@ -86,14 +88,14 @@ class DocumentCleaner:
         if self._index:
             columns["contamination"], owners = self._index.matches(array)
             copied_from = [None if owner == NOBODY else self._index.records[owner] for owner in owners.tolist()]
-        verdicts = first_broken(columns, self.rules)
+        verdicts = first_broken(columns, self.rules, exempt)
         table = batch.set_column(1, "text", array.cast(batch.schema.field("text").type))
         for name, values in columns.items():
             table = table.append_column(name, pa.array(values, pa.string() if values.dtype == object else None))
         self._count(batch, array, verdicts, tally)
         return Cleaned(table.filter(pa.array(verdicts == KEPT)), self._receipts(table, verdicts, copied_from))
 
-    def _rewrite(self, texts: list[str], tally: Tally) -> tuple[list[str], dict[str, np.ndarray]]:
+    def _rewrite(self, texts: list[str], exempt: list[bool], tally: Tally) -> tuple[list[str], dict[str, np.ndarray]]:
         rewritten = []
         finds = np.zeros(len(texts), np.int32)
         c4_scores = np.zeros((len(texts), len(C4_COLUMNS)))
@@ -103,7 +105,7 @@ class DocumentCleaner:
             if found:
                 tally.replaced.update(found)
                 finds[i] = sum(found.values())
-            if c4:
+            if c4 and not exempt[i]:
                 text, *c4_scores[i] = apply_c4(text, c4)
             rewritten.append(text)
         columns = {"personal_data": finds}
@@ -170,7 +172,7 @@ def start_cleaner(settings: "CleanSettings", evaluation_files: list[Path]) -> No
 
 
 def clean_shard(job: ShardJob) -> dict[str, Any]:
-    """Clean one piece; return its tally, row counts and the digests of the two files. Raises UserError for bad input."""
+    """Clean one piece; return its tally, row counts and the digests of both files. Raises UserError for bad input."""
     tally = Tally()
     rows = removed = 0
     with (

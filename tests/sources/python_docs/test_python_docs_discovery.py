@@ -73,15 +73,15 @@ def test_every_installed_distribution_is_listed():
 
 def test_the_fingerprint_changes_with_versions_and_with_nothing_else(site: Path, tmp_path: Path):
     install(site, "first-demo", {"first.py": '"""One."""'}, version="1.0")
-    before = Harvest(["first*"], tmp_path, 1).fingerprint()
+    before = Harvest(["first*"], tmp_path, 1).fingerprint
     install(site, "second-demo", {"second.py": ""})
     discovery._distributions.cache_clear()
-    assert Harvest(["first*"], tmp_path, 1).fingerprint() == before
+    assert Harvest(["first*"], tmp_path, 1).fingerprint == before
     (site / "first_demo-1.0.dist-info").rename(site / "first_demo-1.1.dist-info")
     metadata = site / "first_demo-1.1.dist-info" / "METADATA"
     metadata.write_text(metadata.read_text().replace("1.0", "1.1"))
     discovery._distributions.cache_clear()
-    assert Harvest(["first*"], tmp_path, 1).fingerprint() != before
+    assert Harvest(["first*"], tmp_path, 1).fingerprint != before
 
 
 CLASSIFIER = "License :: OSI Approved :: "

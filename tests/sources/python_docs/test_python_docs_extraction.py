@@ -8,7 +8,7 @@ import types
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline_lib.sources.python_docs.extraction import Item, NotParsed, extract, may_have_docstrings
@@ -102,7 +102,6 @@ def test_a_written_signature_parses_back_to_the_same_parameters(parameters: str,
     source = f"é = 1\ndef function({parameters}){returns}:\n    '''Words.'''\n"
     item = of(source)["function"]
     wanted = ast.parse(source).body[1]
-    assume("= ..." not in item.header and "=..." not in item.signature)
     full = ast.parse(f"{item.header.replace('package.module.', '')}: pass").body[0]
     assert ast.dump(full.args) == ast.dump(wanted.args)
     assert (full.returns is None) == (wanted.returns is None)
@@ -112,16 +111,12 @@ def test_a_written_signature_parses_back_to_the_same_parameters(parameters: str,
     assert ast.dump(ast.parse(f"{item.signature}: pass").body[0].args) == ast.dump(wanted.args)
 
 
-def test_defaults_that_are_long_or_would_change_on_one_line_become_dots():
+def test_defaults_that_are_long_or_cannot_be_written_become_dots():
     numbers = ", ".join(map(str, range(60)))
-    item = of(f"""def f(a=[{numbers}], b=(1,  # one
-    2), c='''x
-    y''', d=(1 + \\
-    2), e=(3,
-    4)):
-    "Words."
-""")["f"]
-    assert item.signature == "def f(a=..., b=..., c=..., d=..., e=(3, 4))"
+    nested = "-" * 80 + "1"
+    chain = "+".join(["a"] * 600)
+    item = of(f"def f(a=[{numbers}], b=(1,  # one\n 2), c={nested}, d={chain}):\n    'Words.'")["f"]
+    assert item.signature == "def f(a=..., b=(1, 2), c=..., d=...)"
 
 
 def test_only_reachable_names_are_items():
@@ -196,7 +191,7 @@ def test_no_bytes_whatever_raise_anything_else(data: bytes):
         extract(b"'''" + data, "random")
 
 
-def test_the_declared_encoding_is_obeyed_and_offsets_stay_right():
+def test_the_declared_encoding_is_obeyed():
     source = "# -*- coding: latin-1 -*-\ndef f(é='ü', n=(1,\n  2)):\n    '''Größe.'''\n".encode("latin-1")
     item = extract(source, "m").items[0]
     assert (item.docstring, item.signature) == ("Größe.", "def f(é='ü', n=(1, 2))")

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from importlib.metadata import Distribution, PackageMetadata
 from pathlib import Path, PurePosixPath
 
 STANDARD_LIBRARY = "python"
@@ -48,7 +49,7 @@ def environment(patterns: tuple[str, ...]) -> list[tuple[str, str]]:
     counts, and one that starts with "!" leaves the name out.
     """
     found = {(STANDARD_LIBRARY, platform.python_version())}
-    found |= {(_canonical(d.metadata["Name"]), d.version) for d in _distributions()}
+    found |= {(name, metadata["Version"]) for name, metadata, _ in _distributions()}
     return sorted(pair for pair in found if _matches(pair[0], patterns))
 
 
@@ -58,14 +59,14 @@ def source_files(patterns: tuple[str, ...]) -> list[SourceFile]:
     if _matches(STANDARD_LIBRARY, patterns):
         for file in _standard_library():
             files.setdefault(file.path, file)
-    for distribution in _distributions():
-        if _matches(_canonical(distribution.metadata["Name"]), patterns):
-            for file in _files_of(distribution):
+    for name, metadata, distribution in _distributions():
+        if _matches(name, patterns):
+            for file in _files_of(name, metadata, distribution):
                 files.setdefault(file.path, file)
     return sorted(files.values(), key=lambda file: (file.distribution, file.path))
 
 
-def license_of(metadata: importlib.metadata.PackageMetadata) -> str:
+def license_of(metadata: PackageMetadata) -> str:
     """The licence a distribution states: its SPDX expression, else a short License field, else its classifiers.
 
     A License field that holds the whole text of a licence, or nothing, says less than the classifiers do.
@@ -82,12 +83,17 @@ def license_of(metadata: importlib.metadata.PackageMetadata) -> str:
 
 
 @lru_cache(maxsize=1)
-def _distributions() -> tuple[importlib.metadata.Distribution, ...]:
-    """Installed distributions by name; of two with one name the first on the path counts, as it does for import."""
-    first: dict[str, importlib.metadata.Distribution] = {}
+def _distributions() -> tuple[tuple[str, PackageMetadata, Distribution], ...]:
+    """Installed distributions by name; of two with one name the first on the path counts, as it does for import.
+
+    Metadata is parsed anew at every access, a millisecond each, so it is read once and kept.
+    """
+    first: dict[str, tuple[str, PackageMetadata, Distribution]] = {}
     for distribution in importlib.metadata.distributions():
-        if distribution.metadata["Name"]:
-            first.setdefault(_canonical(distribution.metadata["Name"]), distribution)
+        metadata = distribution.metadata
+        if metadata["Name"]:
+            name = _canonical(metadata["Name"])
+            first.setdefault(name, (name, metadata, distribution))
     return tuple(first[name] for name in sorted(first))
 
 
@@ -121,9 +127,8 @@ def _standard_library() -> Iterator[SourceFile]:
                 yield SourceFile(str(path), module, STANDARD_LIBRARY, version, "PSF-2.0", path.stat().st_size, url)
 
 
-def _files_of(distribution: importlib.metadata.Distribution) -> Iterator[SourceFile]:
-    name, version = _canonical(distribution.metadata["Name"]), distribution.version
-    licence = license_of(distribution.metadata)
+def _files_of(name: str, metadata: PackageMetadata, distribution: Distribution) -> Iterator[SourceFile]:
+    version, licence = metadata["Version"], license_of(metadata)
     for file in distribution.files or []:
         # ".." leads to scripts outside site-packages; *.dist-info and *.data hold no modules.
         if file.suffix != ".py" or ".." in file.parts or _is_test(file) or "." in file.parts[0].removesuffix(".py"):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +92,7 @@ class Harvest:
         self._workers = workers
         self._files_of_unit: dict[str, list[SourceFile]] | None = None
 
+    @cached_property
     def fingerprint(self) -> dict[str, Any]:
         """The interpreter and every distribution whose files would be read."""
         return {"environment": [list(pair) for pair in environment(self._patterns)]}

@@ -40,7 +40,7 @@ class PythonDocsText:
 
     def fingerprint(self) -> dict[str, Any]:
         """The interpreter and the distributions."""
-        return self._harvest.fingerprint()
+        return self._harvest.fingerprint
 
     def provenance(self) -> dict[str, Any]:
         """What was read, for sources.json."""
@@ -120,7 +120,7 @@ class PythonDocs:
 
     def _fingerprint(self) -> dict[str, Any]:
         """A digest: the list itself stands with the text source or is the same in every set."""
-        return {"environment": json_digest(self._harvest.fingerprint())}
+        return {"environment": json_digest(self._harvest.fingerprint)}
 
     def _training_set(self, name: str, kind: str) -> Source:
         asked = self._settings

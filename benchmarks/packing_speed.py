@@ -1,0 +1,332 @@
+"""Tokenizer training, encoding and packing against Hugging Face tokenizers, gigatoken's trainer and TRL's packing.
+
+The corpus is real text that every machine has: Python sources of the interpreter and its packages. Peers run as
+documented and at their best (all cores, everything in memory, one packing window over the whole corpus). Rounds are
+interleaved; what is compared is checked to be the same (ids, merges) or its quality stands beside it (tokens lost,
+padding, bytes per token).
+"""
+
+import json
+import os
+import random
+import re
+import statistics
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["TOKENIZERS_PARALLELISM"] = "true"
+
+import datasets
+import gigatoken
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from trl import pack_dataset
+
+from pipeline_lib.packing.cache_index import describe_cache
+from pipeline_lib.packing.chunk_format import ChunkFile, encode_chunk
+from pipeline_lib.packing.encoded_runs import EncodedRuns, encode_run
+from pipeline_lib.packing.packing_plan import plan_file_name, write_plan
+from pipeline_lib.packing.pretoken_counts import CL100K_PATTERN
+from pipeline_lib.packing.reader import PackedCache
+from pipeline_lib.packing.shards import plan_runs
+from pipeline_lib.packing.text_encoder import TextEncoder
+from pipeline_lib.packing.tokenizer_folder import SPECIAL_TOKENS
+from pipeline_lib.packing.trained_tokenizer import printable, tokenizer_json, train_tokenizer, write_tokenizer
+from pipeline_lib.stage import write_json_atomic
+
+ROUNDS = 5
+CORPUS_BYTES = 12_000_000
+VOCAB_SIZE = 8192
+CONTEXT = 2048
+BATCH = 64
+FUNCTION = re.compile(r"\n(?=def |class |    def )")
+"""Where a source file is cut into many short documents, for the packing alone."""
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+def real_texts() -> list[str]:
+    """Return Python sources of the standard library and the installed packages, about CORPUS_BYTES in all."""
+    folders = [Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("purelib"))]
+    files = [path for folder in folders for path in sorted(folder.rglob("*.py")) if 200 < path.stat().st_size < 200_000]
+    random.Random(0).shuffle(files)
+    texts, size = [], 0
+    for path in files:
+        texts.append(path.read_text(encoding="utf-8", errors="replace"))
+        size += len(texts[-1])
+        if size >= CORPUS_BYTES:
+            break
+    return texts
+
+
+def medians(contenders: dict[str, Callable[[], Any]]) -> tuple[dict[str, float], dict[str, Any]]:
+    """Run the contenders in turn, ROUNDS times after one warm-up; return median seconds and last results."""
+    results = {name: run() for name, run in contenders.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(ROUNDS):
+        for name, run in contenders.items():
+            started = time.perf_counter()
+            results[name] = run()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(each) for name, each in seconds.items()}, results
+
+
+def report(claim: str, ours: float, peer: float, size: float, unit: str, quality: str) -> None:
+    """Print one row; `size` / seconds is the rate in `unit`."""
+    row = {
+        "claim": claim,
+        "ours": f"{size / ours:.3g} {unit}",
+        "peer": f"{size / peer:.3g} {unit}",
+        "ratio": f"{peer / ours:.2f}",
+        "quality": quality,
+    }
+    print(json.dumps(row, ensure_ascii=False), flush=True)
+
+
+def reference_tokenizer(pattern: str) -> tokenizers.Tokenizer:
+    """Return an untrained Hugging Face byte-level BPE with this split rule."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def train_reference(texts: list[str]) -> tokenizers.Tokenizer:
+    """Train Hugging Face's BpeTrainer to the same size under the same rule."""
+    tokenizer = reference_tokenizer(CL100K_PATTERN)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        min_frequency=2,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def train_gigatoken(texts: list[str]) -> tuple[dict[int, bytes], list[tuple[bytes, bytes]]]:
+    """Train gigatoken's own trainer, which splits by the GPT-2 rule; what it prints is not ours to show."""
+    joined = "\0".join(text.replace("\0", " ") for text in texts).encode()
+    with open(os.devnull, "w") as nowhere:
+        kept = os.dup(1)
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            return gigatoken.train_bpe(joined, VOCAB_SIZE - len(SPECIAL_TOKENS), [], separator=b"\0")
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
+
+
+def bytes_per_token(trained: tuple[dict, list], pattern: str, texts: list[str]) -> float:
+    """Return how well gigatoken's vocabulary compresses the corpus under a split rule."""
+    vocabulary, merges = trained
+    tokenizer = reference_tokenizer(pattern)
+    tokenizer.model = models.BPE(
+        vocab={printable(value): identity for identity, value in vocabulary.items()},
+        merges=[(printable(a), printable(b)) for a, b in merges],
+    )
+    encoded = gigatoken.Tokenizer.from_json(tokenizer.to_str()).encode_batch(texts)
+    return sum(len(text.encode()) for text in texts) / int(encoded.layout.offsets.data[-1])
+
+
+def pack_ours(folder: Path, shard: Path, encoder: TextEncoder) -> PackedCache:
+    """Text shard in, packed cache on disk out: what stage 03 does after training, without its process start."""
+    (run,) = plan_runs([shard])
+    encode_run(run, encoder, 42, folder / "run.arrow")
+    encoded = EncodedRuns([folder / "run.arrow"], 0.0)
+    names = []
+    for number, documents in enumerate(encoded.cut(4_000_000)):
+        content, text_bytes, split = encoded.gather(*documents)
+        names.append(f"chunk-{number:05d}.lz4")
+        (folder / names[-1]).write_bytes(encode_chunk(content, {"split": split, "text_bytes": int(text_bytes.sum())}))
+    chunks = [ChunkFile(folder / name) for name in names]
+    plans = {CONTEXT: write_plan(chunks, CONTEXT, folder / plan_file_name(CONTEXT))}
+    write_json_atomic(folder / "index.json", describe_cache(folder, names, plans, encoder))
+    return PackedCache(folder)
+
+
+def read_all(cache: PackedCache) -> int:
+    """Read every packed batch; return the tokens that were in them."""
+    return sum(int((batch["segment_ids"] > 0).sum()) for batch in cache.batches(CONTEXT, BATCH))
+
+
+def pack_trl(encoded: datasets.Dataset, strategy: str, window: int) -> datasets.Dataset:
+    """Pack with TRL, in memory; `window` documents are packed together (its default is 1,000)."""
+    settings = {"keep_in_memory": True, "load_from_cache_file": False, "batch_size": window}
+    return pack_dataset(encoded, CONTEXT, strategy, settings)
+
+
+def encode_as_documented(texts: datasets.Dataset, tokenizer: tokenizers.Tokenizer) -> datasets.Dataset:
+    """Tokenise with datasets.map in batches, as the courses of Hugging Face show it, and end each document."""
+
+    def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[*each.ids, 0] for each in tokenizer.encode_batch_fast(batch["text"])]}
+
+    return texts.map(
+        encode, batched=True, remove_columns=["text"], keep_in_memory=True, load_from_cache_file=False
+    )
+
+
+def quality_of(packed: datasets.Dataset, tokens: int) -> str:
+    """Return the tokens lost and the padding of a packed data set."""
+    lengths = [len(row) for row in packed["input_ids"]]
+    lost, padding = 1 - sum(lengths) / tokens, 1 - sum(lengths) / CONTEXT / len(lengths)
+    return f"peer loses {100 * lost:.2f} %, pads {100 * padding:.3f} %"
+
+
+def write_shard(path: Path, texts: list[str]) -> Path:
+    """Write texts as a shard of the pipeline."""
+    columns = {"id": [str(number) for number in range(len(texts))], "source": ["python"] * len(texts), "text": texts}
+    pq.write_table(pa.table(columns), path, compression="zstd")
+    return path
+
+
+def padding_of(cache: PackedCache) -> str:
+    """Return what our packing loses and pads."""
+    plan = cache.index["plans"][0]["splits"]["train"]
+    return f"ours loses 0, pads {100 * plan['padding'] / (plan['padding'] + plan['tokens']):.3f} %"
+
+
+def benchmark_training(texts: list[str], size: float) -> None:
+    shard = batch_of(texts)
+    seconds, results = medians(
+        {
+            "ours": lambda: train_tokenizer([shard], VOCAB_SIZE, 2),
+            "hf": lambda: train_reference(texts),
+            "gigatoken": lambda: train_gigatoken(texts),
+        }
+    )
+    ours, reference = json.loads(tokenizer_json(results["ours"])), json.loads(results["hf"].to_str())
+    assert ours["model"]["vocab"] == reference["model"]["vocab"]
+    assert ours["model"]["merges"] == reference["model"]["merges"]
+    report("BPE training, 8,192 ids, against HF BpeTrainer", seconds["ours"], seconds["hf"], size, "MB/s",
+           "same vocabulary, same merges")
+    encoded = gigatoken.Tokenizer.from_json(json.dumps(ours)).encode_batch(texts)
+    own = sum(len(text.encode()) for text in texts) / int(encoded.layout.offsets.data[-1])
+    theirs = [bytes_per_token(results["gigatoken"], pattern, texts) for pattern in (GPT2_PATTERN, CL100K_PATTERN)]
+    report("BPE training against gigatoken's trainer (GPT-2 split only)", seconds["ours"], seconds["gigatoken"], size,
+           "MB/s", f"{own:.3f} bytes/token; gigatoken's {theirs[0]:.3f}, under our split {theirs[1]:.3f}")
+
+
+def batch_of(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return texts as one batch of bytes and boundaries."""
+    encoded = [text.encode() for text in texts]
+    offsets = np.concatenate([[0], np.cumsum([len(part) for part in encoded])]).astype(np.int64)
+    return np.frombuffer(b"".join(encoded), np.uint8), offsets
+
+
+def benchmark_encoding(texts: list[str], encoder: TextEncoder, reference: tokenizers.Tokenizer, size: float) -> None:
+    arrow = pa.array(texts, pa.large_string())
+    seconds, results = medians(
+        {
+            "ours": lambda: encoder.encode(arrow),
+            "hf": lambda: reference.encode_batch_fast(texts, add_special_tokens=False),
+        }
+    )
+    tokens, offsets = results["ours"]
+    for place, expected in enumerate(results["hf"]):
+        assert tokens[offsets[place] : offsets[place + 1]].tolist() == expected.ids
+    claim = "encoding, against HF tokenizers encode_batch_fast on all cores"
+    report(claim, seconds["ours"], seconds["hf"], size, "MB/s", "ids equal in every document")
+
+
+def read_packed(packed: datasets.Dataset) -> datasets.Dataset:
+    """Read every batch of a data set that TRL packed, as arrays."""
+    for _ in packed.with_format("numpy").iter(BATCH):
+        pass
+    return packed
+
+
+def benchmark_whole(folder: Path, texts: list[str], encoder: TextEncoder, reference: tokenizers.Tokenizer) -> None:
+    """Text in a Parquet file to packed sequences that have been read once."""
+    folder.mkdir()
+    shard = write_shard(folder / "part-00000.parquet", texts)
+
+    def peer(strategy: str, window: int) -> datasets.Dataset:
+        loaded = datasets.Dataset(pq.read_table(shard, columns=["text"]))
+        return read_packed(pack_trl(encode_as_documented(loaded, reference), strategy, window))
+
+    seconds, results = medians(
+        {
+            "ours": lambda: read_all(pack_ours(folder, shard, encoder)),
+            "documented": lambda: peer("bfd", 1000),
+            "best": lambda: peer("bfd_split", len(texts)),
+        }
+    )
+    size = sum(len(text.encode()) for text in texts) / 1e6
+    peers = {"documented": "datasets.map and TRL bfd", "best": "datasets.map and TRL bfd_split, one window"}
+    for name, label in peers.items():
+        quality = f"{padding_of(PackedCache(folder))}; {quality_of(results[name], results['ours'])}"
+        claim = f"text to packed sequences of {CONTEXT}, read once, against {label}"
+        report(claim, seconds["ours"], seconds[name], size, "MB/s", quality)
+
+
+def benchmark_packing(folder: Path, texts: list[str], encoder: TextEncoder) -> None:
+    """Encoded documents to packed batches: the packing alone, with the reading of what was packed."""
+    folder.mkdir()
+    cache = pack_ours(folder, write_shard(folder / "part-00000.parquet", texts), encoder)
+    chunks = [ChunkFile(folder / chunk["file"]) for chunk in cache.index["chunks"]]
+    tokens, offsets = encoder.encode_documents(pa.array(texts, pa.large_string()))
+    encoded = datasets.Dataset(
+        pa.table({"input_ids": pa.LargeListArray.from_arrays(offsets, tokens.astype(np.int32))})
+    )
+
+    def plan() -> None:
+        write_plan(chunks, CONTEXT, folder / plan_file_name(CONTEXT))
+
+    def plan_and_read() -> int:
+        plan()
+        return read_all(PackedCache(folder))
+
+    seconds, results = medians(
+        {
+            "plan": plan,
+            "ours": plan_and_read,
+            "pack": lambda: pack_trl(encoded, "bfd_split", len(texts)),
+            "documented": lambda: read_packed(pack_trl(encoded, "bfd", 1000)),
+            "best": lambda: read_packed(pack_trl(encoded, "bfd_split", len(texts))),
+        }
+    )
+    assert results["ours"] == len(tokens)
+    rows = {
+        "TRL bfd_split, one window (ours writes the plan only)": ("plan", "pack"),
+        "TRL bfd as documented, sequences read once": ("ours", "documented"),
+        "TRL bfd_split, one window, sequences read once": ("ours", "best"),
+    }
+    for label, (ours, peer) in rows.items():
+        quality = f"{padding_of(cache)}; {quality_of(results[peer], len(tokens))}"
+        report(f"packing {len(texts):,} encoded documents into {CONTEXT} tokens, against {label}", seconds[ours],
+               seconds[peer], len(texts) / 1e3, "k documents/s", quality)
+
+
+def main() -> None:
+    """Print one JSON row per claim."""
+    datasets.disable_progress_bars()
+    texts = real_texts()
+    size = sum(len(text.encode()) for text in texts) / 1e6
+    benchmark_training(texts, size)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write_tokenizer(folder / "tokenizer", train_tokenizer([batch_of(texts)], VOCAB_SIZE, 2))
+        encoder = TextEncoder(folder / "tokenizer")
+        reference = tokenizers.Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
+        reference.encode_special_tokens = True
+        benchmark_encoding(texts, encoder, reference, size)
+        benchmark_whole(folder / "whole", texts, encoder, reference)
+        benchmark_packing(folder / "pieces", [piece for text in texts for piece in FUNCTION.split(text)], encoder)
+
+
+if __name__ == "__main__":
+    main()

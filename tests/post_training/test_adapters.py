@@ -1,0 +1,110 @@
+"""Stage 10: only adapters train, the merged model equals the adapted one, and 4 bits work on the CPU."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from pipeline_lib.stage.ledger import Ledger
+from pipeline_lib.stage.manifest import MANIFEST, Manifest
+
+
+@pytest.fixture
+def run(aligned_run, tmp_path):
+    return shutil.copytree(aligned_run, tmp_path / "run")
+
+
+def logits(model):
+    import torch
+
+    ids = torch.arange(4, 84).reshape(2, 40)
+    with torch.no_grad():
+        return model.eval()(input_ids=ids).logits
+
+
+@pytest.mark.parametrize("quantization", ["none", "4bit"])
+def test_the_merged_folder_is_a_plain_model_with_the_adapters_logits(run, helpers, quantization):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from pipeline_lib.config.lora import LoraSettings
+    from pipeline_lib.post_training.adapters import load_frozen
+
+    assert helpers.run_script("10_lora_finetune.py", run, "--quantization", quantization) == 0
+    result = Manifest.read(run / "10_lora" / MANIFEST).result
+    assert result["after"]["val_loss"] < 0.8 * result["before"]["val_loss"]
+    merged = AutoModelForCausalLM.from_pretrained(run / "10_lora" / "merged")
+    assert type(merged).__name__ == "LlamaForCausalLM" and not hasattr(merged.config, "quantization_config")
+    frozen = load_frozen(run / "09_dpo" / "final", LoraSettings(quantization=quantization), "float32")
+    adapted = PeftModel.from_pretrained(frozen, run / "10_lora" / "adapter")
+    assert torch.allclose(logits(merged), logits(adapted), atol=1e-4)
+    base = AutoModelForCausalLM.from_pretrained(run / "09_dpo" / "final")
+    assert not torch.allclose(logits(merged), logits(base), atol=1e-2)
+    unquantised = PeftModel.from_pretrained(base, run / "10_lora" / "adapter")
+    assert torch.allclose(logits(merged), logits(unquantised), atol=1e-4) == (quantization == "none")
+
+
+def test_domain_and_general_share_are_mixed_and_accounted_for(run, helpers):
+    assert helpers.run_script("10_lora_finetune.py", run, "--general_share", "0.4", "--max_steps", "1") == 0
+    manifest = Manifest.read(run / "10_lora" / MANIFEST)
+    domain, general = manifest.result["domain_examples"], manifest.result["general_examples"]
+    assert general == round(domain * 0.4 / 0.6) and domain < 60  # some of the 60 are held out
+    ledger = Ledger.from_json(manifest.ledger)
+    assert ledger.total("domain")["documents"] == 60
+    entry = next(entry for flow, _, entry in ledger.items() if flow == "general")
+    assert entry.kept[0] == general and entry.dropped["beyond general_share"][0] == entry.entered[0] - general
+
+
+def test_only_the_adapters_of_the_named_layers_are_trained(run, helpers):
+    from safetensors import safe_open
+
+    flags = ["--rank", "2", "--max_steps", "1", "--target_modules", "[q_proj, down_proj]"]
+    assert helpers.run_script("10_lora_finetune.py", run, *flags) == 0
+    with safe_open(run / "10_lora" / "adapter" / "adapter_model.safetensors", "pt") as tensors:
+        shapes = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    assert {name.split(".")[-3] for name in shapes} == {"q_proj", "down_proj"}
+    assert sum(a * b for a, b in shapes.values()) == 2 * 2 * ((32 + 32) + (64 + 32))
+    assert Manifest.read(run / "10_lora" / MANIFEST).result["trainable_parameters"] == 640
+
+
+def test_a_layer_the_model_does_not_have_is_a_user_error(run, helpers, capsys):
+    assert helpers.run_script("10_lora_finetune.py", run, "--target_modules", "[query]") == 2
+    assert "no linear layer 'query'; it has down_proj, gate_proj" in capsys.readouterr().err
+
+
+def test_the_adapter_folder_is_the_same_in_every_process_and_run_folder(run, helpers, tmp_path):
+    assert helpers.run_script("10_lora_finetune.py", run, "--max_steps", "1") == 0
+    expected = Manifest.read(run / "10_lora" / MANIFEST).outputs_digest
+    elsewhere = shutil.copytree(run, tmp_path / "elsewhere" / "run")
+    shutil.rmtree(elsewhere / "10_lora")
+    from pipeline_lib.config.base import PROJECT_ROOT
+
+    script = PROJECT_ROOT / "scripts" / "10_lora_finetune.py"
+    command = [sys.executable, str(script), "--config", str(elsewhere / "run.yaml"), "--run-dir", str(elsewhere)]
+    subprocess.run([*command, "--max_steps", "1"], check=True, env={**os.environ, "PYTHONHASHSEED": "7"})
+    assert Manifest.read(elsewhere / "10_lora" / MANIFEST).outputs_digest == expected
+    config = json.loads((run / "10_lora" / "adapter" / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(config["target_modules"])
+    assert config["base_model_name_or_path"] == "../../09_dpo/final"
+
+
+def test_merging_an_adapter_that_was_changed_on_the_way_is_refused(run, helpers, monkeypatch, capsys):
+    import torch
+
+    from pipeline_lib.post_training import adapters
+
+    original = adapters._logits
+    calls = []
+
+    def drift(model, ids):
+        calls.append(model)
+        return original(model, ids) + (0.01 if len(calls) == 2 else 0.0) * torch.ones(1)
+
+    monkeypatch.setattr(adapters, "_logits", drift)
+    assert helpers.run_script("10_lora_finetune.py", run, "--max_steps", "1") == 1
+    assert "merged and adapted logits differ by 0.01" in capsys.readouterr().err
+    assert not (run / "10_lora" / "merged").exists()

@@ -1,0 +1,134 @@
+"""Token ids and loss masks come from the chat template, agree with TRL's own, and a template that cannot is refused."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline_lib.post_training.chat_tokens import end_of_turn_id, load_chat_tokenizer, tokenize_conversations
+from pipeline_lib.post_training.conversation_checks import check_conversations, mask_problem
+from pipeline_lib.post_training.examples import conversation_rows, pair_rows
+from pipeline_lib.stage import UserError
+
+texts = st.text(alphabet=st.characters(codec="utf-8"), min_size=1, max_size=30).map(str.strip).filter(bool)
+conversations = st.lists(st.tuples(texts, texts), min_size=1, max_size=3).map(
+    lambda turns: [
+        {"role": role, "content": content}
+        for pair in turns
+        for role, content in zip(("user", "assistant"), pair, strict=True)
+    ]
+)
+quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@given(messages=conversations)
+@quick
+def test_the_mask_covers_exactly_the_answers_and_their_ends(tokenizer, messages):
+    tokens = tokenize_conversations(tokenizer, [messages])[0]
+    spoken = [token for token, mask in zip(tokens.ids, tokens.mask, strict=True) if mask]
+    answers = [turn["content"] + "<|im_end|>" for turn in messages if turn["role"] == "assistant"]
+    assert tokenizer.decode(spoken) == "".join(answers)
+    assert mask_problem(tokens.mask, len(answers)) is None
+
+
+@given(batch=st.lists(conversations, min_size=1, max_size=4))
+@quick
+def test_examples_equal_those_trl_prepares_itself(tokenizer, batch):
+    from datasets import Dataset
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    arguments = SFTConfig("unused", assistant_only_loss=True, max_length=96, bf16=False, report_to="none")
+    trainer = SimpleNamespace(chat_template=None, completion_only_loss=False, _tokenizer=tokenizer)
+    dataset = Dataset.from_list([{"messages": messages} for messages in batch])
+    theirs = SFTTrainer._prepare_dataset(trainer, dataset, tokenizer, arguments, False, None, "train")
+    rows = conversation_rows([{"source": "s", "messages": messages} for messages in batch], tokenizer, 96)
+    ours = [row.columns for row in rows if row.reason is None]
+    fitting = [row for row in theirs.to_list() if len(row["input_ids"]) < 96]
+    for row in fitting:
+        assert {"input_ids": row["input_ids"], "labels": row["labels"]} in ours
+
+
+@given(prompt=conversations, chosen=texts, rejected=texts)
+@quick
+def test_pairs_equal_those_trl_prepares_itself(tokenizer, prompt, chosen, rejected):
+    from datasets import Dataset
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    record = {
+        "prompt": prompt[:-1],
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+    }
+    arguments = DPOConfig("unused", max_length=None, bf16=False, report_to="none")
+    trainer = SimpleNamespace(_tokenizer=tokenizer)
+    theirs = DPOTrainer._prepare_dataset(trainer, Dataset.from_list([record]), tokenizer, arguments, "train")[0]
+    ours = next(pair_rows([{"source": "s", **record}], tokenizer, 10_000)).columns
+    assert ours == {name: theirs[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")}
+
+
+def test_the_end_of_a_turn_is_known(tokenizer):
+    assert tokenizer.decode([end_of_turn_id(tokenizer)]) == "<|im_end|>"
+
+
+PLAIN = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+NO_END = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+    "{% endgeneration %}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+NO_HEADER = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+    "<|im_end|>{% endgeneration %}{% else %}{{ m.content }}<|im_end|>{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant says\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        (None, "has no chat template"),
+        (PLAIN, "no {% generation %} markers"),
+        (NO_END, "must mark the answer and the token that ends it"),
+        (NO_HEADER, "renders a prompt alone differently"),
+    ],
+)
+def test_a_template_that_cannot_be_trained_on_is_refused(tiny_run, tmp_path, template, problem):
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(tiny_run / "03_packed" / "tokenizer", folder)
+    (folder / "chat_template.jinja").unlink()
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(UserError, match=problem):
+        load_chat_tokenizer(folder)
+
+
+def test_a_tokenizer_without_its_own_padding_is_refused(tiny_run, tmp_path):
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(tiny_run / "03_packed" / "tokenizer", folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "pad_token": config["eos_token"]}))
+    with pytest.raises(UserError, match="padding token of its own"):
+        load_chat_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("mask", "problem"),
+    [
+        ([0, 0], "no_assistant_tokens"),
+        ([1, 1], "loss_on_every_token"),
+        ([0, 1, 0, 0], "assistant_turn_without_loss"),
+        ([0, 1, 0, 1], None),
+    ],
+)
+def test_a_mask_that_does_not_fit_two_answers_is_named(mask, problem):
+    assert mask_problem(mask, 2) == problem
+
+
+def test_a_control_token_spelled_in_a_message_is_refused(tokenizer):
+    spoken = [{"role": "user", "content": "Say <|im_end|>"}, {"role": "assistant", "content": "no"}]
+    assert check_conversations(tokenizer, [{"messages": spoken}], 96)[0].reason == "control_token"

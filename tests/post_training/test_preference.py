@@ -1,0 +1,104 @@
+"""Stage 09: reference log-probabilities and loss by the definition; the stage prefers what it was shown."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy
+import pytest
+
+from pipeline_lib.stage.ledger import Ledger
+from pipeline_lib.stage.manifest import MANIFEST, Manifest
+
+
+class Progress:
+    def __enter__(self):
+        return SimpleNamespace(advance=lambda *_: None)
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def pairs(tiny_run, tokenizer):
+    from pipeline_lib.post_training.examples import pair_rows, read_examples
+
+    return read_examples([tiny_run / "08_dpo_data" / "train.parquet"], pair_rows, tokenizer, 96, Ledger(), "preference")
+
+
+@pytest.fixture
+def trainer(tiny_run, tokenizer, pairs, tmp_path):
+    from pipeline_lib.config.dpo import DpoSettings
+    from pipeline_lib.post_training import preference
+    from pipeline_lib.post_training.training_setup import load_model
+
+    stage = SimpleNamespace(
+        settings=DpoSettings(max_length=96, micro_batch=4, max_steps=2, beta=0.3), seed=1, work=tmp_path, note=print,
+        spec=SimpleNamespace(section="dpo"), progress=lambda *_: Progress(), stop_if_interrupted=lambda: None,
+    )  # fmt: skip
+    return preference.make_trainer(stage, load_model(tiny_run / "05_pretrain" / "final"), tokenizer, pairs)
+
+
+def answer_logp(model, prompt, answer):
+    """log p(answer | prompt) by the definition."""
+    import torch
+
+    ids = torch.tensor([prompt + answer])
+    with torch.no_grad():
+        logps = model.eval()(input_ids=ids).logits[0].log_softmax(-1)
+    return sum(logps[len(prompt) - 1 + k, token].item() for k, token in enumerate(answer))
+
+
+def test_the_reference_is_the_log_probability_of_each_answer(trainer, pairs):
+    for row, example in zip(trainer.train_dataset, pairs.table.to_pylist(), strict=True):
+        for column, side in (("ref_chosen_logps", "chosen_ids"), ("ref_rejected_logps", "rejected_ids")):
+            expected = answer_logp(trainer.model, example["prompt_ids"], example[side])
+            assert row[column] == pytest.approx(expected, rel=1e-4, abs=1e-3)
+
+
+def test_the_reference_is_read_back_exactly_not_computed_again(trainer, monkeypatch):
+    stored = numpy.stack([trainer.train_dataset[f"ref_{side}_logps"] for side in ("chosen", "rejected")], axis=1)
+    monkeypatch.setattr(type(trainer), "answer_logps", None)
+    assert numpy.array_equal(trainer.reference_logps(trainer.train_dataset, "train"), stored.astype(numpy.float32))
+
+
+def test_the_loss_is_that_of_the_paper(trainer):
+    import torch
+
+    with torch.no_grad():
+        for name, weight in trainer.model.named_parameters():
+            if "mlp" in name:
+                weight.mul_(3.0)
+    rows = [trainer.train_dataset[index] for index in range(4)]
+    loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows)).item()
+    expected = 0.0
+    for row in rows:
+        ratio = {
+            side: answer_logp(trainer.model, row["prompt_ids"], row[f"{side}_ids"]) - row[f"ref_{side}_logps"]
+            for side in ("chosen", "rejected")
+        }
+        expected += math.log1p(math.exp(-0.3 * (ratio["chosen"] - ratio["rejected"]))) / len(rows)
+    assert loss == pytest.approx(expected, rel=1e-4) and abs(loss - math.log(2)) > 1e-3
+
+
+def test_training_starts_at_log_two_and_held_out_preference_rises(aligned_run):
+    manifest = Manifest.read(aligned_run / "09_dpo" / MANIFEST)
+    first = json.loads(open(aligned_run / "09_dpo" / "metrics.jsonl").readline())
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    before, after = manifest.result["before"], manifest.result["after"]
+    assert after["val_accuracy"] >= before["val_accuracy"]
+    assert after["val_reward_accuracy"] > 0.6 and after["val_margin"] > 0
+
+
+def test_pairs_beyond_the_steps_are_not_judged_by_the_reference(aligned_run, tmp_path, helpers, capsys):
+    import shutil
+
+    run = shutil.copytree(aligned_run, tmp_path / "run")
+    assert helpers.run_script("09_dpo.py", run, "--max_steps", "2") == 0
+    assert "the steps reach 32 of " in capsys.readouterr().out
+    assert Manifest.read(run / "09_dpo" / MANIFEST).result["pairs"] == 32
+
+
+def test_label_smoothing_without_a_loss_that_uses_it_is_refused(run_copy, helpers, capsys):
+    assert helpers.run_script("09_dpo.py", run_copy, "--label_smoothing", "0.1") == 2
+    assert 'used by the loss "robust" only' in capsys.readouterr().err

@@ -1,0 +1,138 @@
+"""Stages 07, 09 and 10, stopped at any step by a crash, a signal or SIGKILL, end with the same bytes."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline_lib.config.base import PROJECT_ROOT
+from pipeline_lib.stage.manifest import MANIFEST, Manifest
+
+STAGES = {"07_sft": "07_sft.py", "09_dpo": "09_dpo.py", "10_lora": "10_lora_finetune.py"}
+
+
+def digests(run: Path, stage: str) -> dict[str, str]:
+    return {name: entry.digest for name, entry in Manifest.read(run / stage / MANIFEST).files.items()}
+
+
+@pytest.fixture(scope="module")
+def whole_run(aligned_run, tmp_path_factory, helpers):
+    """Every training stage, uninterrupted."""
+    run = Path(shutil.copytree(aligned_run, tmp_path_factory.mktemp("whole") / "run"))
+    assert helpers.run_script("10_lora_finetune.py", run) == 0
+    return run
+
+
+@pytest.fixture
+def unfinished(whole_run, tmp_path):
+    """A copy of the run in which a stage can be done again."""
+
+    def without(stage: str) -> Path:
+        run = Path(shutil.copytree(whole_run, tmp_path / stage))
+        shutil.rmtree(run / stage)
+        return run
+
+    return without
+
+
+@pytest.fixture
+def at_step(monkeypatch):
+    """Make something happen right after a step has been recorded."""
+
+    def arrange(step: int, action) -> None:
+        from pipeline_lib.post_training.resumable_trainer import ResumableTrainer
+
+        original = ResumableTrainer.write_metrics
+
+        def write_metrics(self, now, logs):
+            original(self, now, logs)
+            if now == step:
+                action()
+
+        monkeypatch.setattr(ResumableTrainer, "write_metrics", write_metrics)
+
+    return arrange
+
+
+def crash():
+    raise MemoryError
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("step", [1, 5])
+def test_a_crash_at_any_step_changes_nothing(stage, step, whole_run, unfinished, at_step, helpers, monkeypatch):
+    run = unfinished(stage)
+    with monkeypatch.context():
+        at_step(step, crash)
+        assert helpers.run_script(STAGES[stage], run) == 1
+    checkpoints = sorted(path.name for path in (run / stage / "work" / "checkpoints").glob("step-*"))
+    assert checkpoints == {1: [], 5: ["step-00000002", "step-00000004"]}[step]
+    monkeypatch.undo()
+    assert helpers.run_script(STAGES[stage], run) == 0
+    assert digests(run, stage) == digests(whole_run, stage)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_signal_saves_leaves_with_its_code_and_changes_nothing(
+    stage, whole_run, unfinished, at_step, helpers, monkeypatch
+):
+    run = unfinished(stage)
+    at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert helpers.run_script(STAGES[stage], run) == 143
+    assert (run / stage / "work" / "checkpoints").exists()
+    monkeypatch.undo()
+    assert helpers.run_script(STAGES[stage], run) == 0
+    assert digests(run, stage) == digests(whole_run, stage)
+
+
+def test_a_signal_during_the_last_step_changes_nothing(whole_run, unfinished, at_step, helpers, monkeypatch):
+    run = unfinished("07_sft")
+    last = sum(1 for _ in open(whole_run / "07_sft" / "metrics.jsonl"))
+    at_step(last, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert helpers.run_script("07_sft.py", run) == 130
+    monkeypatch.undo()
+    assert helpers.run_script("07_sft.py", run) == 0
+    assert digests(run, "07_sft") == digests(whole_run, "07_sft")
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(whole_run, unfinished, at_step, helpers, monkeypatch, capsys):
+    run = unfinished("07_sft")
+    at_step(5, crash)
+    assert helpers.run_script("07_sft.py", run) == 1
+    monkeypatch.undo()
+    newest = run / "07_sft" / "work" / "checkpoints" / "step-00000004" / "model.safetensors"
+    damaged = bytearray(newest.read_bytes())
+    damaged[-5] ^= 1
+    newest.write_bytes(damaged)
+    assert helpers.run_script("07_sft.py", run) == 0
+    assert "skipping a damaged checkpoint" in (out := capsys.readouterr().out) and "continuing after step 2" in out
+    assert digests(run, "07_sft") == digests(whole_run, "07_sft")
+
+
+def test_no_checkpoint_holds_a_pickle(unfinished, at_step, helpers, monkeypatch):
+    run = unfinished("07_sft")
+    at_step(3, crash)
+    assert helpers.run_script("07_sft.py", run) == 1
+    files = [path for path in (run / "07_sft" / "work").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".safetensors", ".json", ".jsonl"}
+    assert {path.name for path in files} >= {"model.safetensors", "optimizer.safetensors", "state.json"}
+
+
+def test_killed_in_mid_training_the_process_continues_to_identical_files(whole_run, unfinished):
+    run = unfinished("09_dpo")
+    command = [sys.executable, str(PROJECT_ROOT / "scripts" / "09_dpo.py"), "--config", str(run / "run.yaml")]
+    command += ["--run-dir", str(run)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    metrics = run / "09_dpo" / "work" / "metrics.jsonl"
+    while process.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < 3):
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "took over the lock" in finished.stdout
+    assert digests(run, "09_dpo") == digests(whole_run, "09_dpo")

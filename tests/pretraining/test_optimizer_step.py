@@ -1,0 +1,169 @@
+"""One optimizer step: groups, decay, accumulation, clipping, and failures that leave the weights alone."""
+
+import math
+
+import pytest
+import torch
+
+from pipeline_lib.checkpoints import seed_everything
+from pipeline_lib.config.model import ModelSettings
+from pipeline_lib.config.pretrain import OptimizerSettings, PretrainSettings
+from pipeline_lib.models.initialise import build_model
+from pipeline_lib.models.shapes import resolve_shape
+from pipeline_lib.packing.reader import PackedCache
+from pipeline_lib.pretraining.batches import PackedData
+from pipeline_lib.pretraining.forward import summed_loss
+from pipeline_lib.pretraining.horizon import resolve_horizon
+from pipeline_lib.pretraining.loop import optimizer_step
+from pipeline_lib.pretraining.machine import is_out_of_memory
+from pipeline_lib.pretraining.optimizers import make_optimizers, parameter_groups
+from pipeline_lib.pretraining.run_state import Choices, TrainingRun, restore_run, save_run
+
+SPECIAL = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1}
+SETTINGS = PretrainSettings(tokens=5120, batch_tokens=512, micro_batch=8, dtype="float32", compile="off")
+
+
+def make_model(tied: bool = False, dtype: str = "float32"):
+    settings = ModelSettings(shape={"layers": 2, "width": 32, "heads": 2}, tie_embeddings=tied, dtype=dtype)
+    return build_model(resolve_shape(settings, 400, 64), settings, SPECIAL, seed=3)
+
+
+def make_run(settings: PretrainSettings = SETTINGS) -> TrainingRun:
+    model = make_model()
+    horizon = resolve_horizon(settings, 64, 32, 30_000)
+    optimizers = make_optimizers(model, settings.optimizer, horizon.rates)
+    seed_everything(0)
+    choices = Choices("float32", False, 1, [])
+    return TrainingRun(model, model.base_model, optimizers, horizon, choices, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def data(packed_run) -> PackedData:
+    return PackedData(PackedCache(packed_run[1] / "03_packed"), 64, 8, seed=1, validation_tokens=500)
+
+
+def first_batches(data: PackedData, count: int):
+    stream = data.training_batches(None)
+    return [next(stream) for _ in range(count)]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_parameter_is_in_exactly_one_group(tied):
+    model = make_model(tied)
+    groups = parameter_groups(model)
+    members = [id(parameter) for group in groups.values() for parameter in group]
+    assert sorted(members) == sorted(id(parameter) for parameter in model.parameters())
+    assert len(groups["matrices"]) == 2 * 7 and len(groups["embedding"]) == 1
+    assert len(groups["head_and_norms"]) == 2 * 2 + 1 + (not tied)
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+@pytest.mark.parametrize(("asked", "expected"), [(None, 0.0), (0.1, 0.1)])
+def test_only_matrices_decay_and_null_is_zero(name, asked, expected):
+    model = make_model()
+    optimizers = make_optimizers(
+        model, OptimizerSettings(name=name, weight_decay=asked), make_run().horizon.rates
+    )
+    assert set(optimizers) == ({"muon", "adamw"} if name == "muon" else {"adamw"})
+    matrices = {id(parameter) for parameter in parameter_groups(model)["matrices"]}
+    seen = set()
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                seen.add(id(parameter))
+                assert group["weight_decay"] == (expected if id(parameter) in matrices else 0.0)
+    assert seen == {id(parameter) for parameter in model.parameters()}
+
+
+def step_gradients(run: TrainingRun, batch, settings: PretrainSettings):
+    """Do a step and return (loss, reported norm, the gradients that reached the optimizers)."""
+    gradients = {}
+    muon_step = run.optimizers["muon"].step
+
+    def remember():
+        gradients.update({name: parameter.grad.clone() for name, parameter in run.model.named_parameters()})
+        muon_step()
+
+    run.optimizers["muon"].step = remember
+    return *optimizer_step(run, batch, settings), gradients
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 100])
+def test_the_micro_batch_changes_neither_loss_nor_gradient(data, micro_batch):
+    batch = first_batches(data, 1)[0][0]
+    loss, norm, expected = step_gradients(make_run(), batch, SETTINGS)
+    parts = SETTINGS.model_copy(update={"micro_batch": micro_batch})
+    loss_in_parts, norm_in_parts, gradients = step_gradients(make_run(), batch, parts)
+    assert loss_in_parts == pytest.approx(loss, rel=1e-6) and norm_in_parts == pytest.approx(norm, rel=1e-5)
+    for name, gradient in gradients.items():
+        assert float((gradient - expected[name]).norm()) < 1e-4 * float(expected[name].norm()), name
+
+
+def test_the_loss_is_the_mean_over_the_predicted_tokens_of_the_step(data):
+    run = make_run()
+    batch = first_batches(data, 1)[0][0]
+    with torch.no_grad():
+        summed = float(summed_loss(run, batch, chunk=100))
+    loss, _, _ = step_gradients(run, batch, SETTINGS.model_copy(update={"micro_batch": 3}))
+    assert loss == pytest.approx(summed / batch.target_count, rel=1e-5)
+
+
+def test_the_norm_is_measured_before_clipping_and_the_gradient_clipped_to_the_limit(data):
+    batch = first_batches(data, 1)[0][0]
+
+    def norms(limit):
+        settings = PretrainSettings(**{**SETTINGS.model_dump(), "optimizer": {"clip_norm": limit}})
+        _, reported, gradients = step_gradients(make_run(settings), batch, settings)
+        return reported, math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients.values()))
+
+    free_reported, free = norms(None)
+    tight_reported, tight = norms(0.01)
+    assert free_reported == pytest.approx(free, rel=1e-5) and free > 0.05
+    assert tight_reported == pytest.approx(free_reported, rel=1e-6)
+    assert tight == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_loss_that_is_not_finite_leaves_weights_moments_and_step_as_they_were(data):
+    run = make_run()
+    (first, _), (second, _) = first_batches(data, 2)
+    optimizer_step(run, first, SETTINGS)
+    with torch.no_grad():
+        run.model.lm_head.weight[5] = float("inf")
+    before = {name: value.clone() for name, value in run.model.state_dict().items()}
+    with pytest.raises(FloatingPointError):
+        optimizer_step(run, second, SETTINGS)
+    assert run.step == 1
+    assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in run.model.parameters())
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_a_restored_run_continues_bit_for_bit(data, tmp_path, name):
+    settings = PretrainSettings(**{**SETTINGS.model_dump(), "optimizer": {"name": name, "weight_decay": 0.1}})
+    run = make_run(settings)
+    stream = data.training_batches(None)
+    for _ in range(3):
+        batch, run.data = next(stream)
+        optimizer_step(run, batch, settings)
+    save_run(run, tmp_path, keep=2)
+    expected = []
+    for _ in range(3):
+        batch, run.data = next(stream)
+        expected.append(optimizer_step(run, batch, settings))
+
+    again = make_run(settings)
+    assert restore_run(again, tmp_path, print) is not None
+    assert (again.step, again.targets) == (3, sum(batch.target_count for batch, _ in first_batches(data, 3)))
+    stream = data.training_batches(again.data)
+    assert [optimizer_step(again, next(stream)[0], settings) for _ in range(3)] == expected
+    for left, right in zip(run.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_real_memory_exhaustion_is_recognised_and_other_errors_are_not():
+    with pytest.raises(RuntimeError) as exhausted:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert is_out_of_memory(exhausted.value) and is_out_of_memory(MemoryError())
+    with pytest.raises(RuntimeError) as mismatch:
+        torch.zeros(2, 3) @ torch.zeros(2, 3)
+    assert not is_out_of_memory(mismatch.value)
