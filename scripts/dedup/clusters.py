@@ -11,7 +11,8 @@ nature (who survives depends on who survived before); it is the cheap part.
 
 import numpy as np
 
-from .compiled import kernel
+from pipeline_lib.compiled import kernel
+
 from .lsh import NO_BUCKET
 from .verify import is_duplicate, shared_shingles, sizes_allow
 

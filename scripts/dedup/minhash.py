@@ -16,7 +16,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from .compiled import kernel
+from pipeline_lib.compiled import kernel
+
 from .shingles import mix
 
 EMPTY_MINIMUM = np.uint32(0xFFFFFFFF)

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .compiled import kernel
+from pipeline_lib.compiled import kernel
+
 from .unicode_fold import DROPPED, EXPANDS, UNCHANGED, UnicodeTables, load_tables
 
 MAX_GROWTH = 11

@@ -15,7 +15,8 @@ from functools import cache
 
 import numpy as np
 
-from .compiled import kernel
+from pipeline_lib.compiled import kernel
+
 from .normalise import TextBatch, decode, tables
 from .unicode_fold import MARK, SEPARATOR, SINGLE, WORD
 

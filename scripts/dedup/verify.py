@@ -7,7 +7,8 @@ Cost: one pass over two ascending arrays, without a data-dependent branch; none 
 
 import numpy as np
 
-from .compiled import kernel
+from pipeline_lib.compiled import kernel
+
 from .parameters import PARTS
 
 

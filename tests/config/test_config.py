@@ -48,9 +48,9 @@ def test_every_shipped_configuration_is_valid(path: Path):
 
 
 def test_unknown_key_names_file_line_and_nearest_key(tmp_path: Path):
-    path = write(tmp_path, "seed: 1\npretrain:\n  context_lenght: 64\n")
+    path = write(tmp_path, "seed: 1\npretrain:\n  contxet: 64\n")
     with pytest.raises(
-        UserError, match=r"run\.yaml:3: unknown key 'pretrain\.context_lenght'; did you mean 'context_length'"
+        UserError, match=r"run\.yaml:3: unknown key 'pretrain\.contxet'; did you mean 'context'"
     ):
         read(path)
 

@@ -19,7 +19,8 @@ def test_a_change_in_a_file_that_a_kernel_takes_from_reaches_the_kernel(tmp_path
     scripts = Path(dedup.__file__).parents[1]
     for package in ("dedup", "pipeline_lib/stage"):
         shutil.copytree(scripts / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "pipeline_lib" / "__init__.py").touch()
+    for file in ("__init__.py", "compiled.py"):
+        shutil.copy(scripts / "pipeline_lib" / file, tmp_path / "pipeline_lib" / file)
 
     def key() -> str:
         command = [sys.executable, "-c", PROGRAM, str(tmp_path)]

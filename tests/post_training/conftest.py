@@ -65,9 +65,9 @@ def preference_records() -> list[dict]:
         {
             "prompt": turn("user", f"What does `{verb}_{noun}` do?"),
             "chosen": turn("assistant", f"It can {verb} the {noun}."),
-            "rejected": turn("assistant", f"It can {VERBS[(i + 3) % 10]} the {noun}."),
+            "rejected": turn("assistant", f"Perhaps some {noun}, who knows."),
         }
-        for i, verb in enumerate(VERBS)
+        for verb in VERBS
         for noun in NOUNS
     ]
     same = turn("assistant", "same")

@@ -36,7 +36,7 @@ def test_the_merged_folder_is_a_plain_model_with_the_adapters_logits(run, helper
 
     assert helpers.run_script("10_lora_finetune.py", run, "--quantization", quantization) == 0
     result = Manifest.read(run / "10_lora" / MANIFEST).result
-    assert result["after"]["val_loss"] < 0.8 * result["before"]["val_loss"]
+    assert result["after"]["val_loss"] < 0.95 * result["before"]["val_loss"]
     merged = AutoModelForCausalLM.from_pretrained(run / "10_lora" / "merged")
     assert type(merged).__name__ == "LlamaForCausalLM" and not hasattr(merged.config, "quantization_config")
     frozen = load_frozen(run / "09_dpo" / "final", LoraSettings(quantization=quantization), "float32")

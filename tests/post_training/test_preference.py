@@ -87,7 +87,7 @@ def test_training_starts_at_log_two_and_held_out_preference_rises(aligned_run):
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)
     before, after = manifest.result["before"], manifest.result["after"]
     assert after["val_accuracy"] >= before["val_accuracy"]
-    assert after["val_reward_accuracy"] > 0.6 and after["val_margin"] > 0
+    assert after["val_reward_accuracy"] > 0.9 and after["val_margin"] > 0
 
 
 def test_pairs_beyond_the_steps_are_not_judged_by_the_reference(aligned_run, tmp_path, helpers, capsys):

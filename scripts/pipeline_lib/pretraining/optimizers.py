@@ -4,9 +4,8 @@
     input embedding          AdamW, `embedding_lr`, no decay (a decayed row is a token forgotten because it is rare)
     head and norms           AdamW, `head_lr`, no decay
 
-Muon (Jordan et al. 2024) replaces a matrix's momentum by the nearest orthogonal matrix, so every direction moves
-equally far. Its step is scaled to the size of an AdamW step (0.2 x sqrt of the longer side, Liu et al. 2025), so one
-learning rate has one meaning. It needs half of AdamW's memory and a few small matrix products per step.
+Muon (muon.py) needs half of AdamW's memory and a few small matrix products per step; its step is scaled to the size
+of an AdamW step, so learning rates have one meaning.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import torch
 from pipeline_lib.config.pretrain import OptimizerSettings
 
 from .horizon import LearningRates
+from .muon import Muon
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,9 +42,12 @@ def parameter_groups(model: PreTrainedModel) -> dict[str, list[torch.nn.Paramete
 
 
 def make_optimizers(
-    model: PreTrainedModel, settings: OptimizerSettings, rates: LearningRates
+    model: PreTrainedModel, settings: OptimizerSettings, rates: LearningRates, dtype: torch.dtype
 ) -> dict[str, torch.optim.Optimizer]:
-    """Return the run's optimizers by name ("muon" and "adamw", or "adamw" alone); factor 1 is set."""
+    """Return the run's optimizers by name ("muon" and "adamw", or "adamw" alone) at their peak learning rates.
+
+    dtype: number format of Muon's matrix products.
+    """
     groups = parameter_groups(model)
     decay = settings.weight_decay or 0.0
     matrices: dict[str, Any] = {"params": groups["matrices"], "lr": rates.matrices, "weight_decay": decay}
@@ -54,9 +57,7 @@ def make_optimizers(
     ]
     optimizers: dict[str, torch.optim.Optimizer] = {}
     if settings.name == "muon":
-        optimizers["muon"] = torch.optim.Muon(
-            [matrices], momentum=settings.momentum, adjust_lr_fn="match_rms_adamw"
-        )
+        optimizers["muon"] = Muon([matrices], lr=rates.matrices, momentum=settings.momentum, dtype=dtype)
     else:
         adamw_groups.insert(0, matrices)
     optimizers["adamw"] = torch.optim.AdamW(

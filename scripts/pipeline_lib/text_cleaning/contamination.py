@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline_lib.compiled import kernel
 from pipeline_lib.stage import UserError
 
 from .characters import SINGLE, TABLE_SIZE, WORD, character_classes, lower_case
-from .compiled import kernel
 from .document_scores import text_buffers
 from .words import class_of, decode, mix
 

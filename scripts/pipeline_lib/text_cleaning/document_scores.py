@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline_lib.compiled import kernel
+
 from .characters import character_classes
-from .compiled import kernel
 from .hash_set import mask_for, new_slots
 from .lines import count_marks, line_scores, paragraph_scores
 from .repetition import repetition_scores

@@ -7,7 +7,7 @@ first `mask + 1` slots, which stay in the cache.
 
 import numpy as np
 
-from .compiled import kernel
+from pipeline_lib.compiled import kernel
 
 
 @kernel

@@ -5,8 +5,9 @@ of "line" live here because three papers have them: Gopher's quality rules count
 them, FineWeb skips those that hold nothing but spaces.
 """
 
+from pipeline_lib.compiled import kernel
+
 from .characters import SPACE, TERMINAL
-from .compiled import kernel
 from .hash_set import find_or_add
 from .words import class_of, decode, hash_bytes
 

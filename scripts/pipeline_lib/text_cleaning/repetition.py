@@ -11,7 +11,8 @@ Difference from datatrove: it compares duplicate n-grams after joining the words
 
 import numpy as np
 
-from .compiled import kernel
+from pipeline_lib.compiled import kernel
+
 from .hash_set import find_or_add
 from .words import mix
 

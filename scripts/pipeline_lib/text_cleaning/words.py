@@ -12,8 +12,9 @@ Trap: lengths are code points, as in the papers, never bytes.
 
 import numpy as np
 
+from pipeline_lib.compiled import kernel
+
 from .characters import LETTER, PUNCTUATION, SINGLE, SPACE, WORD, character_classes
-from .compiled import kernel
 
 _FNV_START = np.uint64(0xCBF29CE484222325)
 _FNV_PRIME = np.uint64(0x100000001B3)

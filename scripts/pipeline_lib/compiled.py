@@ -1,9 +1,10 @@
 """`@kernel`: a numba function that releases the interpreter lock and keeps its machine code on disk.
 
+Cost: some seconds of compiling the first time a package's kernels run on a machine, milliseconds of loading afterwards.
 Trap that this avoids: numba renews a cached function when the file it stands in changes, not when a function or a
-constant that it takes from another file does. After an update of verify.py the machine code of clusters.py, with the
-old comparison inside, would run on without a word. So the folder of the machine code is named by a digest of every file
-of this package: a change anywhere is a new folder, and a compilation of some seconds.
+constant that it takes from another file does. After an update of `words.py` the machine code of its callers elsewhere,
+with the old words compiled into it, would run on without a word. So the folder of the machine code carries a digest of
+every file of the package: a change in one of them is a new folder.
 """
 
 from collections.abc import Callable
@@ -14,24 +15,22 @@ from typing import Any
 import xxhash
 from numba import config, njit
 
-PACKAGE = Path(__file__).parent
-
 
 @cache
-def cache_folder() -> Path:
-    """Return the folder for machine code made of exactly these sources; NUMBA_CACHE_DIR, if set, is its parent."""
+def cache_folder(package: Path) -> Path:
+    """Return the folder for machine code made of exactly this package's sources; NUMBA_CACHE_DIR, if set, is above it."""
     digest = xxhash.xxh3_64()
-    for source in sorted(PACKAGE.glob("*.py")):
+    for source in sorted(package.glob("*.py")):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    parent = Path(config.CACHE_DIR) if config.CACHE_DIR else PACKAGE / "__pycache__"
-    return parent / f"kernels-{digest.hexdigest()}"
+    above = Path(config.CACHE_DIR) if config.CACHE_DIR else package / "__pycache__"
+    return above / f"kernels-{digest.hexdigest()}"
 
 
 def kernel(function: Callable | None = None, **options: Any) -> Any:
     """Compile `function` on its first call. `options` are numba's; use as `@kernel` or `@kernel(inline="always")`."""
     if function is None:
         return lambda decorated: kernel(decorated, **options)
-    folder = cache_folder()
+    folder = cache_folder(Path(function.__code__.co_filename).parent)
     previous, config.CACHE_DIR = config.CACHE_DIR, str(folder)  # numba reads it while the decorator runs
     try:
         return njit(cache=True, nogil=True, **options)(function)
