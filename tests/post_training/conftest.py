@@ -1,4 +1,4 @@
-"""A run whose stages 01, 03 and 05 are finished, with a tiny model, and a way to run a numbered script in this process."""
+"""A run with a tiny model whose stages 01, 03 and 05 are finished, and a way to run a numbered script in this process."""
 
 import importlib.util
 import json
@@ -72,11 +72,12 @@ def preference_records() -> list[dict]:
     ]
     same = turn("assistant", "same")
     long = "word " * 300
+    longer = {side: turn("assistant", long + side) for side in ("chosen", "rejected")}
     return [
         *good,
         {"prompt": turn("user", "a"), "chosen": same, "rejected": same},
         {"prompt": turn("user", "b"), "chosen": same, "rejected": turn("assistant", " ")},
-        {"prompt": turn("user", "c"), "chosen": turn("assistant", long + "x"), "rejected": turn("assistant", long + "y")},
+        {"prompt": turn("user", "c"), **longer},
         {"prompt": turn("user", long), "chosen": turn("assistant", "x"), "rejected": turn("assistant", "y")},
     ]
 
@@ -183,7 +184,7 @@ def run_script(script: str, run: Path, *flags: str) -> int:
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run up to stage 08's inputs: 01, 03, 05 finished by hand, 06 and 08 by their scripts. Copy before changing it."""
+    """A run with 01, 03 and 05 finished by hand, 06 and 08 by their scripts. Copy before changing it."""
     run = tmp_path_factory.mktemp("tiny") / "run"
     run.mkdir()
     (run / "run.yaml").write_text(CONFIG)

@@ -83,7 +83,7 @@ def test_the_loss_is_that_of_the_paper(trainer):
 
 def test_training_starts_at_log_two_and_held_out_preference_rises(aligned_run):
     manifest = Manifest.read(aligned_run / "09_dpo" / MANIFEST)
-    first = json.loads(open(aligned_run / "09_dpo" / "metrics.jsonl").readline())
+    first = json.loads((aligned_run / "09_dpo" / "metrics.jsonl").read_text().splitlines()[0])
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)
     before, after = manifest.result["before"], manifest.result["after"]
     assert after["val_accuracy"] >= before["val_accuracy"]

@@ -122,7 +122,7 @@ def test_the_stage_learns_and_writes_a_model_that_knows_where_to_stop(aligned_ru
 
 def test_each_step_has_one_row_of_metrics_and_the_ledger_chains(aligned_run):
     manifest = Manifest.read(aligned_run / "07_sft" / MANIFEST)
-    rows = [json.loads(line) for line in open(aligned_run / "07_sft" / "metrics.jsonl")]
+    rows = [json.loads(line) for line in (aligned_run / "07_sft" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(1, manifest.result["steps"] + 1))
     assert all(math.isfinite(row["loss"]) for row in rows)
     assert not any("runtime" in key or "second" in key for row in rows for key in row)

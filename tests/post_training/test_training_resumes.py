@@ -92,7 +92,7 @@ def test_a_signal_saves_leaves_with_its_code_and_changes_nothing(
 
 def test_a_signal_during_the_last_step_changes_nothing(whole_run, unfinished, at_step, helpers, monkeypatch):
     run = unfinished("07_sft")
-    last = sum(1 for _ in open(whole_run / "07_sft" / "metrics.jsonl"))
+    last = len((whole_run / "07_sft" / "metrics.jsonl").read_text().splitlines())
     at_step(last, lambda: os.kill(os.getpid(), signal.SIGINT))
     assert helpers.run_script("07_sft.py", run) == 130
     monkeypatch.undo()

@@ -31,7 +31,7 @@ def make_model(tied: bool = False, dtype: str = "float32"):
 def make_run(settings: PretrainSettings = SETTINGS) -> TrainingRun:
     model = make_model()
     horizon = resolve_horizon(settings, 64, 32, 30_000)
-    optimizers = make_optimizers(model, settings.optimizer, horizon.rates)
+    optimizers = make_optimizers(model, settings.optimizer, horizon.rates, torch.float32)
     seed_everything(0)
     choices = Choices("float32", False, 1, [])
     return TrainingRun(model, model.base_model, optimizers, horizon, choices, torch.device("cpu"))
@@ -62,7 +62,7 @@ def test_every_parameter_is_in_exactly_one_group(tied):
 def test_only_matrices_decay_and_null_is_zero(name, asked, expected):
     model = make_model()
     optimizers = make_optimizers(
-        model, OptimizerSettings(name=name, weight_decay=asked), make_run().horizon.rates
+        model, OptimizerSettings(name=name, weight_decay=asked), make_run().horizon.rates, torch.float32
     )
     assert set(optimizers) == ({"muon", "adamw"} if name == "muon" else {"adamw"})
     matrices = {id(parameter) for parameter in parameter_groups(model)["matrices"]}

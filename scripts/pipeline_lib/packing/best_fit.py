@@ -14,8 +14,9 @@ combine; the share of padding is therefore reported, not promised.
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
+
+from pipeline_lib.compiled import kernel
 
 _DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
 _BIT_OF = np.zeros(64, np.int64)
@@ -52,7 +53,7 @@ def pack(lengths: np.ndarray, context: int) -> Packing:
     )
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _pieces(lengths, context):
     """Cut long documents; return (document, start, length) of all pieces, full ones first, and how many are full."""
     full = rest = 0
@@ -74,7 +75,7 @@ def _pieces(lengths, context):
     return document, start, size, full
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _counting_order(keys, limit):
     """Return the indices that sort `keys` (each at least 0 and below `limit`), equal keys in their given order."""
     following = np.zeros(limit + 1, np.int64)
@@ -89,12 +90,12 @@ def _counting_order(keys, limit):
     return order
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _lowest_bit(word):
     return _BIT_OF[((word & (~word + np.uint64(1))) * _DE_BRUIJN) >> np.uint64(58)]
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _next_room(bits, summary, room):
     """Return the smallest occupied room of at least `room`, or -1. `summary` has one bit per word of `bits`."""
     word = room >> 6
@@ -115,7 +116,7 @@ def _next_room(bits, summary, room):
     return (word << 6) + _lowest_bit(bits[word])
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _place(length, order, context, full, sequence):
     """Enter the sequence of each piece of `order` in `sequence` (full ones have theirs); return how many there are."""
     one = np.uint64(1)

@@ -16,8 +16,9 @@ Paper: Sennrich et al. 2016, arXiv 1508.07909.
 import heapq
 from dataclasses import dataclass
 
-import numba
 import numpy as np
+
+from pipeline_lib.compiled import kernel
 
 from .pretoken_counts import PretokenCounts
 
@@ -96,8 +97,15 @@ class _State:
         self.stamps = np.zeros(_FIRST_PAIR_SLOTS, np.int32)
         self.chain = np.empty((len(self.symbols) + 1024, 2), np.int32)
         self.pairs, self.nodes = _seed_pairs(
-            self.symbols, self.words, self.weights, self.right,
-            self.keys, self.counts, self.heads, self.lengths, self.chain,
+            self.symbols,
+            self.words,
+            self.weights,
+            self.right,
+            self.keys,
+            self.counts,
+            self.heads,
+            self.lengths,
+            self.chain,
         )
 
     def initial_heap(self) -> list[tuple[int, int]]:
@@ -122,8 +130,23 @@ class _State:
         if key >> _FIELD == key & _LOW:
             positions.sort()
         touched, self.pairs, self.nodes = _apply(
-            key, new, stamp, positions, self.symbols, self.words, self.weights, self.left, self.right,
-            self.keys, self.counts, self.heads, self.lengths, self.stamps, self.chain, self.pairs, self.nodes,
+            key,
+            new,
+            stamp,
+            positions,
+            self.symbols,
+            self.words,
+            self.weights,
+            self.left,
+            self.right,
+            self.keys,
+            self.counts,
+            self.heads,
+            self.lengths,
+            self.stamps,
+            self.chain,
+            self.pairs,
+            self.nodes,
         )
         self.counts[slot] = 0
         return list(zip(self.counts[touched].tolist(), self.keys[touched].tolist(), strict=True))
@@ -144,7 +167,7 @@ class _State:
             self.chain = longer
 
 
-@numba.njit(cache=True)
+@kernel
 def _links(words):
     """Return each position's left and right neighbour inside its piece, -1 at the ends."""
     left = np.full(len(words), -1, np.int32)
@@ -156,7 +179,7 @@ def _links(words):
     return left, right
 
 
-@numba.njit(cache=True)
+@kernel
 def _slot_of(keys, key):
     """Return the slot of a pair, or of the empty place where it belongs."""
     mask = len(keys) - 1
@@ -166,7 +189,7 @@ def _slot_of(keys, key):
     return slot
 
 
-@numba.njit(cache=True)
+@kernel
 def _rehash(old, new):
     """Enter the old keys into the larger table; return it with, for each old slot, its new slot or -1."""
     moved = np.full(len(old), -1, np.int64)
@@ -177,7 +200,7 @@ def _rehash(old, new):
     return new, moved
 
 
-@numba.njit(cache=True)
+@kernel
 def _unchain(head, occurrences, chain):
     """Return the positions of a chain, int32 [occurrences]."""
     positions = np.empty(occurrences, np.int32)
@@ -188,7 +211,7 @@ def _unchain(head, occurrences, chain):
     return positions
 
 
-@numba.njit(cache=True)
+@kernel
 def _see(key, position, weight, keys, counts, heads, lengths, chain, pairs, nodes):
     """Count one occurrence of a pair and remember where; return (slot, pairs, nodes)."""
     slot = _slot_of(keys, key)
@@ -202,7 +225,7 @@ def _see(key, position, weight, keys, counts, heads, lengths, chain, pairs, node
     return slot, pairs, nodes + 1
 
 
-@numba.njit(cache=True)
+@kernel
 def _seed_pairs(symbols, words, weights, right, keys, counts, heads, lengths, chain):
     """Enter the byte pairs of all pieces (at most 65,536 distinct ones); return (pairs, chain nodes)."""
     pairs = nodes = 0
@@ -214,7 +237,7 @@ def _seed_pairs(symbols, words, weights, right, keys, counts, heads, lengths, ch
     return pairs, nodes
 
 
-@numba.njit(cache=True)
+@kernel
 def _apply(key, new, stamp, positions, symbols, words, weights, left, right,
            keys, counts, heads, lengths, stamps, chain, pairs, nodes):  # fmt: skip
     """Merge one pair at all its positions; return (slots of pairs that gained occurrences, pairs, chain nodes)."""

@@ -52,4 +52,3 @@ def describe_cache(
             for context, splits in plans.items()
         ],
     }
-

@@ -104,8 +104,11 @@ class EncodedRuns:
         slices = []
         for number in np.unique(run):
             mine = row[run == number]
-            slices.append(self.tables[number].slice(int(mine.min()), int(mine.max() - mine.min() + 1)).take(
-                pa.array(np.sort(mine) - mine.min())))
+            slices.append(
+                self.tables[number]
+                .slice(int(mine.min()), int(mine.max() - mine.min() + 1))
+                .take(pa.array(np.sort(mine) - mine.min()))
+            )
         table = pa.concat_tables(slices).take(pa.array(np.argsort(by_run, kind="stable"))).combine_chunks()
         tokens = table.column("tokens").chunk(0)
         offsets = tokens.offsets.to_numpy()

@@ -18,8 +18,9 @@ import unicodedata
 from dataclasses import dataclass
 from functools import cache
 
-import numba
 import numpy as np
+
+from pipeline_lib.compiled import kernel
 
 CL100K_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -77,8 +78,17 @@ class PretokenCounter:
         document, position = 0, np.int64(offsets[0])
         while document < len(offsets) - 1:
             document, position, self._pieces = _count(
-                data, offsets, document, position, self._classes,
-                self._arena, self._starts, self._counts, self._hashes, self._slots, self._pieces,
+                data,
+                offsets,
+                document,
+                position,
+                self._classes,
+                self._arena,
+                self._starts,
+                self._counts,
+                self._hashes,
+                self._slots,
+                self._pieces,
             )
             if document < len(offsets) - 1:
                 self._grow(needed=int(offsets[document + 1] - position))
@@ -105,7 +115,7 @@ class PretokenCounter:
         )
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _code_point(data, position, end):
     """Decode one code point of valid UTF-8 and return (code point, next position)."""
     first = np.int64(data[position])
@@ -119,7 +129,7 @@ def _code_point(data, position, end):
     return ((first & 0x07) << 18) | (middle << 6) | (np.int64(data[position + 3]) & 0x3F), position + 4
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _skip(data, position, end, classes, wanted, most):
     """Return the position after at most `most` code points of the class `wanted`."""
     taken = 0
@@ -137,7 +147,7 @@ def _skip(data, position, end, classes, wanted, most):
     return position
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _contraction_end(data, position, end):
     """Return where 's 't 'm 'd 're 've 'll ends when one starts at `position`, else `position`."""
     if data[position] != 39 or position + 1 >= end:
@@ -154,7 +164,7 @@ def _contraction_end(data, position, end):
     return position
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _white_space_end(data, position, end, classes):
     """Return the end of a piece that starts with white space: up to the last line end, else all but the last blank."""
     last_line_end = last_start = run = position
@@ -173,7 +183,7 @@ def _white_space_end(data, position, end, classes):
     return last_start
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def piece_end(data, position, end, classes):
     """Return the end of the piece of the split rule that starts at `position` of a document that ends at `end`."""
     contraction = _contraction_end(data, position, end)
@@ -199,7 +209,7 @@ def piece_end(data, position, end, classes):
     return _white_space_end(data, position, end, classes)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def split_document(data, classes):
     """Return the ends of all pieces of one document, int64; the oracle of the tests looks at these."""
     ends = np.empty(len(data), np.int64)
@@ -212,7 +222,7 @@ def split_document(data, classes):
     return ends[:pieces]
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _hash(data, start, end):
     """FNV-1a with a final mix, so that the low bits are good enough for a table."""
     value = np.uint64(0xCBF29CE484222325)
@@ -223,7 +233,7 @@ def _hash(data, start, end):
     return value ^ (value >> np.uint64(29))
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _fill_slots(slots, hashes, pieces):
     mask = np.uint64(len(slots) - 1)
     for piece in range(pieces):
@@ -233,7 +243,7 @@ def _fill_slots(slots, hashes, pieces):
         slots[slot] = piece
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _find(data, start, end, value, arena, starts, hashes, slots):
     """Return (slot, piece) where these bytes are or belong; the piece is -1 when they are new."""
     mask = np.uint64(len(slots) - 1)
@@ -253,7 +263,7 @@ def _find(data, start, end, value, arena, starts, hashes, slots):
     return slot, -1
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _count(data, offsets, document, position, classes, arena, starts, counts, hashes, slots, pieces):
     """Count until the end or until a table is full; return where it stopped as (document, position, pieces)."""
     while document < len(offsets) - 1:

@@ -43,8 +43,12 @@ def probe_packing(runs: list[Run], settings: PackSettings, probed_bytes: int) ->
     documents = total * (len(boundaries) - 1) / max(1, len(data))
     return {
         "seconds": _START_SECONDS + training + 4 * encoding * total,
-        "memory_bytes": int(_START_BYTES + 2 * largest_run + _BYTES_PER_CHUNK_TOKEN * settings.chunk_tokens
-                            + _BYTES_PER_DOCUMENT * documents),
+        "memory_bytes": int(
+            _START_BYTES
+            + 2 * largest_run
+            + _BYTES_PER_CHUNK_TOKEN * settings.chunk_tokens
+            + _BYTES_PER_DOCUMENT * documents
+        ),
         "disk_bytes": int(2 * stored),
         "basis": f"trained on and encoded {len(data) / 1e6:.1f} MB of {total / 1e6:.1f} MB of text",
     }

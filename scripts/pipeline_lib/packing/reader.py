@@ -27,10 +27,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import pyarrow.parquet as pq
 
+from pipeline_lib.compiled import kernel
 from pipeline_lib.stage import UserError, file_digest, json_digest
 
 from .chunk_format import ChunkFile
@@ -272,7 +272,7 @@ class PackedCache:
         return rows
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _fill(tokens, starts, lengths, input_ids, labels, position_ids, segment_ids):
     """Write the pieces of one sequence one after the other."""
     place = 0

@@ -10,10 +10,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import numba
 import numpy as np
 import pyarrow as pa
 
+from pipeline_lib.compiled import kernel
 from pipeline_lib.stage import StageFailure, UserError
 
 from .pretoken_counts import DocumentBatch
@@ -130,7 +130,7 @@ class TextEncoder:
         return True
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def _append_separator(tokens, offsets, separator, ended):
     """Copy each document's tokens into `ended` (one place longer per document) and put the separator after them."""
     for document in range(len(offsets) - 1):

@@ -50,9 +50,8 @@ def prepare_run(stage: Stage, model: PreTrainedModel, horizon: Horizon, probe: B
         torch.use_deterministic_algorithms(True, warn_only=True)
     model.to(device)
     seed_everything(stage.seed)
-    optimizers = make_optimizers(model, settings.optimizer, horizon.rates)
     torch.set_num_threads(stage.threads)
-    eager = TrainingRun(model, model.base_model, optimizers, horizon, Choices("float32", False, 1, []), device)
+    eager = TrainingRun(model, model.base_model, {}, horizon, Choices("float32", False, 1, []), device)
     choices = _remembered_choices(stage.work / "choices.json") or _choose(stage, eager, probe)
     write_json_atomic(stage.work / "choices.json", asdict(choices))
     for note in choices.notes:
@@ -61,6 +60,7 @@ def prepare_run(stage: Stage, model: PreTrainedModel, horizon: Horizon, probe: B
         stage.note(f"goes on with the {choices.threads} threads it began with: another number rounds differently")
         torch.set_num_threads(choices.threads)
     body: Any = torch.compile(model.base_model, dynamic=False) if choices.compiled else model.base_model
+    optimizers = make_optimizers(model, settings.optimizer, horizon.rates, getattr(torch, choices.dtype))
     seed_everything(stage.seed)
     return TrainingRun(model, body, optimizers, horizon, choices, device)
 
