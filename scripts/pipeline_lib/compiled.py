@@ -18,7 +18,7 @@ from numba import config, njit
 
 @cache
 def cache_folder(package: Path) -> Path:
-    """Return the folder for machine code made of exactly this package's sources; NUMBA_CACHE_DIR, if set, is above it."""
+    """Return the folder for machine code made of exactly these sources; NUMBA_CACHE_DIR, if set, is above it."""
     digest = xxhash.xxh3_64()
     for source in sorted(package.glob("*.py")):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())

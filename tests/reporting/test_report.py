@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+
 from pipeline_lib.reporting.chat import choose_folder
 from pipeline_lib.reporting.plots import training_curve
 from pipeline_lib.reporting.report import render
@@ -13,9 +15,9 @@ from pipeline_lib.reporting.run_facts import gather, short
 from pipeline_lib.stage import Ledger, UserError
 from pipeline_lib.stage.digests import bytes_digest
 from pipeline_lib.stage.manifest import FileEntry, Manifest
-from rich.console import Console
 
-RUN = {"seconds": 61.0, "peak_memory_bytes": 2_000_000, "resumed": True, "machine": "m", "python": "3.11", "packages": {}}
+MACHINE = {"machine": "m", "python": "3.11", "packages": {}}
+RUN = {"seconds": 61.0, "peak_memory_bytes": 2_000_000, "resumed": True, **MACHINE}
 METRIC = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 10, "higher_is_better": True}
 
 
