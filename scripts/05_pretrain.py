@@ -28,7 +28,7 @@ def run(stage: Stage) -> None:
         stage.adopt(name, record=is_record)
     if stage.settings.tensorboard:
         stage.adopt("tensorboard", record=True)
-    stage.result = summarise(stage.work / "metrics.jsonl", training, inputs.parameters)
+    stage.result = summarise(stage.work / "metrics.jsonl", training, inputs)
 
 
 def estimate(stage: Stage) -> Estimate:

@@ -1,4 +1,4 @@
-"""A run with a tiny model whose stages 01, 03 and 05 are finished, and a way to run a numbered script in this process."""
+"""A run with a tiny model whose stages 01, 03 and 05 are finished, and a way to run a script in this process."""
 
 import importlib.util
 import json

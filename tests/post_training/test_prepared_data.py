@@ -134,3 +134,10 @@ def test_when_nothing_is_left_the_stage_fails_and_says_why(run_copy, helpers, ca
     helpers.write_sources(run_copy, [("chat", "sft", "alpaca", [{"instruction": "a", "output": ""}])])
     assert helpers.run_script("06_prepare_sft_data.py", run_copy) == 1
     assert "no sft record is left to train on: all 1 were dropped (empty_field)" in capsys.readouterr().err
+
+
+def test_plan_estimates_without_writing(run_copy, helpers, capsys):
+    shutil.rmtree(run_copy / "08_dpo_data")
+    assert helpers.run_script("08_prepare_dpo_data.py", run_copy, "--plan") == 0
+    assert "measured on the first 84 of " in capsys.readouterr().out
+    assert not (run_copy / "08_dpo_data").exists()

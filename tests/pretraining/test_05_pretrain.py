@@ -155,9 +155,7 @@ def test_a_continuation_that_differs_is_called_different(fresh_run, launcher):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_no_step_is_done_twice(fresh_run, launcher, uninterrupted, number):
     config, run = fresh_run
-    ended = launcher.start(
-        config, run, signal_number=number, when=lambda: len(metrics_of_unfinished(run)) >= 11
-    )
+    ended = launcher.start(config, run, signal_number=number, when=lambda: len(metrics_of_unfinished(run)) >= 11)
     assert ended.code == 128 + number, ended.output
     assert "continue with:" in ended.output
     saved = load_checkpoint(newest_valid_checkpoint(run / "05_pretrain" / "work" / "checkpoints"))
@@ -173,7 +171,11 @@ def test_a_signal_during_validation_saves_the_step_and_validates_after_the_resta
     work = run / "05_pretrain" / "work"
     # Step 16 is validated: its line is only written afterwards. One token per micro-batch of one makes that take long.
     ended = launcher.start(
-        config, run, "--micro_batch", "1", signal_number=signal.SIGTERM,
+        config,
+        run,
+        "--micro_batch",
+        "1",
+        signal_number=signal.SIGTERM,
         when=lambda: len(metrics_of_unfinished(run)) == 16,
     )
     assert ended.code == 128 + signal.SIGTERM, ended.output

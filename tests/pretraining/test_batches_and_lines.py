@@ -52,6 +52,19 @@ def test_reading_goes_on_where_a_state_ends_even_across_epochs(cache):
             assert (found.inputs == batch.inputs).all() and (found.documents == batch.documents).all()
 
 
+def test_an_epoch_reads_every_sequence_once(cache):
+    data = make_data(cache)
+    total = cache.sequences(64)
+    steps = -(-total // 8)
+    rows = [
+        tuple(row)
+        for batch, _ in zip(data.training_batches(None), range(steps), strict=False)
+        for row in batch[0].inputs.tolist()
+    ]
+    assert len(set(rows[:total])) == total
+    assert data.epochs(steps) == pytest.approx(steps * 8 / total)
+
+
 def test_validation_is_always_the_same_sequences_whatever_the_batch(cache):
     def tokens(sequences: int) -> np.ndarray:
         parts = [batch.inputs.numpy() for batch in make_data(cache).validation_batches(sequences)]

@@ -21,7 +21,10 @@ def problem(positions: int, width: int, vocabulary: int, seed: int):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    positions=st.integers(1, 40), width=st.integers(1, 8), vocabulary=st.integers(2, 30), chunk=st.integers(1, 50),
+    positions=st.integers(1, 40),
+    width=st.integers(1, 8),
+    vocabulary=st.integers(2, 30),
+    chunk=st.integers(1, 50),
     seed=st.integers(0, 1000),
 )
 def test_value_and_gradients_are_those_of_torch(positions, width, vocabulary, chunk, seed):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pipeline_lib.checkpoints import seed_everything
+from pipeline_lib.checkpoints import newest_valid_checkpoint, seed_everything
 from pipeline_lib.config.model import ModelSettings
 from pipeline_lib.config.pretrain import OptimizerSettings, PretrainSettings
 from pipeline_lib.models.initialise import build_model
@@ -14,10 +14,12 @@ from pipeline_lib.packing.reader import PackedCache
 from pipeline_lib.pretraining.batches import PackedData
 from pipeline_lib.pretraining.forward import summed_loss
 from pipeline_lib.pretraining.horizon import resolve_horizon
-from pipeline_lib.pretraining.loop import optimizer_step
+from pipeline_lib.pretraining.logbook import open_logbook
+from pipeline_lib.pretraining.loop import _next_step, optimizer_step
 from pipeline_lib.pretraining.machine import is_out_of_memory
 from pipeline_lib.pretraining.optimizers import make_optimizers, parameter_groups
 from pipeline_lib.pretraining.run_state import Choices, TrainingRun, restore_run, save_run
+from pipeline_lib.stage import StageFailure
 
 SPECIAL = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1}
 SETTINGS = PretrainSettings(tokens=5120, batch_tokens=512, micro_batch=8, dtype="float32", compile="off")
@@ -135,6 +137,21 @@ def test_a_loss_that_is_not_finite_leaves_weights_moments_and_step_as_they_were(
     assert run.step == 1
     assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
     assert all(parameter.grad is None for parameter in run.model.parameters())
+
+
+def test_memory_that_runs_out_half_way_through_an_update_is_not_saved_over(data, tmp_path):
+    run = make_run()
+    book = open_logbook(tmp_path, run, resumed=False, tensorboard=False)
+    book.metrics.append({"step": 0})
+    book.timings.append({"step": 0})
+
+    def exhaust():
+        torch.empty(1 << 60, dtype=torch.uint8)
+
+    run.optimizers["adamw"].step = exhaust  # Muon has already moved the matrices when AdamW asks for its moments
+    with pytest.raises(StageFailure, match="out of memory at step 1 with pretrain.micro_batch 8; set it to 4"):
+        _next_step(run, data.training_batches(None), book, SETTINGS)
+    assert newest_valid_checkpoint(book.checkpoints) is None
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])

@@ -44,6 +44,7 @@ from pipeline_lib.config.fine_tuning import FineTuningSettings
 from pipeline_lib.stage import Stage, StageFailure, write_bytes_atomic, write_json_atomic
 
 from .batch_order import EpochOrder
+from .compact_head import score_supervised_positions_only
 
 METRICS = "metrics.jsonl"
 _NOT_METRICS = ("runtime", "per_second", "flos")
@@ -63,6 +64,7 @@ class ResumableTrainer:
         self.bar: Any = None
         self._metrics_file: Any = None
         self._saved_at = time.monotonic()
+        score_supervised_positions_only()
         super().__init__(*arguments, **keywords)
         self.remove_callback(PrinterCallback)
         self.add_callback(_StageCallback(self))

@@ -76,6 +76,10 @@ class PackedData:
         self._seed = seed
         self._validation = min(cache.sequences(context, "val"), -(-validation_tokens // context))
 
+    def epochs(self, steps: int) -> float:
+        """Return how often `steps` optimizer steps read the training split."""
+        return steps * self._sequences / self.cache.sequences(self.context)
+
     def training_batches(self, state: dict[str, Any] | None) -> Iterator[tuple[Batch, dict[str, Any]]]:
         """Yield the batches of all steps from where `state` ends, with the state after each; epochs without end."""
         rows = self.cache.batches(self.context, self._sequences, state=state, seed=self._seed, epochs=None)

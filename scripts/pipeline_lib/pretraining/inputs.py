@@ -37,6 +37,10 @@ class TrainingInputs:
         return next(self.data.validation_batches(self.micro_batch))
 
 
+# Up to about four repetitions are as good as new text (Muennighoff et al. 2023).
+MANY_EPOCHS = 4
+
+
 def open_training_inputs(stage: Stage) -> TrainingInputs:
     """Verify and open what the earlier stages made. Raises UserError when they do not fit the settings."""
     settings = stage.settings
@@ -51,6 +55,8 @@ def open_training_inputs(stage: Stage) -> TrainingInputs:
         raise UserError(f"pretrain.context {context} is longer than the model's context {shape['context']}")
     horizon = resolve_horizon(settings, context, shape["width"], parameters["matmul"])
     data = PackedData(cache, context, horizon.sequences, stage.seed, settings.validation_tokens)
+    if (epochs := data.epochs(horizon.steps)) > MANY_EPOCHS:
+        stage.note(f"the horizon reads the training text {epochs:.1f} times: shorten pretrain.tokens or add text")
     initial.file("config.json")
     weights = initial.files("model*.safetensors")
     tokenizer_files = packed.files("tokenizer/*")

@@ -74,6 +74,7 @@ def optimizer_step(run: TrainingRun, batch: Batch, settings: PretrainSettings) -
     if not (math.isfinite(norm) and math.isfinite(float(total))):
         _drop_gradients(run)
         raise FloatingPointError(f"loss {float(total)}, gradient norm {norm}")
+    run.between_steps = False
     set_learning_rates(run.optimizers.values(), schedule_factor(run.step + 1, run.horizon.steps, settings.schedule))
     for optimizer in run.optimizers.values():
         optimizer.step()
@@ -81,6 +82,7 @@ def optimizer_step(run: TrainingRun, batch: Batch, settings: PretrainSettings) -
     run.step += 1
     run.targets += targets
     run.random = rng_state()
+    run.between_steps = True
     return float(total), norm
 
 
@@ -105,7 +107,8 @@ def _next_step(
         if not is_out_of_memory(error):
             raise
         _drop_gradients(run)
-        _save(run, book, settings)
+        if run.between_steps:  # an update that stopped half-way must not be saved; the last checkpoint stands
+            _save(run, book, settings)
         raise StageFailure(
             f"out of memory at step {step} with pretrain.micro_batch {settings.micro_batch}; set it to"
             f" {max(1, settings.micro_batch // 2)}: the batch and the result stay the same"

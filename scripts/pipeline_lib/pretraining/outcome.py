@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline_lib.checkpoints import as_os_errors
 from pipeline_lib.stage import atomic_path
 
+from .inputs import TrainingInputs
 from .run_state import TrainingRun
 from .step_lines import read_lines
 
@@ -26,7 +27,7 @@ def save_final_model(model: PreTrainedModel, tokenizer_files: list[Path], folder
             shutil.copyfile(file, staging / file.name)
 
 
-def summarise(metrics: Path, run: TrainingRun, parameters: dict[str, int]) -> dict[str, Any]:
+def summarise(metrics: Path, run: TrainingRun, inputs: TrainingInputs) -> dict[str, Any]:
     """Return the summary numbers of a finished run.
 
     tokens counts positions that went through the model, repeats and padding included; predicted_tokens those with a
@@ -36,11 +37,13 @@ def summarise(metrics: Path, run: TrainingRun, parameters: dict[str, int]) -> di
     lines = read_lines(metrics)
     before, after = lines[0], lines[-1]
     tokens = run.horizon.tokens
+    flops = 6 * inputs.parameters["matmul"] * tokens
     return {
         "steps": run.step,
         "tokens": tokens,
         "predicted_tokens": run.targets,
         "tokens_per_step": run.horizon.step_tokens,
+        "epochs": round(inputs.data.epochs(run.step), 4),
         "val_bits_per_byte_before": before["val_bits_per_byte"],
         "val_bits_per_byte_after": after["val_bits_per_byte"],
         "val_loss_before": before["val_loss"],
@@ -48,8 +51,8 @@ def summarise(metrics: Path, run: TrainingRun, parameters: dict[str, int]) -> di
         "train_loss_last": after["loss"],
         "seconds": run.seconds,
         "tokens_per_second": tokens / run.seconds,
-        "model_flops": 6 * parameters["matmul"] * tokens,
-        "model_flops_per_second": 6 * parameters["matmul"] * tokens / run.seconds,
+        "model_flops": flops,
+        "model_flops_per_second": flops / run.seconds,
         "dtype": run.choices.dtype,
         "compiled": run.choices.compiled,
         "device": str(run.device),

@@ -52,7 +52,10 @@ class Choices:
 
 @dataclass
 class TrainingRun:
-    """A run between two optimizer steps; `body` is the model without its head, compiled or not."""
+    """A run at a step; `body` is the model without its head, compiled or not.
+
+    between_steps is False while weights and moments are being updated: only outside of that may they be saved.
+    """
 
     model: PreTrainedModel
     body: Callable[..., Any]
@@ -65,6 +68,7 @@ class TrainingRun:
     seconds: float = 0.0
     unwritten: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
+    between_steps: bool = True
     random: dict[str, Any] = field(default_factory=rng_state)
 
     @property

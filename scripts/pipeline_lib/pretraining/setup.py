@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,7 @@ def prepare_run(stage: Stage, model: PreTrainedModel, horizon: Horizon, probe: B
     device = choose_device()
     if device.type == "cuda":
         # Atomic additions in backward kernels would make a continued run differ from an uninterrupted one.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
     model.to(device)
     seed_everything(stage.seed)
