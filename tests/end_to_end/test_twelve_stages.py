@@ -213,7 +213,8 @@ def test_evaluation_covers_every_model_and_task(finished_run: Path):
     assert list(results["models"]) == ["init", "pretrained", "sft", "dpo", "lora"]
     tasks = {"python_choice", "arithmetic", "preference", "heldout_docs", "domain"}
     for model, found in results["models"].items():
-        assert tasks <= set(found), model
+        expected = {"python_choice", "heldout_docs"} if model == "init" else tasks  # as configs/demo.yaml asks
+        assert set(found) == expected, model
         for metrics in found.values():
             for metric in metrics.values():
                 assert metric["low"] <= metric["value"] <= metric["high"] and metric["n"] > 0

@@ -6,8 +6,8 @@ With these rules one number, the depth of the model, sets everything (docs/model
     batch           63 x horizon ^ 0.383 tokens, rounded to a power of two (Bergsma et al. 2025, "Power Lines": the best
                     batch depends on the tokens seen, not on the model; 0.0306 sequences of 2,048 tokens)
     learning rates  AdamW: 1 / width, so 1.3e-3 at width 768 and 2.4e-4 at width 4,096
-                    Muon: 0.02 for matrices of any width (its step has a fixed size per feature);
-                    the embedding gets 5 / sqrt(width), the head 1 / width
+                    Muon: 0.01 for matrices of any width (its step has a fixed size per feature);
+                    the embedding gets 2 / sqrt(width), the head 1 / width
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def best_batch_tokens(tokens: float) -> int:
 def resolve_learning_rates(settings: OptimizerSettings, width: int) -> LearningRates:
     """Return the peak learning rates: the given ones, and for the rest the rule for this width."""
     if settings.name == "muon":
-        rule = LearningRates(matrices=0.02, embedding=5 / math.sqrt(width), head=1 / width)
+        rule = LearningRates(matrices=0.01, embedding=2 / math.sqrt(width), head=1 / width)
     else:
         rule = LearningRates(matrices=1 / width, embedding=1 / width, head=1 / width)
     return LearningRates(

@@ -9,6 +9,7 @@ prerequisite, 130 and 143 interrupted by SIGINT and SIGTERM.
 
 import errno
 import importlib.metadata
+import os
 import platform
 import sys
 import time
@@ -73,6 +74,9 @@ def run_stage(
         code = _complain(
             "out of memory: use smaller batches or fewer threads, then start again; finished units are kept", 1
         )
+    except BrokenPipeError:  # the reader of our output left, as in `... --plan | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
     except OSError as error:
         if error.errno != errno.ENOSPC and "No space left" not in str(error):
             raise
