@@ -4,14 +4,14 @@
                                                      run continues after the last whole batch
     all batches -> drop duplicates -> split -> train.parquet, val.parquet, dropped.parquet      one unit at the end
 
-The split is a seeded hash of the prompt: the same prompt is never on both sides, and neither order nor other sources
-move a record from one side to the other. dropped.parquet has one receipt per refused record.
+The split (held_out.py) is a seeded hash, so that neither order nor unrelated sources move a record from one side to
+the other. dropped.parquet has one receipt per refused record.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from dataset_formatters import Handler, MalformedRecord, handler_for
 from pipeline_lib.stage import Ledger, Stage, StageFailure, Unit, UserError, atomic_path, json_digest
 
 from .chat_tokens import load_chat_tokenizer
+from .held_out import held_out_bonds
 from .originals import Original, SourceFile, read_originals, source_files
 
 if TYPE_CHECKING:
@@ -61,12 +62,13 @@ class DataKind:
         """The columns of train.parquet after id and source."""
         return ("prompt", "chosen", "rejected") if self.kind == "preference" else ("messages", "tools")
 
-    def prompt(self, record: dict[str, Any]) -> Any:
-        """Return what decides the side of the split: the turns before the first answer."""
+    def bonds(self, record: dict[str, Any]) -> list[Any]:
+        """Return what must not be on both sides of the split: the turns before the first answer; of pairs, the answers
+        too, for an answer that is praised in one pair and blamed in another says which one is held out."""
         if self.kind == "preference":
-            return record["prompt"]
+            return [record["prompt"], record["chosen"], record["rejected"]]
         first_answer = next(n for n, turn in enumerate(record["messages"]) if turn["role"] == "assistant")
-        return record["messages"][:first_answer]
+        return [record["messages"][:first_answer]]
 
 
 def prepare(stage: Stage, kind: DataKind) -> None:
@@ -128,7 +130,7 @@ def check_batch(
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
 ) -> pyarrow.Table:
-    """Return one row per original: source, where, digest, prompt, record (JSON), tokens, reason, detail, cut."""
+    """Return one row per original: source, where, digest, bonds, record (JSON), tokens, reason, detail, cut."""
     import pyarrow
 
     rows, formatted = [], []
@@ -138,9 +140,10 @@ def check_batch(
         try:
             record = _format(original, handlers[original.format])
             formatted.append((row, record))
-            row.update(digest=json_digest(record), prompt=json_digest(kind.prompt(record)), record=json.dumps(record))
+            row.update(digest=json_digest(record), record=json.dumps(record))
+            row.update(bonds=[json_digest(bond) for bond in kind.bonds(record)])
         except MalformedRecord as refusal:
-            row.update(reason=refusal.reason, detail=str(refusal), digest="", prompt="", record="")
+            row.update(reason=refusal.reason, detail=str(refusal), digest="", bonds=[], record="")
         rows.append(row)
     verdicts = kind.check(tokenizer, [record for _, record in formatted], max_length)
     for (row, _), verdict in zip(formatted, verdicts, strict=True):
@@ -161,7 +164,7 @@ def _batch_schema() -> pyarrow.Schema:
 
     text, number = pyarrow.string(), pyarrow.int64()
     return pyarrow.schema(
-        [("source", text), ("where", text), ("digest", text), ("prompt", text), ("record", text)]
+        [("source", text), ("where", text), ("digest", text), ("bonds", pyarrow.list_(text)), ("record", text)]
         + [("tokens", number), ("reason", text), ("detail", text), ("cut", pyarrow.bool_())]
     )
 
@@ -173,13 +176,14 @@ def sorted_out(
     batches: list[Path], val_fraction: float, val_limit: int, seed: int
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield ("train" | "val" | "dropped", row) for every record in order; a repeated record is dropped as duplicate."""
-    held_out = _held_out_prompts(_rows(batches, ["prompt", "reason"]), val_fraction, val_limit, seed)
+    kept = [row["bonds"] for row in _rows(batches, ["bonds", "reason"]) if row["reason"] is None]
+    held_out = held_out_bonds(kept, val_fraction, val_limit, seed)
     seen: set[str] = set()
     for row in _rows(batches):
         if row["reason"] is None and row["digest"] in seen:
             row |= {"reason": "duplicate", "detail": f"{row['where']}: the same text came before"}
         seen.add(row["digest"])
-        side = "dropped" if row["reason"] is not None else "val" if row["prompt"] in held_out else "train"
+        side = "dropped" if row["reason"] is not None else "val" if row["bonds"][0] in held_out else "train"
         yield side, row
 
 
@@ -190,31 +194,6 @@ def account(ledger: Ledger, flow: str, row: dict[str, Any]) -> None:
         ledger.keep(flow, row["source"], tokens=row["tokens"])
     else:
         ledger.drop(flow, row["source"], row["reason"], tokens=row["tokens"])
-
-
-def _held_out_prompts(rows: Iterable[dict[str, Any]], fraction: float, limit: int, seed: int) -> set[str]:
-    """Return the prompts of the validation side: those whose hash lies below `fraction`, at most `limit` records.
-
-    A small set whose hashes all lie above keeps its one lowest prompt for validation, unless it is the only prompt.
-    """
-    import xxhash
-
-    documents: dict[str, int] = {}
-    for row in rows:
-        if row["reason"] is None:
-            documents[row["prompt"]] = documents.get(row["prompt"], 0) + 1
-    if not fraction or not limit or len(documents) < 2:
-        return set()
-    place = {prompt: xxhash.xxh3_64_intdigest(f"{seed}:{prompt}") / 2**64 for prompt in documents}
-    ordered = sorted(documents, key=lambda prompt: (place[prompt], prompt))
-    chosen: set[str] = {ordered[0]}
-    total = documents[ordered[0]]
-    for prompt in ordered[1:-1]:
-        if place[prompt] >= fraction or total + documents[prompt] > limit:
-            break
-        chosen.add(prompt)
-        total += documents[prompt]
-    return chosen
 
 
 def _rows(batches: list[Path], columns: list[str] | None = None) -> Iterator[dict[str, Any]]:

@@ -25,11 +25,8 @@ def prepare_libraries(stage: Stage) -> None:
     """Set threads and silence before TRL is imported. Raises UserError under a distributed launcher.
 
     TRL reports its use to the hub unless told not to; progress bars and notices of its libraries would bury ours.
-    OpenMP threads that wait actively burn the core on which another process could finish what they wait for: with two
-    threads on two busy cores, training took 52 s instead of 15 s. OpenMP reads the policy once, when torch is loaded.
     """
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # several visible GPUs would start nn.DataParallel
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(f"{stage.name} runs in one process; start it with plain python, without torchrun or accelerate")
