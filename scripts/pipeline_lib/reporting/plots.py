@@ -33,6 +33,7 @@ def training_curve(metrics: Path, title: str) -> str | None:
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    nameless = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # no metadata block: it differs between versions
+    figure.savefig(buffer, format="svg", metadata=nameless)
     pyplot.close(figure)
     return re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)

@@ -7,6 +7,7 @@ docstrings are few and describe tests.
 
 from __future__ import annotations
 
+import csv
 import importlib.metadata
 import os
 import platform
@@ -129,13 +130,27 @@ def _standard_library() -> Iterator[SourceFile]:
 
 def _files_of(name: str, metadata: PackageMetadata, distribution: Distribution) -> Iterator[SourceFile]:
     version, licence = metadata["Version"], license_of(metadata)
-    for file in distribution.files or []:
+    for file, size in _recorded_files(distribution):
         # ".." leads to scripts outside site-packages; *.dist-info and *.data hold no modules.
         if file.suffix != ".py" or ".." in file.parts or _is_test(file) or "." in file.parts[0].removesuffix(".py"):
             continue
         url = f"pkg:pypi/{name}@{version}#{file.as_posix()}"
         path = str(distribution.locate_file(file))
-        yield SourceFile(path, _module_name(file), name, version, licence, file.size or 0, url)
+        yield SourceFile(path, _module_name(file), name, version, licence, size, url)
+
+
+def _recorded_files(distribution: Distribution) -> Iterator[tuple[PurePosixPath, int]]:
+    """Yield the path, relative to site-packages, and the size of every file that an installed distribution records.
+
+    RECORD is read here because `Distribution.files` leaves out files that are gone from Python 3.12 on (and earlier,
+    once the importlib_metadata package is loaded), and a file that is gone has to be counted.
+    """
+    record = distribution.read_text("RECORD")
+    if record is None:  # installed by a tool that writes no RECORD
+        yield from ((PurePosixPath(file), file.size or 0) for file in distribution.files or [])
+        return
+    for row in csv.reader(record.splitlines()):
+        yield PurePosixPath(row[0]), int(row[2] or 0) if len(row) > 2 else 0
 
 
 def _is_test(path: PurePosixPath) -> bool:
