@@ -20,7 +20,11 @@ def print_run_card(facts: RunFacts, console: Console) -> None:
     console.print(_stage_table(facts))
     if facts.evaluation:
         models, rows = evaluation_table(facts.evaluation)
-        table = Table(title="Evaluation, with 95 % confidence intervals", title_justify="left", title_style="bold")
+        table = Table(
+            title="Evaluation, with 95 % confidence intervals (↑ higher is better, ↓ lower is better)",
+            title_justify="left",
+            title_style="bold",
+        )
         table.add_column("task and metric")
         for model in models:
             table.add_column(model, justify="right")

@@ -86,7 +86,10 @@ def short(count: float) -> str:
 
 
 def evaluation_table(evaluation: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """Return (models, rows): one row per task and metric, one cell per model as `value [low, high]`."""
+    """Return (models, rows): one row per task and metric, one cell per model as `value [low, high]`.
+
+    The arrow behind a metric points to where better is.
+    """
     models = list(evaluation["models"])
     names = {
         (task, metric): facts["higher_is_better"]
@@ -97,9 +100,7 @@ def evaluation_table(evaluation: dict[str, Any]) -> tuple[list[str], list[tuple[
     rows = []
     for (task, metric), higher in names.items():
         cells = [spell_interval(evaluation["models"][model].get(task, {}).get(metric)) for model in models]
-        rows.append(
-            (f"{task} {metric.replace('_', ' ')} {'(higher is better)' if higher else '(lower is better)'}", cells)
-        )
+        rows.append((f"{task} {metric.replace('_', ' ')} {'↑' if higher else '↓'}", cells))
     return models, rows
 
 
