@@ -6,12 +6,9 @@ are spread over files shows in the answer. Rows, not ids, identify documents ins
 other people's files.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,9 +18,6 @@ import pyarrow.parquet as pq
 from pipeline_lib.stage import UserError
 
 from .normalise import TextBatch
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 ROWS_PER_READ = 2048
 BYTES_PER_BATCH = 8 << 20
@@ -115,22 +109,3 @@ def split_by_size(batch: TextBatch) -> Iterator[tuple[int, TextBatch]]:
         last = min(max(last, first + 1), len(batch))
         yield first, TextBatch(batch.data, batch.starts[first : last + 1])
         first = last
-
-
-def ordered_threads(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """Yield function(item) in item order, computed by `workers` threads with at most 2 items per thread in flight."""
-    if workers <= 1:
-        yield from map(function, items)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) >= 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .corpus import Corpus, ordered_threads, split_by_size, text_batch
+from pipeline_lib.stage import ordered_threads
+
+from .corpus import Corpus, split_by_size, text_batch
 from .normalise import TextBatch, normalise
 from .parameters import DedupParameters
 from .shingles import shingle_sets

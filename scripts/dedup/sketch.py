@@ -11,7 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .corpus import Corpus, ordered_threads, split_by_size, text_batch
+from pipeline_lib.stage import ordered_threads
+
+from .corpus import Corpus, split_by_size, text_batch
 from .exact import digests
 from .minhash import band_keys, permutations, signatures
 from .normalise import TextBatch, normalise

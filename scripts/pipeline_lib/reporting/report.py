@@ -3,14 +3,13 @@
 import sys
 from pathlib import Path
 
-from pipeline_lib.config.run_choice import read_run_choice
 from pipeline_lib.stage.atomic import write_bytes_atomic
 from pipeline_lib.stage.card import card_rows
-from pipeline_lib.stage.errors import UserError
 from pipeline_lib.stage.progress import duration, size
 
+from .chosen_run import facts_of_chosen_run
 from .plots import training_curve
-from .run_facts import RunFacts, evaluation_table, gather, in_and_out
+from .run_facts import RunFacts, evaluation_table, in_and_out
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -60,17 +59,8 @@ def _curve(folder: Path, stage: str, files: dict) -> str | None:
 
 def main(argv: list[str]) -> None:
     """Write the report of the run that the command line names."""
-    try:
-        choice = read_run_choice("Write report.html of a run.", argv)
-        facts = gather(choice.run_folder)
-        if not any(stage.manifest for stage in facts.stages):
-            raise UserError(
-                f"{choice.run_folder} holds no finished stage; start with: python scripts/01_download_data.py"
-            )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    path = choice.run_folder / "report.html"
+    facts = facts_of_chosen_run("Write report.html of a run.", argv)
+    path = facts.folder / "report.html"
     write_bytes_atomic(path, render(facts).encode("utf-8", "replace"))
     print(path)
 

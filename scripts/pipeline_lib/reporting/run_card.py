@@ -8,11 +8,10 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
-from pipeline_lib.config.run_choice import read_run_choice
-from pipeline_lib.stage.errors import UserError
 from pipeline_lib.stage.progress import duration, size
 
-from .run_facts import RunFacts, evaluation_table, gather, in_and_out
+from .chosen_run import facts_of_chosen_run
+from .run_facts import RunFacts, evaluation_table, in_and_out
 
 
 def print_run_card(facts: RunFacts, console: Console) -> None:
@@ -74,16 +73,7 @@ def _stage_table(facts: RunFacts) -> Table:
 
 def main(argv: list[str]) -> None:
     """Print the card of the run that the command line names."""
-    try:
-        choice = read_run_choice("Print the card of a run.", argv)
-        facts = gather(choice.run_folder)
-        if not any(stage.manifest for stage in facts.stages):
-            raise UserError(
-                f"{choice.run_folder} holds no finished stage; start with: python scripts/01_download_data.py"
-            )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    facts = facts_of_chosen_run("Print the card of a run.", argv)
     width = None if sys.stdout.isatty() else 150
     print_run_card(facts, Console(width=width))
 

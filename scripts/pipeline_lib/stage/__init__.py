@@ -5,7 +5,7 @@ from .digests import bytes_digest, file_digest, json_digest
 from .errors import StageFailure, StageInterrupted, UserError
 from .inputs import StageInput
 from .ledger import Ledger
-from .parallel import available_cores, ordered_map
+from .parallel import available_cores, ordered_map, ordered_threads
 from .plan import Estimate
 from .runner import ActionContext, run_stage
 from .stage import Stage, Unit
@@ -26,6 +26,7 @@ __all__ = [
     "file_digest",
     "json_digest",
     "ordered_map",
+    "ordered_threads",
     "run_stage",
     "write_bytes_atomic",
     "write_json_atomic",

@@ -210,7 +210,7 @@ def dedup_parameters(settings: "DedupSettings", seed: int) -> "DedupParameters":
 
 def write_final_shards(stage: Stage, shards: list[Shard], duplicates: Path) -> None:
     """Write every shard without its duplicates, on `stage.threads` cores, and account for what was kept."""
-    from dedup.corpus import ordered_threads
+    from pipeline_lib.stage import ordered_threads
 
     from .final_shards import FinalJob, write_final_shard
 
