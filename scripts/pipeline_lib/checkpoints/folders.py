@@ -109,8 +109,8 @@ def load_checkpoint(folder: Path, *, verify: bool = True) -> LoadedCheckpoint:
 def newest_valid_checkpoint(folder: Path, say: Callable[[str], None] | None = None) -> Path | None:
     """Return the checkpoint under `folder` with the highest step whose every byte verifies, or None.
 
-    `say` gets one line for each damaged checkpoint that was passed over. Folders without `complete.json` are
-    saves that never finished, not damage: they are passed over silently.
+    `say` gets one line for each damaged checkpoint that was passed over. Folders without `complete.json`, and temporary
+    ones that a kill left with half of it, are saves that never finished, not damage: they are passed over silently.
     """
     for _, path, body, problem in _candidates(folder):
         if problem is None:
@@ -119,7 +119,7 @@ def newest_valid_checkpoint(folder: Path, say: Callable[[str], None] | None = No
                 return path
             except CheckpointError as error:
                 problem = str(error)
-        if say is not None:
+        if say is not None and not path.name.startswith(TEMPORARY_PREFIX):
             say(f"skipping a damaged checkpoint: {problem}")
     return None
 
