@@ -203,6 +203,17 @@ def test_killed_at_random_instants_while_saving_the_newest_is_always_whole(tmp_p
             highest = loaded.step
 
 
+def test_a_save_that_a_kill_cut_short_is_passed_over_without_a_line(tmp_path):
+    whole = save(tmp_path, 1)
+    half = tmp_path / f".tmp-4711-{checkpoint_name(2)}"
+    shutil.copytree(whole, half)
+    (half / "complete.json").write_bytes((half / "complete.json").read_bytes()[:40])
+    said = []
+    assert newest_valid_checkpoint(tmp_path, said.append) == whole and said == []
+    half.rename(tmp_path / checkpoint_name(2))
+    assert newest_valid_checkpoint(tmp_path, said.append) == whole and len(said) == 1
+
+
 def test_no_room_on_the_disk_is_an_os_error_and_leaves_nothing_behind(tmp_path):
     save(tmp_path, 1)
     outcome = tmp_path / "outcome.json"
