@@ -44,14 +44,13 @@ def read(path: Path, *flags: str, section: str = "pretrain"):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_shipped_configuration_is_valid(path: Path):
-    read(path)
+    options = read(path)
+    assert options.run_folder.name == (options.config.run or path.stem)
 
 
 def test_unknown_key_names_file_line_and_nearest_key(tmp_path: Path):
     path = write(tmp_path, "seed: 1\npretrain:\n  contxet: 64\n")
-    with pytest.raises(
-        UserError, match=r"run\.yaml:3: unknown key 'pretrain\.contxet'; did you mean 'context'"
-    ):
+    with pytest.raises(UserError, match=r"run\.yaml:3: unknown key 'pretrain\.contxet'; did you mean 'context'"):
         read(path)
 
 

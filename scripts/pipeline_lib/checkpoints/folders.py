@@ -134,16 +134,20 @@ def prune(folder: Path, keep: int) -> list[Path]:
         raise ValueError(f"keep must be at least 1, not {keep}")
     kept, deleted = 0, []
     for _, path, body, problem in _candidates(folder, unfinished=True):
-        if problem is None and kept < keep:
-            try:
-                _check_files(path, body, deep=False)
-                kept += 1
-                continue
-            except CheckpointError:
-                pass
+        if problem is None and kept < keep and _has_its_files(path, body):
+            kept += 1
+            continue
         remove(path)
         deleted.append(path)
     return deleted
+
+
+def _has_its_files(path: Path, body: dict) -> bool:
+    try:
+        _check_files(path, body, deep=False)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _candidates(folder: Path, unfinished: bool = False) -> list[tuple[int, Path, dict, str | None]]:
