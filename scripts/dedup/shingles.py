@@ -7,18 +7,20 @@ A shingle is `ngram` consecutive tokens. Its hash is mix(sum of A[j] * hash(toke
 depends on the order of the words; a document's shingle set is the set of these hashes (two different shingles share
 a hash once in 2^64 pairs: no document set that fits on a disk will show it).
 How: one pass hashes tokens, a second one combines neighbours; the second has no branches and runs in vector registers.
-Cost: the first pass is the slow one, one mispredicted branch per word: about 300 MB/s per core of English.
+The first finds the borders of words 64 bytes at a time, as bits of two masks, and hashes a word eight bytes at a time.
+Cost: about 950 MB/s per core of English on the machine it was written on (a byte at a time: 300 MB/s, limited by one
+mispredicted branch per word; what is left is one for each word of more than eight bytes and one per block).
 Trap: numba promotes uint32 * uint32 to uint64 and uint64 with int64 to float64: constants are uint64 on purpose.
 """
 
-from functools import cache
 
 import numpy as np
 
 from pipeline_lib.compiled import kernel
 
+from .byte_blocks import BLOCK, load_word, low_bits, trailing_zeros, word_block
 from .normalise import TextBatch, decode, tables
-from .unicode_fold import MARK, SEPARATOR, SINGLE, WORD
+from .unicode_fold import SEPARATOR, SINGLE, WORD
 
 UNITS = {"word": 0, "character": 1}
 
@@ -27,15 +29,8 @@ HASH_STEP = np.uint64(0x9E3779B97F4A7C15)
 MIX_1 = np.uint64(0xFF51AFD7ED558CCD)
 MIX_2 = np.uint64(0xC4CEB9FE1A85EC53)
 HALF = np.uint64(33)
+LENGTH_STEP = np.uint64(0xC2B2AE3D27D4EB4F)
 POSITION_STEP = np.uint64(0xD1342543DE82EF95)
-
-
-@cache
-def ascii_words() -> np.ndarray:
-    """Return bool[128]: which ASCII bytes belong to words (the kind table's first half page, made one look-up)."""
-    frozen = tables()
-    first = int(frozen.page[0]) << 8
-    return frozen.kind[first : first + 128] == WORD
 
 
 @kernel(inline="always")
@@ -56,63 +51,87 @@ def position_multipliers(ngram: int) -> np.ndarray:
     return multipliers
 
 
+@kernel(inline="always")
+def hash_token(data, begin, end):
+    """Return the hash of the token `data[begin:end]`, eight bytes at a time; reads up to eight bytes past `end`."""
+    size = end - begin
+    state = HASH_START ^ np.uint64(size) * LENGTH_STEP
+    while size > 8:
+        state = (state ^ load_word(data, begin)) * HASH_STEP
+        state ^= state >> HALF
+        begin += 8
+        size -= 8
+    return mix((state ^ load_word(data, begin) & low_bits(8 * size)) * HASH_STEP)
+
+
 @kernel
-def _word_tokens(data, begin, end, ascii_word, page, kinds, out):
-    """Write the hash of each word token of one normalised document to `out`; returns how many."""
-    count = 0
-    state = HASH_START
-    is_open, is_single = False, False
+def _ascii_words(data, here, end, opened, out, count):
+    """Hash the words that end before the next byte from 128, at most BLOCK further; `opened` is where the one that is
+    being read began, or -1. Returns (bytes read, opened, count).
+    """
+    words, wide = word_block(data, here)
+    size = min(np.int64(BLOCK), end - here, trailing_zeros(wide))
+    inside = low_bits(size)
+    words &= inside
+    shifted = words << np.uint64(1) | np.uint64(opened >= 0)
+    begins, ends = words & ~shifted, shifted & ~words & inside
+    begin = opened
+    if opened < 0:
+        begin = here + trailing_zeros(begins)
+        begins &= begins - np.uint64(1)
+    while ends:
+        out[count] = hash_token(data, begin, here + trailing_zeros(ends))
+        count += 1
+        ends &= ends - np.uint64(1)
+        begin = here + trailing_zeros(begins)  # of the next word; of none when this was the last
+        begins &= begins - np.uint64(1)
+    is_open = size > 0 and words >> np.uint64(size - 1) & np.uint64(1)
+    return size, begin if is_open else np.int64(-1), count
+
+
+@kernel
+def word_tokens(data, begin, end, page, kinds, out):
+    """Write the hash of each word token of one normalised document to `out`; returns how many.
+
+    BLOCK bytes after `end` must be readable.
+    """
+    count = np.int64(0)
+    opened, is_single = np.int64(-1), False  # a token that is being read: where it began, of which kind
     here = begin
     while here < end:
-        byte = data[here]
-        if byte < 0x80 and ascii_word[byte]:
-            if is_open and is_single:
-                out[count] = mix(state)
+        if data[here] < 0x80:
+            if is_single and opened >= 0:
+                out[count] = hash_token(data, opened, here)
                 count += 1
-                is_open = False
-            if not is_open:
-                state = HASH_START
-                is_open, is_single = True, False
-            while True:  # most bytes of most texts are read here
-                state = (state ^ np.uint64(byte)) * HASH_STEP
-                here += 1
-                if here == end:
-                    break
-                byte = data[here]
-                if byte >= 0x80 or not ascii_word[byte]:
-                    break
+                opened = np.int64(-1)
+            is_single = False
+            read, opened, count = _ascii_words(data, here, end, opened, out, count)
+            here += read
             continue
-        kind = SEPARATOR
-        code_point, length = np.int64(byte), 1
-        if byte >= 0x80:
-            code_point, length = decode(data, here, end)
-            kind = kinds[np.int64(page[code_point >> 8]) << 8 | code_point & 0xFF]
-        here += length
-        if is_open and (kind in (SINGLE, SEPARATOR) or (kind == WORD and is_single)):
-            out[count] = mix(state)
+        code_point, length = decode(data, here, end)
+        kind = kinds[np.int64(page[code_point >> 8]) << 8 | code_point & 0xFF]
+        if opened >= 0 and (kind in (SINGLE, SEPARATOR) or (kind == WORD and is_single)):
+            out[count] = hash_token(data, opened, here)
             count += 1
-            is_open = False
-        if kind in (WORD, SINGLE):
-            if not is_open:
-                state = HASH_START
-                is_open, is_single = True, kind == SINGLE
-            state = (state ^ np.uint64(code_point)) * HASH_STEP
-        elif kind == MARK and is_open:
-            state = (state ^ np.uint64(code_point)) * HASH_STEP
-    if is_open:
-        out[count] = mix(state)
+            opened = np.int64(-1)
+        if kind in (WORD, SINGLE) and opened < 0:
+            opened, is_single = here, kind == SINGLE
+        here += length
+    if opened >= 0:
+        out[count] = hash_token(data, opened, end)
         count += 1
     return count
 
 
 @kernel
-def _character_tokens(data, begin, end, out):
+def character_tokens(data, begin, end, out):
+    """Write the hash of each code point to `out`; returns how many."""
     count = 0
     here = begin
     while here < end:
-        code_point, length = decode(data, here, end)
+        _, length = decode(data, here, end)
+        out[count] = hash_token(data, here, here + length)
         here += length
-        out[count] = mix((HASH_START ^ np.uint64(code_point)) * HASH_STEP)
         count += 1
     return count
 
@@ -130,24 +149,32 @@ def _combine(tokens, count, multipliers, out, position):
 
 
 @kernel
-def _shingle(data, starts, unit, ascii_word, page, kinds, multipliers, tokens, out, out_starts):
+def _shingle(data, starts, unit, page, kinds, multipliers, tokens, out, out_starts):
     position = np.int64(0)
     for document in range(len(starts) - 1):
         out_starts[document] = position
         begin, end = starts[document], starts[document + 1]
         if unit == 0:
-            count = _word_tokens(data, begin, end, ascii_word, page, kinds, tokens)
+            count = word_tokens(data, begin, end, page, kinds, tokens)
         else:
-            count = _character_tokens(data, begin, end, tokens)
+            count = character_tokens(data, begin, end, tokens)
         position += _combine(tokens, count, multipliers, out, position)
     out_starts[len(starts) - 1] = position
     return position
+
+
+def with_spare_bytes(batch: TextBatch) -> TextBatch:
+    """Return the batch with at least BLOCK bytes after its last document (as `normalise` leaves it: no copy then)."""
+    if len(batch.data) >= batch.starts[-1] + BLOCK:
+        return batch
+    return TextBatch(np.concatenate([batch.data[: batch.starts[-1]], np.zeros(BLOCK, np.uint8)]), batch.starts)
 
 
 def shingle_hashes(batch: TextBatch, unit: str, ngram: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (hashes uint64[shingles], starts int64[documents + 1]) of normalised documents, in text order, repeats
     included. A document with fewer than `ngram` tokens has none.
     """
+    batch = with_spare_bytes(batch)
     sizes = np.diff(batch.starts)
     frozen = tables()
     # Every token takes at least one byte, so these bounds hold; pages that nobody writes cost no memory.
@@ -158,7 +185,6 @@ def shingle_hashes(batch: TextBatch, unit: str, ngram: int) -> tuple[np.ndarray,
         batch.data,
         batch.starts,
         UNITS[unit],
-        ascii_words(),
         frozen.page,
         frozen.kind,
         position_multipliers(ngram),

@@ -68,10 +68,13 @@ def mix(value: int) -> int:
 
 
 def token_hash(token: str) -> int:
-    state = 0x9AE16A3B2F90404F
-    for character in token:
-        state = (state ^ ord(character)) * 0x9E3779B97F4A7C15 & MASK
-    return mix(state)
+    data = token.encode()
+    state = 0x9AE16A3B2F90404F ^ len(data) * 0xC2B2AE3D27D4EB4F & MASK
+    for at in range(0, max(len(data) - 1, 0) // 8 * 8, 8):
+        state = (state ^ int.from_bytes(data[at : at + 8], "little")) * 0x9E3779B97F4A7C15 & MASK
+        state ^= state >> 33
+    rest = data[max(len(data) - 1, 0) // 8 * 8 :]
+    return mix((state ^ int.from_bytes(rest, "little")) * 0x9E3779B97F4A7C15 & MASK)
 
 
 def shingle_hashes(tokens: list[str], ngram: int) -> list[int]:

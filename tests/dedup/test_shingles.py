@@ -73,3 +73,14 @@ def test_single_character_words_do_not_collide(oracle):
     words = [str(digit) for digit in digits]
     hashes, _ = shingle_hashes(normalise(batch_of([" ".join(words)])), "word", 5)
     assert len(set(hashes.tolist())) == len(oracle.shingle_set(" ".join(words)))
+
+
+@pytest.mark.parametrize("alphabet", ["ab _9 ", "ab, \n\t  Z", "abcdefgh é", "a中 が\u0301b", "a" * 30 + " "])
+def test_long_documents_equal_the_plain_python_definition_across_blocks(oracle, alphabet):
+    rng = np.random.default_rng(len(alphabet))
+    documents = ["".join(rng.choice(list(alphabet), size)) for size in (63, 64, 65, 127, 128, 129, 1000, 0, 333)]
+    batch = normalise(batch_of(documents))
+    normal = [oracle.normal_form(document) for document in documents]
+    assert [batch.data[a:b].tobytes().decode() for a, b in zip(batch.starts, batch.starts[1:], strict=False)] == normal
+    expected = [oracle.shingle_hashes(oracle.word_tokens(text), 5) for text in normal]
+    assert by_document(*shingle_hashes(batch, "word", 5)) == expected
