@@ -51,6 +51,7 @@ class MisbehavingServer:
         self.requests: list[tuple[str, str | None, float]] = []
         self.authorized: dict[str, list[str | None]] = defaultdict(list)
         self.stalled = threading.Event()
+        self.silent = 0  # connections that are stalled now
         self.sent: dict[str, int] = defaultdict(int)
         self._httpd = _Listener(("127.0.0.1", 0), _handler(self))
         self.address = f"http://127.0.0.1:{self._httpd.server_address[1]}"
@@ -143,7 +144,9 @@ def _handler(server: MisbehavingServer) -> type[BaseHTTPRequestHandler]:
             self.wfile.flush()
             server.sent[path] += len(body)
             if fault and fault.kind == "stall":  # the connection stays open and says nothing more
+                server.silent += 1
                 server.stalled.wait(20)
+                server.silent -= 1
                 self.close_connection = True
             if fault and fault.kind in ("drop", "endless"):
                 self._hang_up()

@@ -99,9 +99,10 @@ def test_killed_and_stopped_in_transfers_ends_with_identical_files(server, hub, 
     second = start(server, config, tmp_path / "run")
     wait_for_stall(server, hub_file)
     second.send_signal(signal.SIGTERM)
-    server.release()
     code, words = finish(second)
     assert code == 143, words
+    assert server.silent, "the stage left while the server said nothing"
+    server.release()
     third = start(server, config, tmp_path / "run")
     code, words = finish(third)
     assert code == 0, words

@@ -16,6 +16,7 @@ yielded as `Dropped(reason, bytes)` in its place, so that the ledger can account
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -44,12 +45,14 @@ class Workbench:
     """What the stage lends to sources that download: a scratch folder, a voice, and the moment to stop.
 
     The scratch folder outlives a kill (it lies in the stage's work folder) and is not part of the output. `pause`
-    raises when SIGINT or SIGTERM asked the stage to stop: long transfers and waits call it often.
+    raises when SIGINT or SIGTERM asked the stage to stop: long transfers and waits call it often. `while_waiting` lets
+    the signal raise at once in its block, for a call that returns only when a server answers.
     """
 
     scratch: Path
     say: Callable[[str], None] = print
     pause: Callable[[], None] = lambda: None
+    while_waiting: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @runtime_checkable

@@ -168,11 +168,17 @@ class Transfer:
 
     @contextmanager
     def _response(self, url: str, headers: dict[str, str]) -> Iterator["httpx.Response"]:
-        """A streamed answer with a usable status; whatever may pass is raised as TryAgain, in the block as well."""
+        """A streamed answer with a usable status; whatever may pass is raised as TryAgain, in the block as well.
+
+        A signal ends it in the middle of a read: what the block appended to a file so far is continued another time.
+        """
         import httpx
 
         try:
-            with self._client().stream("GET", url, headers=headers) as response:
+            with (
+                self._bench.while_waiting(),
+                self._client().stream("GET", url, headers=headers) as response,
+            ):
                 _judge(url, response.status_code, retry_after(response.headers.get("Retry-After")))
                 yield response
         except (httpx.UnsupportedProtocol, httpx.InvalidURL, httpx.TooManyRedirects) as error:
