@@ -22,13 +22,13 @@ def run(stage: Stage) -> None:
     if resumed:
         stage.say(f"  continuing from {resumed.name}, {training.step:,} of {inputs.horizon.steps:,} steps done")
     with open_logbook(stage.work, training, resumed is not None, stage.settings.tensorboard) as book:
-        train(stage, training, inputs.data, book)
+        saving = train(stage, training, inputs.data, book)
     save_final_model(training.model, inputs.tokenizer_files, stage.work / "final")
     for name, is_record in (("final", False), ("metrics.jsonl", False), ("timings.jsonl", True), ("checkpoints", True)):
         stage.adopt(name, record=is_record)
     if stage.settings.tensorboard:
         stage.adopt("tensorboard", record=True)
-    stage.result = summarise(stage.work / "metrics.jsonl", training, inputs)
+    stage.result = summarise(stage.work / "metrics.jsonl", training, inputs, saving)
 
 
 def estimate(stage: Stage) -> Estimate:

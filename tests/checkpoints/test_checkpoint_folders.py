@@ -15,6 +15,7 @@ import torch
 
 from pipeline_lib.checkpoints import (
     CheckpointError,
+    Retention,
     checkpoint_name,
     load_checkpoint,
     newest_valid_checkpoint,
@@ -140,14 +141,14 @@ def test_prune_keeps_the_newest_intact_ones_and_nothing_else(tmp_path):
     shutil.copytree(tmp_path / checkpoint_name(4), tmp_path / ".tmp-77-step-00000009")
     (tmp_path / ".tmp-77-step-00000009" / "complete.json").unlink()
     (tmp_path / "notes").mkdir()
-    prune(tmp_path, keep=2)
+    prune(tmp_path, Retention(2))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "step-00000003", "step-00000004"]
 
 
 def test_prune_never_removes_the_last_one(tmp_path):
     save(tmp_path, 1)
     with pytest.raises(ValueError, match="at least 1"):
-        prune(tmp_path, keep=0)
+        Retention(0)
 
 
 def test_saving_over_a_checkpoint_of_that_name_replaces_it(tmp_path):
@@ -183,7 +184,7 @@ def test_killed_at_random_instants_while_saving_the_newest_is_always_whole(tmp_p
         while True:
             step += 1
             save(tmp_path, step)
-            prune(tmp_path, keep=2)
+            prune(tmp_path, Retention(2))
 
     kills = 0
     while kills < 25 or highest < 5:  # a slow machine is given more kills, until several checkpoints were finished

@@ -166,6 +166,14 @@ def test_a_signal_saves_and_no_step_is_done_twice(fresh_run, launcher, uninterru
     assert digests(run) == digests(uninterrupted)
 
 
+def test_the_time_limit_saves_and_the_next_start_goes_on(fresh_run, launcher, uninterrupted):
+    config, run = fresh_run
+    ended = launcher.start(config, run, "--time_limit_seconds", "0.001")
+    assert ended.code == 128 + signal.SIGTERM, ended.output
+    assert "time limit of 0 s is reached after step 1" in ended.output and "continue with:" in ended.output
+    assert load_checkpoint(newest_valid_checkpoint(run / "05_pretrain" / "work" / "checkpoints")).step == 1
+
+
 def test_a_signal_during_validation_saves_the_step_and_validates_after_the_restart(fresh_run, launcher, uninterrupted):
     config, run = fresh_run
     work = run / "05_pretrain" / "work"
@@ -191,6 +199,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_result_stays_the_same(fresh
     config, run = fresh_run
     launcher.start(config, run, when=lambda: len(metrics_of_unfinished(run)) >= 14)
     newest = newest_valid_checkpoint(run / "05_pretrain" / "work" / "checkpoints")
+    if newest.name.startswith(".tmp-"):  # the kill came between its last file and its new name
+        newest = newest.rename(newest.parent / "renamed")
     data = bytearray((newest / "optimizer_adamw.safetensors").read_bytes())
     data[-1] ^= 1
     (newest / "optimizer_adamw.safetensors").write_bytes(data)

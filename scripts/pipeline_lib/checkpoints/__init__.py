@@ -1,9 +1,11 @@
 """Checkpoints that survive a kill at any instant and hold no pickle; see folders.py for the format."""
 
+from .background import BackgroundSaver
 from .disk_errors import as_os_errors
 from .folders import (
     CheckpointError,
     LoadedCheckpoint,
+    Retention,
     checkpoint_name,
     load_checkpoint,
     newest_valid_checkpoint,
@@ -19,9 +21,11 @@ from .optimizer_states import (
 from .random_states import rng_state, seed_everything, set_rng_state
 
 __all__ = [
+    "BackgroundSaver",
     "CheckpointError",
     "LoadedCheckpoint",
     "OptimizerLoadReport",
+    "Retention",
     "as_os_errors",
     "checkpoint_name",
     "load_checkpoint",

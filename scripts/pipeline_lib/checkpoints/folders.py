@@ -14,7 +14,7 @@ Three rules make it survive a kill at any instant:
 2. A folder counts as a checkpoint only if `complete.json` is intact and every file has the size and digest it
    lists. The name is for people: a checkpoint that was renamed, or that a kill left under its temporary name
    after `complete.json` was written, is as good as any other.
-3. Older checkpoints are removed only after a newer one has been published (`prune`).
+3. Older checkpoints are removed only after a newer one has been published (`prune`); the best and every n-th can stay.
 
 Nothing is pickled, so loading a checkpoint cannot run code. Cost: the digest (xxh3, 128 bits) runs at several
 GB/s, well under the time the disk needs.
@@ -34,6 +34,8 @@ from typing import TYPE_CHECKING, Any
 from pipeline_lib.stage.atomic import TEMPORARY_PREFIX, atomic_path, remove
 from pipeline_lib.stage.digests import file_digest, json_digest
 from pipeline_lib.stage.errors import StageFailure
+
+from .tensor_files import write_tensor_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,30 +59,58 @@ class LoadedCheckpoint:
     state: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay: the `newest` ones, those whose step is a multiple of `every`, and the `best` one.
+
+    The best is the one with the lowest score, among those that were saved with one. Raises ValueError for newest < 1:
+    removing the last checkpoint is never what a training run wants.
+    """
+
+    newest: int
+    every: int | None = None
+    best: bool = False
+
+    def __post_init__(self) -> None:
+        if self.newest < 1:
+            raise ValueError(f"at least 1 checkpoint must be kept, not {self.newest}")
+
+
 def checkpoint_name(step: int) -> str:
     """Return the usual folder name of the checkpoint taken after `step` optimizer steps."""
     return f"step-{step:08d}"
 
 
-def save_checkpoint(folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Path:
+def save_checkpoint(
+    folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], score: float | None = None
+) -> Path:
     """Write a checkpoint to `folder` and return it; `state` is JSON with an integer "step".
 
-    `tensors` maps a group ("model", "optimizer", ...) to named tensors on any device. An existing folder of that
-    name is replaced once the new one is complete on disk. Raises ValueError when `state` has no step or holds NaN,
-    and OSError when the disk is full, in which case nothing is left behind.
+    `tensors` maps a group ("model", "optimizer", ...) to named tensors on any device; `score` is the validation of this
+    very step, lower is better, by which `prune` finds the best. An existing folder of that name is replaced once the
+    new one is complete on disk. Raises ValueError when `state` has no step or holds NaN, and OSError when the disk is
+    full, in which case nothing is left behind.
     """
     if not isinstance(state.get("step"), int):
         raise ValueError('a checkpoint state needs an integer "step"')
     with atomic_path(folder) as staging:
         staging.mkdir()
-        aliases = {group: _write_tensors(staging / f"{group}.safetensors", named) for group, named in tensors.items()}
+        aliases, files = {}, {}
+        for group, named in tensors.items():
+            owned, again = _without_ties(named)
+            name = f"{group}.safetensors"
+            files[name] = write_tensor_file(staging / name, owned)
+            if again:
+                aliases[group] = again
         (staging / STATE).write_bytes(_to_json(state))
+        files[STATE] = _fingerprint(staging / STATE)
         body = {
             "format": FORMAT,
             "step": state["step"],
+            "score": score,
             "groups": list(tensors),
-            "aliases": {group: names for group, names in aliases.items() if names},
-            "files": {path.name: _fingerprint(path) for path in sorted(staging.iterdir())},
+            "aliases": aliases,
+            "files": files,
         }
         (staging / COMPLETE).write_bytes(_to_json({**body, "digest": json_digest(body)}))
     return folder
@@ -124,21 +154,26 @@ def newest_valid_checkpoint(folder: Path, say: Callable[[str], None] | None = No
     return None
 
 
-def prune(folder: Path, keep: int) -> list[Path]:
-    """Delete all but the `keep` newest intact checkpoints, and every unfinished or damaged one; return the deleted.
+def prune(folder: Path, retention: Retention) -> list[Path]:
+    """Delete the checkpoints that `retention` does not keep, and every unfinished or damaged one; return the deleted.
 
-    "Intact" is judged by `complete.json` and the file sizes, so pruning reads no tensor. Raises ValueError for
-    keep < 1: removing the last checkpoint is never what a training run wants.
+    "Intact" is judged by `complete.json` and the file sizes, so pruning reads no tensor.
     """
-    if keep < 1:
-        raise ValueError(f"keep must be at least 1, not {keep}")
-    kept, deleted = 0, []
+    intact, deleted = [], []
     for _, path, body, problem in _candidates(folder, unfinished=True):
-        if problem is None and kept < keep and _has_its_files(path, body):
-            kept += 1
-            continue
+        if problem is None and _has_its_files(path, body):
+            intact.append((path, body))
+        else:
+            deleted.append(path)
+    scores = [body["score"] for _, body in intact if body.get("score") is not None]
+    for place, (path, body) in enumerate(intact):
+        newest = place < retention.newest
+        periodic = retention.every is not None and body["step"] and body["step"] % retention.every == 0
+        best = retention.best and body.get("score") is not None and body["score"] == min(scores)
+        if not (newest or periodic or best):
+            deleted.append(path)
+    for path in deleted:
         remove(path)
-        deleted.append(path)
     return deleted
 
 
@@ -195,28 +230,19 @@ def _check_files(folder: Path, body: dict[str, Any], deep: bool) -> None:
             raise CheckpointError(f"{path} does not match its digest")
 
 
-def _write_tensors(path: Path, named: dict[str, Tensor]) -> dict[str, str]:
-    """Write one group and return {alias: name} for the tensors that are another one under a second name."""
-    from safetensors.torch import save_file
-
-    from .disk_errors import as_os_errors
-
+def _without_ties(named: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of one group, each once, and {alias: name} for those that are another one's second name."""
     aliases: dict[str, str] = {}
     owned: dict[str, Tensor] = {}
     seen: dict[tuple, str] = {}
     for name, tensor in named.items():
-        tensor = tensor.detach()
         key = (tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride())
         if tensor.numel() and key in seen:
             aliases[name] = seen[key]
-            continue
-        seen[key] = name
-        # A view of a larger storage would be written with, or refused because of, its neighbours.
-        whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
-        owned[name] = tensor if whole else tensor.clone().contiguous()
-    with as_os_errors(path):
-        save_file(owned, path)
-    return aliases
+        else:
+            seen[key] = name
+            owned[name] = tensor
+    return owned, aliases
 
 
 def _to_json(value: Any) -> bytes:

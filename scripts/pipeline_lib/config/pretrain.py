@@ -79,7 +79,15 @@ class PretrainSettings(Section):
     checkpoint_steps: int | None = Field(default=None, ge=1)
     """Steps between two checkpoints, in addition to those by time."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """Number of checkpoints to keep."""
+    """Number of newest checkpoints to keep."""
+    keep_every: int | None = Field(default=None, ge=1)
+    """Steps between checkpoints that are kept for good, in addition to the newest and the best one."""
+    keep_best: bool = True
+    """Whether to save after the best validation so far and to keep that checkpoint until a better one."""
+    background_saving: bool = True
+    """Whether to write checkpoints while training goes on; costs a copy of weights and moments in host memory."""
+    time_limit_seconds: float | None = Field(default=None, gt=0)
+    """Wall time after which this start of the stage saves and leaves like on SIGTERM, in seconds."""
     tensorboard: bool = True
     """Whether to write TensorBoard event files beside metrics.jsonl."""
 

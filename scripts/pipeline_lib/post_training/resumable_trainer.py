@@ -29,6 +29,7 @@ from transformers import PrinterCallback, TrainerCallback
 from pipeline_lib.checkpoints import (
     CheckpointError,
     LoadedCheckpoint,
+    Retention,
     checkpoint_name,
     load_checkpoint,
     load_optimizer_state_by_name,
@@ -134,7 +135,7 @@ class ResumableTrainer:
         }
         tensors = {"model": self._trainable(), "optimizer": optimizer_tensors}
         save_checkpoint(self.checkpoints / checkpoint_name(self.state.global_step), tensors, state)
-        prune(self.checkpoints, self.training.keep_checkpoints)
+        prune(self.checkpoints, Retention(self.training.keep_checkpoints))
         self._saved_at = time.monotonic()
 
     def _plain_optimizer(self) -> torch.optim.Optimizer:

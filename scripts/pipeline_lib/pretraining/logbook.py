@@ -19,7 +19,6 @@ class Logbook:
     metrics: StepLines
     timings: StepLines
     curves: Curves
-    checkpoints: Path
     resumed_at: int | None
     _clock: float = field(default_factory=time.monotonic)
 
@@ -79,6 +78,5 @@ def open_logbook(work: Path, run: TrainingRun, resumed: bool, tensorboard: bool)
         metrics=StepLines(work / "metrics.jsonl", last),
         timings=StepLines(work / "timings.jsonl", last),
         curves=Curves(work / "tensorboard" if tensorboard else None, last),
-        checkpoints=work / "checkpoints",
         resumed_at=last if resumed else None,
     )

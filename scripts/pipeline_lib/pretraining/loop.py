@@ -15,51 +15,84 @@ before it reaches the weights.
 from __future__ import annotations
 
 import math
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from pipeline_lib.checkpoints import rng_state
 from pipeline_lib.config.pretrain import PretrainSettings
-from pipeline_lib.stage import Stage, StageFailure
+from pipeline_lib.stage import Stage, StageFailure, StageInterrupted
 
 from .batches import Batch, PackedData
 from .forward import summed_loss
 from .logbook import Logbook
 from .machine import is_out_of_memory
 from .optimizers import set_learning_rates
-from .run_state import TrainingRun, save_run
+from .run_state import TrainingRun
+from .saving import Saving
 from .schedule import schedule_factor
 from .validation import validate
 
 
-def train(stage: Stage, run: TrainingRun, data: PackedData, book: Logbook) -> None:
-    """Bring `run` from where it stands to its horizon. Raises StageInterrupted after saving, StageFailure on NaN."""
+def train(stage: Stage, run: TrainingRun, data: PackedData, book: Logbook) -> Saving:
+    """Bring `run` from where it stands to its horizon; return the record of its checkpoints.
+
+    Raises StageInterrupted after saving when a signal or the time limit ends the run, StageFailure when the loss is not
+    finite. Any other exception passes through after a checkpoint of the last whole step was saved.
+    """
+    saving = Saving(stage.settings, stage.work / "checkpoints", book)
+    try:
+        with saving:
+            _train(stage, run, data, book, saving)
+    except (StageFailure, OSError, MemoryError):
+        raise  # saved where that was possible, or saving is what failed
+    except Exception:
+        if saving.emergency(run):
+            stage.say(f"  the state after step {run.step:,} was saved before the error")
+        raise
+    return saving
+
+
+def _train(stage: Stage, run: TrainingRun, data: PackedData, book: Logbook, saving: Saving) -> None:
     settings: PretrainSettings = stage.settings
     batches = data.training_batches(run.data)
-    saved = time.monotonic()
     with stage.progress(run.horizon.steps, "training", "steps") as bar:
         bar.advance(run.step)
         if run.unwritten is not None or book.metrics.next_step == 0:
-            _finish_step(stage, run, data, book, run.unwritten or {"step": 0})
+            _finish_step(stage, run, data, book, saving, run.unwritten or {"step": 0})
         while run.step < run.horizon.steps:
-            line = _next_step(run, batches, book, settings)
-            _finish_step(stage, run, data, book, line)
+            began = time.monotonic()
+            line = _next_step(run, batches, saving, settings)
+            _finish_step(stage, run, data, book, saving, line)
             bar.advance(1, f"loss {line['loss']:.3f}, {book.tokens_per_second(run):,.0f} tokens/s")
-            last = run.step == run.horizon.steps
-            if last or stage.interrupted or _checkpoint_due(run.step, time.monotonic() - saved, settings):
-                _save(run, book, settings)
-                saved = time.monotonic()
-                stage.stop_if_interrupted()
+            saving.save_if_due(run, last=run.step == run.horizon.steps)
+            if run.step < run.horizon.steps:
+                _stop_if_asked(stage, run, saving, time.monotonic() - began)
 
 
-def optimizer_step(run: TrainingRun, batch: Batch, settings: PretrainSettings) -> tuple[float, float]:
+def _stop_if_asked(stage: Stage, run: TrainingRun, saving: Saving, step_seconds: float) -> None:
+    """Save and raise StageInterrupted when a signal arrived, or when the next step would pass the time limit."""
+    limit = stage.settings.time_limit_seconds
+    out_of_time = limit is not None and time.monotonic() - stage.started + 1.5 * step_seconds > limit
+    if out_of_time:
+        stage.say(f"  the time limit of {limit:,.0f} s is reached after step {run.step:,}")
+    if out_of_time or stage.interrupted:
+        saving.emergency(run)
+        stage.stop_if_interrupted()
+        raise StageInterrupted(signal.SIGTERM)
+
+
+def optimizer_step(
+    run: TrainingRun, batch: Batch, settings: PretrainSettings, before_update: Callable[[], None]
+) -> tuple[float, float]:
     """Do one optimizer step on `batch`; return the mean loss in nats per token and the gradient's norm before clipping.
 
     The loss is divided by the predicted tokens of the whole step, so the micro-batch size changes memory and speed but
-    neither the loss nor the gradient (beyond rounding). Raises FloatingPointError, with the weights untouched, when
+    neither the loss nor the gradient (beyond rounding). `before_update` is called when the gradient is known and before
+    anything that a checkpoint holds is changed. Raises FloatingPointError, with the weights untouched, when
     loss or norm is not finite.
     """
     batch = batch.to(run.device)
@@ -74,6 +107,7 @@ def optimizer_step(run: TrainingRun, batch: Batch, settings: PretrainSettings) -
     if not (math.isfinite(norm) and math.isfinite(float(total))):
         _drop_gradients(run)
         raise FloatingPointError(f"loss {float(total)}, gradient norm {norm}")
+    before_update()
     run.between_steps = False
     set_learning_rates(run.optimizers.values(), schedule_factor(run.step + 1, run.horizon.steps, settings.schedule))
     for optimizer in run.optimizers.values():
@@ -89,36 +123,38 @@ def optimizer_step(run: TrainingRun, batch: Batch, settings: PretrainSettings) -
 def _next_step(
     run: TrainingRun,
     batches: Iterator[tuple[Batch, dict[str, Any]]],
-    book: Logbook,
+    saving: Saving,
     settings: PretrainSettings,
 ) -> dict[str, Any]:
     """Do the next step and return its metrics line."""
     step = run.step + 1
     batch, data_state = next(batches)
     try:
-        loss, norm = optimizer_step(run, batch, settings)
+        loss, norm = optimizer_step(run, batch, settings, saving.saver.before_update)
     except FloatingPointError as error:
-        _save(run, book, settings)
+        saving.emergency(run)
         raise StageFailure(
             f"training diverged at step {step} ({error}); the weights of step {run.step} are saved in"
-            f" {book.checkpoints}; lower pretrain.optimizer.lr or raise pretrain.schedule.warmup_fraction"
+            f" {saving.saver.folder}; lower pretrain.optimizer.lr or raise pretrain.schedule.warmup_fraction"
         ) from None
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         _drop_gradients(run)
-        if run.between_steps:  # an update that stopped half-way must not be saved; the last checkpoint stands
-            _save(run, book, settings)
+        saving.emergency(run)
         raise StageFailure(
             f"out of memory at step {step} with pretrain.micro_batch {settings.micro_batch}; set it to"
             f" {max(1, settings.micro_batch // 2)}: the batch and the result stay the same"
         ) from None
     run.data = data_state
+    run.score = None
     factor = schedule_factor(step, run.horizon.steps, settings.schedule)
     return {"step": step, "loss": loss, "grad_norm": norm, "lr": run.horizon.rates.matrices * factor}
 
 
-def _finish_step(stage: Stage, run: TrainingRun, data: PackedData, book: Logbook, line: dict[str, Any]) -> None:
+def _finish_step(
+    stage: Stage, run: TrainingRun, data: PackedData, book: Logbook, saving: Saving, line: dict[str, Any]
+) -> None:
     """Validate if it is time, then write the line of `run.step`. On a signal save the line unwritten and leave."""
     settings: PretrainSettings = stage.settings
     if _validation_due(run, settings):
@@ -127,8 +163,10 @@ def _finish_step(stage: Stage, run: TrainingRun, data: PackedData, book: Logbook
         if result is None:
             if run.step:
                 run.unwritten = line
-                _save(run, book, settings)
+                saving.emergency(run)
             stage.stop_if_interrupted()
+        run.score = result.bits_per_byte
+        run.best_score = run.score if run.best_score is None else min(run.score, run.best_score)
         line.update(val_loss=result.loss, val_bits_per_byte=result.bits_per_byte)
         stage.say(f"  step {run.step:,}: validation {result.bits_per_byte:.4f} bits per byte, loss {result.loss:.4f}")
     run.unwritten = None
@@ -140,16 +178,6 @@ def _finish_step(stage: Stage, run: TrainingRun, data: PackedData, book: Logbook
 def _validation_due(run: TrainingRun, settings: PretrainSettings) -> bool:
     at_an_end = run.step in (0, run.horizon.steps)
     return at_an_end or (settings.validation_steps is not None and run.step % settings.validation_steps == 0)
-
-
-def _checkpoint_due(step: int, seconds: float, settings: PretrainSettings) -> bool:
-    by_step = settings.checkpoint_steps is not None and step % settings.checkpoint_steps == 0
-    return by_step or seconds >= settings.checkpoint_seconds
-
-
-def _save(run: TrainingRun, book: Logbook, settings: PretrainSettings) -> None:
-    book.sync()  # the lines must be durable before the checkpoint that has them behind it
-    save_run(run, book.checkpoints, settings.keep_checkpoints)
 
 
 def _drop_gradients(run: TrainingRun) -> None:

@@ -11,6 +11,7 @@ from pipeline_lib.stage import atomic_path
 
 from .inputs import TrainingInputs
 from .run_state import TrainingRun
+from .saving import Saving
 from .step_lines import read_lines
 
 if TYPE_CHECKING:
@@ -27,12 +28,13 @@ def save_final_model(model: PreTrainedModel, tokenizer_files: list[Path], folder
             shutil.copyfile(file, staging / file.name)
 
 
-def summarise(metrics: Path, run: TrainingRun, inputs: TrainingInputs) -> dict[str, Any]:
+def summarise(metrics: Path, run: TrainingRun, inputs: TrainingInputs, saving: Saving) -> dict[str, Any]:
     """Return the summary numbers of a finished run.
 
     tokens counts positions that went through the model, repeats and padding included; predicted_tokens those with a
     target. tokens_per_second is over the wall clock of the loop, validation and checkpoints included. model_flops
-    counts 6 per token and parameter that costs FLOPs, attention and recomputation left out.
+    counts 6 per token and parameter that costs FLOPs, attention and recomputation left out. The three checkpoint_
+    numbers are of the last start only: saves, seconds in which they held up the loop, and seconds of writing.
     """
     lines = read_lines(metrics)
     before, after = lines[0], lines[-1]
@@ -53,6 +55,9 @@ def summarise(metrics: Path, run: TrainingRun, inputs: TrainingInputs) -> dict[s
         "tokens_per_second": tokens / run.seconds,
         "model_flops": flops,
         "model_flops_per_second": flops / run.seconds,
+        "checkpoints_saved": saving.saver.saves,
+        "checkpoint_stall_seconds": round(saving.saver.stalled, 4),
+        "checkpoint_write_seconds": round(saving.saver.written, 4),
         "dtype": run.choices.dtype,
         "compiled": run.choices.compiled,
         "device": str(run.device),

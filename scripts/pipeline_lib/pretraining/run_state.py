@@ -5,7 +5,7 @@
     step         optimizer steps done; the learning-rate factor is a function of it
     data         how far the packed cache has been read
     random       state of every random generator
-    meters       predicted tokens and wall seconds so far
+    meters       predicted tokens and wall seconds so far, best validation so far
     unwritten    the metrics line of `step` if a signal came while its validation was still running
 
 The rest is either fixed by settings and inputs, whose digests guard the work folder, or a choice made by measurement,
@@ -23,14 +23,11 @@ import torch
 
 from pipeline_lib.checkpoints import (
     CheckpointError,
-    checkpoint_name,
     load_checkpoint,
     load_optimizer_state_by_name,
     newest_valid_checkpoint,
     optimizer_state_by_name,
-    prune,
     rng_state,
-    save_checkpoint,
     set_rng_state,
 )
 
@@ -55,6 +52,8 @@ class TrainingRun:
     """A run at a step; `body` is the model without its head, compiled or not.
 
     between_steps is False while weights and moments are being updated: only outside of that may they be saved.
+    score: validation bits per byte of this very step; best_score: the lowest of all steps so far; save_soon: something
+    happened in this step that a continued run could not find out again.
     """
 
     model: PreTrainedModel
@@ -68,7 +67,10 @@ class TrainingRun:
     seconds: float = 0.0
     unwritten: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
+    score: float | None = None
+    best_score: float | None = None
     between_steps: bool = True
+    save_soon: bool = False
     random: dict[str, Any] = field(default_factory=rng_state)
 
     @property
@@ -82,8 +84,8 @@ class TrainingRun:
         return getattr(torch, self.choices.dtype)
 
 
-def save_run(run: TrainingRun, folder: Path, keep: int) -> Path:
-    """Write a checkpoint of `run` below `folder`, drop all but the newest `keep`, and return its path."""
+def checkpoint_content(run: TrainingRun) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+    """Return what a checkpoint of `run` holds: the live tensors by group and name, and the JSON state."""
     tensors = {"model": run.model.state_dict()}
     optimizers = {}
     for name, optimizer in run.optimizers.items():
@@ -98,10 +100,9 @@ def save_run(run: TrainingRun, folder: Path, keep: int) -> Path:
         "targets": run.targets,
         "seconds": run.seconds,
         "unwritten": run.unwritten,
+        "best_score": run.best_score,
     }
-    path = save_checkpoint(folder / checkpoint_name(run.step), tensors, state)
-    prune(folder, keep)
-    return path
+    return tensors, state
 
 
 def restore_run(run: TrainingRun, folder: Path, say: Callable[[str], None]) -> Path | None:
@@ -127,6 +128,7 @@ def restore_run(run: TrainingRun, folder: Path, say: Callable[[str], None]) -> P
     run.targets = loaded.state["targets"]
     run.seconds = loaded.state["seconds"]
     run.unwritten = loaded.state["unwritten"]
+    run.best_score = loaded.state["best_score"]
     run.random = loaded.state["random"]
     set_rng_state(run.random)
     return path

@@ -78,7 +78,7 @@ def run_stage(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
-        if error.errno != errno.ENOSPC and "No space left" not in str(error):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) and "No space left" not in str(error):
             raise
         code = _complain(
             f"disk full while writing {error.filename or 'the outputs'}: free some space and start again;"

@@ -62,6 +62,7 @@ class Stage:
     def __init__(self, spec: StageSpec, config: Any, run_folder: Path, threads: int, arguments: str):
         self.spec = spec
         self.name = spec.name
+        self.started = time.monotonic()
         self.config = config
         self.settings = getattr(config, spec.section)
         self.seed: int = config.seed

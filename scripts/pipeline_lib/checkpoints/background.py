@@ -1,0 +1,176 @@
+"""Save checkpoints while training goes on.
+
+What: between two updates of the weights nothing writes to weights or moments, and that time is long: it holds the
+forward and backward passes of a whole step. So a save copies them in a thread during that time, and the loop waits for
+the copy only just before the next update (`before_update`), by when it is long done. Writing, digests, fsync, rename
+and pruning follow in the same thread.
+
+    saver.start(tensors, state)    between two steps: takes references only
+    ... forward, backward ...      meanwhile the thread copies
+    saver.before_update()          the copy is complete from here on
+    optimizer.step()               meanwhile the thread writes
+
+Cost: one copy of weights and moments in host memory (pinned on a machine with a GPU), kept for the next save.
+Traps: a copy through torch would use its thread pool and take cores from the step, so CPU tensors are copied through
+numpy, one core and no interpreter lock. An error in the thread (a full disk) is raised in the loop by the next call.
+
+The idea is that of DataStates-LLM (Maurya et al. 2024, arXiv 2406.10707).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .folders import Retention, checkpoint_name, prune, save_checkpoint
+from .tensor_files import bytes_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Groups = dict[str, dict[str, "Tensor"]]
+
+
+class BackgroundSaver:
+    """Writes the checkpoints of one run; `stalled` and `written` are seconds, of the loop and of the thread."""
+
+    def __init__(self, folder: Path, retention: Retention, background: bool = True):
+        """Checkpoints go below `folder`; with `background` False every save is complete when `start` returns."""
+        self.folder = folder
+        self.retention = retention
+        self.background = background
+        self.last_step: int | None = None
+        self.saves = 0
+        self.stalled = 0.0
+        self.written = 0.0
+        self._thread: threading.Thread | None = None
+        self._copied = threading.Event()
+        self._copied.set()
+        self._error: BaseException | None = None
+        self._buffers: dict[tuple[str, str], Tensor] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is still being written."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(
+        self,
+        tensors: Groups,
+        state: dict[str, Any],
+        score: float | None = None,
+        first: Callable[[], None] | None = None,
+    ) -> None:
+        """Begin to save; waits for an earlier save to end. `first` is called in the thread before anything is written.
+
+        `state` must not be changed afterwards, and the tensors not before `before_update` returned. Raises what an
+        earlier save failed with, and without background what this one fails with.
+        """
+        began = time.perf_counter()
+        self._join()
+        self.last_step = state["step"]
+        self.saves += 1
+        if self.background:
+            self._copied.clear()
+            ready = _mark(tensors)
+            self._thread = threading.Thread(target=self._copy_and_write, args=(tensors, state, score, first, ready))
+            self._thread.start()
+        else:
+            self._write(tensors, state, score, first)
+        self.stalled += time.perf_counter() - began
+
+    def before_update(self) -> None:
+        """Wait until the weights and moments may be changed. Raises the error of a save that failed."""
+        if not self._copied.is_set():
+            began = time.perf_counter()
+            self._copied.wait()
+            self.stalled += time.perf_counter() - began
+        self._raise_error()
+
+    def finish(self) -> None:
+        """Wait for the save in hand. Raises what it failed with."""
+        began = time.perf_counter()
+        self._join()
+        self.stalled += time.perf_counter() - began
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._raise_error()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            error, self._error = self._error, None
+            self.last_step = None
+            raise error
+
+    def _copy_and_write(self, tensors: Groups, state: dict[str, Any], score: float | None, first: Any, ready: Any):
+        try:
+            try:
+                copies = self._copy(tensors, ready)
+            finally:
+                self._copied.set()
+            self._write(copies, state, score, first)
+        except BaseException as error:
+            self._error = error
+
+    def _copy(self, tensors: Groups, ready: Any) -> Groups:
+        """Copy every tensor into its host buffer; tied tensors stay tied, so that they are written once."""
+        import numpy
+        import torch
+
+        copies: Groups = {}
+        stream = torch.cuda.Stream() if ready is not None else None
+        if stream is not None:
+            stream.wait_event(ready)
+        for group, named in tensors.items():
+            copies[group] = {}
+            seen: dict[tuple, Tensor] = {}
+            for name, tensor in named.items():
+                tensor = tensor.detach()
+                identity = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+                if tensor.numel() and identity in seen:
+                    copies[group][name] = seen[identity]
+                    continue
+                buffer = self._buffer(group, name, tensor)
+                if tensor.is_cuda:
+                    with torch.cuda.stream(stream):
+                        buffer.copy_(tensor, non_blocking=True)
+                else:
+                    numpy.copyto(bytes_of(buffer), bytes_of(tensor))
+                copies[group][name] = seen[identity] = buffer
+        if stream is not None:
+            stream.synchronize()
+        return copies
+
+    def _buffer(self, group: str, name: str, tensor: Tensor) -> Tensor:
+        import torch
+
+        buffer = self._buffers.get((group, name))
+        if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._buffers[group, name] = buffer
+        return buffer
+
+    def _write(self, tensors: Groups, state: dict[str, Any], score: float | None, first: Any) -> None:
+        began = time.perf_counter()
+        if first is not None:
+            first()
+        save_checkpoint(self.folder / checkpoint_name(state["step"]), tensors, state, score)
+        prune(self.folder, self.retention)
+        self.written += time.perf_counter() - began
+
+
+def _mark(tensors: Groups) -> Any:
+    """Return an event after which the work already given to the GPU is done, or None when all is on the CPU."""
+    import torch
+
+    if not any(tensor.is_cuda for named in tensors.values() for tensor in named.values()):
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event
