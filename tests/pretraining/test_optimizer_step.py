@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pipeline_lib.checkpoints import newest_valid_checkpoint, seed_everything
+from pipeline_lib.checkpoints import checkpoint_name, newest_valid_checkpoint, save_checkpoint, seed_everything
 from pipeline_lib.config.model import ModelSettings
 from pipeline_lib.config.pretrain import OptimizerSettings, PretrainSettings
 from pipeline_lib.models.initialise import build_model
@@ -18,11 +18,16 @@ from pipeline_lib.pretraining.logbook import open_logbook
 from pipeline_lib.pretraining.loop import _next_step, optimizer_step
 from pipeline_lib.pretraining.machine import is_out_of_memory
 from pipeline_lib.pretraining.optimizers import make_optimizers, parameter_groups
-from pipeline_lib.pretraining.run_state import Choices, TrainingRun, restore_run, save_run
+from pipeline_lib.pretraining.run_state import Choices, TrainingRun, checkpoint_content, restore_run
+from pipeline_lib.pretraining.saving import Saving
 from pipeline_lib.stage import StageFailure
 
 SPECIAL = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1}
 SETTINGS = PretrainSettings(tokens=5120, batch_tokens=512, micro_batch=8, dtype="float32", compile="off")
+
+
+def nothing() -> None:
+    """What has to be waited for before an update when no checkpoint is being written."""
 
 
 def make_model(tied: bool = False, dtype: str = "float32"):
@@ -87,7 +92,7 @@ def step_gradients(run: TrainingRun, batch, settings: PretrainSettings):
         muon_step()
 
     run.optimizers["muon"].step = remember
-    return *optimizer_step(run, batch, settings), gradients
+    return *optimizer_step(run, batch, settings, nothing), gradients
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 100])
@@ -128,12 +133,12 @@ def test_the_norm_is_measured_before_clipping_and_the_gradient_clipped_to_the_li
 def test_a_loss_that_is_not_finite_leaves_weights_moments_and_step_as_they_were(data):
     run = make_run()
     (first, _), (second, _) = first_batches(data, 2)
-    optimizer_step(run, first, SETTINGS)
+    optimizer_step(run, first, SETTINGS, nothing)
     with torch.no_grad():
         run.model.lm_head.weight[5] = float("inf")
     before = {name: value.clone() for name, value in run.model.state_dict().items()}
     with pytest.raises(FloatingPointError):
-        optimizer_step(run, second, SETTINGS)
+        optimizer_step(run, second, SETTINGS, nothing)
     assert run.step == 1
     assert all(torch.equal(value, before[name]) for name, value in run.model.state_dict().items())
     assert all(parameter.grad is None for parameter in run.model.parameters())
@@ -150,8 +155,8 @@ def test_memory_that_runs_out_half_way_through_an_update_is_not_saved_over(data,
 
     run.optimizers["adamw"].step = exhaust  # Muon has already moved the matrices when AdamW asks for its moments
     with pytest.raises(StageFailure, match="out of memory at step 1 with pretrain.micro_batch 8; set it to 4"):
-        _next_step(run, data.training_batches(None), book, SETTINGS)
-    assert newest_valid_checkpoint(book.checkpoints) is None
+        _next_step(run, data.training_batches(None), Saving(SETTINGS, tmp_path / "checkpoints", book), SETTINGS)
+    assert newest_valid_checkpoint(tmp_path / "checkpoints") is None
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
@@ -161,18 +166,18 @@ def test_a_restored_run_continues_bit_for_bit(data, tmp_path, name):
     stream = data.training_batches(None)
     for _ in range(3):
         batch, run.data = next(stream)
-        optimizer_step(run, batch, settings)
-    save_run(run, tmp_path, keep=2)
+        optimizer_step(run, batch, settings, nothing)
+    save_checkpoint(tmp_path / checkpoint_name(run.step), *checkpoint_content(run))
     expected = []
     for _ in range(3):
         batch, run.data = next(stream)
-        expected.append(optimizer_step(run, batch, settings))
+        expected.append(optimizer_step(run, batch, settings, nothing))
 
     again = make_run(settings)
     assert restore_run(again, tmp_path, print) is not None
     assert (again.step, again.targets) == (3, sum(batch.target_count for batch, _ in first_batches(data, 3)))
     stream = data.training_batches(again.data)
-    assert [optimizer_step(again, next(stream)[0], settings) for _ in range(3)] == expected
+    assert [optimizer_step(again, next(stream)[0], settings, nothing) for _ in range(3)] == expected
     for left, right in zip(run.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(left, right)
 
