@@ -2,41 +2,56 @@
 
 Writes final/ (a Hugging Face directory with tokenizer), metrics.jsonl (one line per step), and, as records of this
 machine, checkpoints/, timings.jsonl and tensorboard/. It can be killed at any instant: started again it continues from
-the newest valid checkpoint and ends with the same final/ and metrics.jsonl to the last bit (docs/resume.md).
+the newest valid checkpoint and ends with the same final/ and metrics.jsonl to the last bit (docs/resume.md). Under
+torchrun several processes share the work (docs/scale_out.md): all of them train, the first one writes.
 """
 
-from pipeline_lib.stage import Estimate, Stage, run_stage
+from typing import TYPE_CHECKING
+
+from pipeline_lib.pretraining.launch import run_on_all_processes
+from pipeline_lib.stage import Estimate, Stage
+
+if TYPE_CHECKING:
+    from pipeline_lib.pretraining.outcome import Outcome
 
 
-def run(stage: Stage) -> None:
+def train_together(stage: Stage) -> "Outcome":
+    from pipeline_lib.pretraining.distribution import join
     from pipeline_lib.pretraining.inputs import open_training_inputs
     from pipeline_lib.pretraining.logbook import open_logbook
     from pipeline_lib.pretraining.loop import train
-    from pipeline_lib.pretraining.outcome import save_final_model, summarise
+    from pipeline_lib.pretraining.outcome import finish
     from pipeline_lib.pretraining.run_state import restore_run
     from pipeline_lib.pretraining.setup import prepare_run
 
+    processes = join(stage.settings.strategy)
     inputs = open_training_inputs(stage)
-    training = prepare_run(stage, inputs.load_model(), inputs.horizon, inputs.probe())
+    training = prepare_run(stage, inputs, processes)
     resumed = restore_run(training, stage.work / "checkpoints", stage.say)
     if resumed:
         stage.say(f"  continuing from {resumed.name}, {training.step:,} of {inputs.horizon.steps:,} steps done")
-    with open_logbook(stage.work, training, resumed is not None, stage.settings.tensorboard) as book:
+    with open_logbook(stage.work, training, resumed is not None, stage.settings, stage.run_folder.name) as book:
         saving = train(stage, training, inputs.data, book)
-    save_final_model(training.model, inputs.tokenizer_files, stage.work / "final")
+    return finish(training, inputs, saving)
+
+
+def run(stage: Stage) -> None:
+    outcome = train_together(stage)
+    outcome.save_final_model(stage.work / "final")
     for name, is_record in (("final", False), ("metrics.jsonl", False), ("timings.jsonl", True), ("checkpoints", True)):
         stage.adopt(name, record=is_record)
-    if stage.settings.tensorboard:
-        stage.adopt("tensorboard", record=True)
-    stage.result = summarise(stage.work / "metrics.jsonl", training, inputs, saving)
+    for name in ("tensorboard", "trackers"):
+        if (stage.work / name).exists():
+            stage.adopt(name, record=True)
+    stage.result = outcome.summarise(stage.work)
 
 
 def estimate(stage: Stage) -> Estimate:
     from pipeline_lib.pretraining.cost import expected_cost
     from pipeline_lib.pretraining.inputs import open_training_inputs
 
-    return expected_cost(stage.settings, stage.threads, open_training_inputs(stage))
+    return expected_cost(stage, open_training_inputs(stage))
 
 
 if __name__ == "__main__":
-    run_stage("05_pretrain", run, estimate=estimate)
+    run_on_all_processes("05_pretrain", run, estimate, follow=train_together)

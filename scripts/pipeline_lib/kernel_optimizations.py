@@ -1,5 +1,6 @@
 """Fused GPU kernels and optimizer names: asked for, checked, and either set up or refused aloud."""
 
+import importlib
 import importlib.util
 
 _LIGER_PATCHES = {
@@ -41,6 +42,30 @@ def setup_kernel_optimizations(use_liger_kernel: bool = False, use_cce: bool = F
 
     cce_patch(model_type)
     return "cce"
+
+
+def flash_attention_problem() -> str | None:
+    """Return why the flash-attn package cannot be used here, or None when it can; the package is really loaded.
+
+    A wheel of flash-attn fits one version of torch, of CUDA and of the C library each, and the loader's own message
+    rarely says which of them is wrong.
+    """
+    try:
+        importlib.import_module("flash_attn")
+    except ModuleNotFoundError as error:
+        if error.name == "flash_attn":
+            return "is missing: pip install flash-attn (see requirements-gpu.txt)"
+        return f"needs the module {error.name}, which is missing"
+    except (ImportError, OSError, RuntimeError) as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "GLIBC" in text:
+            return f"was built for a newer C library (GLIBC) than this system's: {text}"
+        if "libcu" in text or "libnv" in text:
+            return f"was built for another CUDA than torch's: {text}"
+        if "undefined symbol" in text:
+            return f"was built for another torch: {text}"
+        return f"does not load: {text}"
+    return None
 
 
 def get_optimizer_name(name: str) -> str:

@@ -40,18 +40,19 @@ def load_compiled_checkpoint(
     honoured. move_to_device: put the model on GPU 0 if there is one. bfloat16 on a GPU, the saved type on a CPU.
     Raises FileNotFoundError without weights, RuntimeError naming missing and unexpected tensors.
     """
-    import importlib.util
-
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    from .kernel_optimizations import flash_attention_problem
 
     on_gpu = torch.cuda.is_available()
     attention = "sdpa"
     if use_flash_attention:
-        if on_gpu and importlib.util.find_spec("flash_attn") is not None:
+        problem = flash_attention_problem() if on_gpu else "needs a GPU"
+        if problem is None:
             attention = "flash_attention_2"
         else:
-            print("flash attention needs a GPU and the flash-attn package: using scaled dot-product attention")
+            print(f"using scaled dot-product attention: flash-attn {problem}")
     folder = Path(path)
     weights = {name.replace(_COMPILED_PREFIX, ""): tensor for name, tensor in _read_weights(folder).items()}
     config = AutoConfig.from_pretrained(folder)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pipeline_lib.packing.reader import PackedCache
 from pipeline_lib.pretraining.batches import PackedData
 from pipeline_lib.pretraining.loss import IGNORED
-from pipeline_lib.pretraining.machine import MatmulSpeed, choose_dtype, compiling_pays
+from pipeline_lib.pretraining.machine import MatmulSpeed, choose_dtype
 from pipeline_lib.pretraining.step_lines import StepLines, read_lines
 from pipeline_lib.stage import StageFailure
 
@@ -121,8 +121,3 @@ def test_the_format_is_the_faster_one_and_float32_on_a_draw():
     assert choose_dtype(MatmulSpeed(float32=237, bfloat16=48)) == "float32"
     assert choose_dtype(MatmulSpeed(float32=100, bfloat16=500)) == "bfloat16"
     assert choose_dtype(MatmulSpeed(float32=100, bfloat16=110)) == "float32"
-
-
-def test_compiling_is_for_long_runs():
-    assert not compiling_pays(step_seconds=0.5, steps=400)
-    assert compiling_pays(step_seconds=0.5, steps=4000)

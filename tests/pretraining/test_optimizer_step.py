@@ -11,14 +11,16 @@ from pipeline_lib.config.pretrain import OptimizerSettings, PretrainSettings
 from pipeline_lib.models.initialise import build_model
 from pipeline_lib.models.shapes import resolve_shape
 from pipeline_lib.packing.reader import PackedCache
+from pipeline_lib.pretraining.attention import use_attention
 from pipeline_lib.pretraining.batches import PackedData
-from pipeline_lib.pretraining.forward import summed_loss
+from pipeline_lib.pretraining.choices import Choices
+from pipeline_lib.pretraining.forward import TokenLoss, summed_loss
 from pipeline_lib.pretraining.horizon import resolve_horizon
 from pipeline_lib.pretraining.logbook import open_logbook
 from pipeline_lib.pretraining.loop import _next_step, optimizer_step
 from pipeline_lib.pretraining.machine import is_out_of_memory
 from pipeline_lib.pretraining.optimizers import make_optimizers, parameter_groups
-from pipeline_lib.pretraining.run_state import Choices, TrainingRun, checkpoint_content, restore_run
+from pipeline_lib.pretraining.run_state import TrainingRun, checkpoint_content, restore_run
 from pipeline_lib.pretraining.saving import Saving
 from pipeline_lib.stage import StageFailure
 
@@ -40,8 +42,9 @@ def make_run(settings: PretrainSettings = SETTINGS) -> TrainingRun:
     horizon = resolve_horizon(settings, 64, 32, 30_000)
     optimizers = make_optimizers(model, settings.optimizer, horizon.rates, torch.float32)
     seed_everything(0)
-    choices = Choices("float32", False, 1, [])
-    return TrainingRun(model, model.base_model, optimizers, horizon, choices, torch.device("cpu"))
+    choices = Choices()
+    use_attention(model, choices.attention)
+    return TrainingRun(model, TokenLoss(model, choices.attention, "none", torch.float32), optimizers, horizon, choices)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +149,7 @@ def test_a_loss_that_is_not_finite_leaves_weights_moments_and_step_as_they_were(
 
 def test_memory_that_runs_out_half_way_through_an_update_is_not_saved_over(data, tmp_path):
     run = make_run()
-    book = open_logbook(tmp_path, run, resumed=False, tensorboard=False)
+    book = open_logbook(tmp_path, run, False, SETTINGS.model_copy(update={"tensorboard": False}), "test")
     book.metrics.append({"step": 0})
     book.timings.append({"step": 0})
 
@@ -155,7 +158,8 @@ def test_memory_that_runs_out_half_way_through_an_update_is_not_saved_over(data,
 
     run.optimizers["adamw"].step = exhaust  # Muon has already moved the matrices when AdamW asks for its moments
     with pytest.raises(StageFailure, match="out of memory at step 1 with pretrain.micro_batch 8; set it to 4"):
-        _next_step(run, data.training_batches(None), Saving(SETTINGS, tmp_path / "checkpoints", book), SETTINGS)
+        saving = Saving(SETTINGS, tmp_path / "checkpoints", book)
+        _next_step(run, data.training_batches(None), data, book, saving, SETTINGS)
     assert newest_valid_checkpoint(tmp_path / "checkpoints") is None
 
 
@@ -167,6 +171,7 @@ def test_a_restored_run_continues_bit_for_bit(data, tmp_path, name):
     for _ in range(3):
         batch, run.data = next(stream)
         optimizer_step(run, batch, settings, nothing)
+        run.tokens.add(batch)
     save_checkpoint(tmp_path / checkpoint_name(run.step), *checkpoint_content(run))
     expected = []
     for _ in range(3):
@@ -175,7 +180,8 @@ def test_a_restored_run_continues_bit_for_bit(data, tmp_path, name):
 
     again = make_run(settings)
     assert restore_run(again, tmp_path, print) is not None
-    assert (again.step, again.targets) == (3, sum(batch.target_count for batch, _ in first_batches(data, 3)))
+    assert again.step == 3 and again.tokens == run.tokens
+    assert again.tokens.predicted == sum(batch.target_count for batch, _ in first_batches(data, 3))
     stream = data.training_batches(again.data)
     assert [optimizer_step(again, next(stream)[0], settings, nothing) for _ in range(3)] == expected
     for left, right in zip(run.model.parameters(), again.model.parameters(), strict=True):

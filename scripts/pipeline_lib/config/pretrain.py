@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from .base import Section
 
@@ -68,6 +68,18 @@ class PretrainSettings(Section):
     """Number format of the matrix products; auto measures both on this machine, weights are always float32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether to compile the model; auto measures a step and compiles when the run is long enough to pay for it."""
+    attention: Literal["auto", "documents", "flash", "flex", "dense"] = "auto"
+    """Attention inside documents: per document on a CPU, FlashAttention or FlexAttention on a GPU, or a dense mask."""
+    fp8: Literal["auto", "on", "off", "emulate"] = "auto"
+    """FP8 linear layers where a timed probe says faster (auto; on insists on such a GPU), or rounded only (emulate)."""
+    fp8_recipe: Literal["tensorwise", "rowwise"] = "tensorwise"
+    """How FP8 operands are scaled: one scale per tensor is faster, one per row more precise."""
+    use_liger_kernel: bool = False
+    """Whether to use Liger's fused GPU kernels for norms, positions, feed-forward and loss; not with use_cce."""
+    use_cce: bool = False
+    """Whether to use Cut Cross-Entropy's fused GPU loss; not with use_liger_kernel."""
+    strategy: Literal["auto", "single", "ddp", "fsdp"] = "auto"
+    """How processes started by torchrun share the work: auto is single for one and ddp for several."""
     loss_chunk: int = Field(default=2048, ge=1)
     """Positions whose logits are held at once, in tokens; bounds memory at loss_chunk x vocabulary numbers."""
     validation_steps: int | None = Field(default=None, ge=1)
@@ -90,8 +102,22 @@ class PretrainSettings(Section):
     """Wall time after which this start of the stage saves and leaves like on SIGTERM, in seconds."""
     tensorboard: bool = True
     """Whether to write TensorBoard event files beside metrics.jsonl."""
+    trackers: list[str] = []
+    """More places for the curves: names that Accelerate knows (wandb, mlflow ...), or module:Class of a tracker."""
+    log_seconds: float = Field(default=10.0, ge=0)
+    """Time between two progress lines, in seconds."""
+    block_norm_steps: int | None = Field(default=100, ge=1)
+    """Steps between two records of each block's gradient norm in the metrics; null never."""
+    spike_deviations: float | None = Field(default=8.0, gt=0)
+    """Height at which a loss or gradient norm is called a spike, in robust standard deviations; null never."""
 
-    @field_validator("compile", mode="before")
+    @model_validator(mode="after")
+    def _one_replacement_of_the_loss(self) -> "PretrainSettings":
+        if self.use_liger_kernel and self.use_cce:
+            raise ValueError("use_liger_kernel and use_cce both replace the loss: switch on one of them")
+        return self
+
+    @field_validator("compile", "fp8", mode="before")
     @classmethod
     def _yaml_spells_on_and_off_as_booleans(cls, value: object) -> object:
         return {True: "on", False: "off"}[value] if isinstance(value, bool) else value

@@ -42,6 +42,17 @@ class Batch:
         """Return the batch on `device`."""
         return Batch(*(tensor.to(device) for tensor in self._tensors()))
 
+    def part(self, rank: int, size: int) -> Batch:
+        """Return the sequences of process `rank` of `size`, equally many for each: empty ones fill up the last."""
+        count = -(-len(self.inputs) // size)
+        missing = count * size - len(self.inputs)
+        fillings = (0, IGNORED, 0, 0)
+        tensors = []
+        for tensor, filling in zip(self._tensors(), fillings, strict=True):
+            rows = tensor if not missing else torch.cat([tensor, tensor.new_full((missing, tensor.shape[1]), filling)])
+            tensors.append(rows[rank * count : (rank + 1) * count])
+        return Batch(*tensors)
+
     def split(self, sequences: int) -> Iterator[Batch]:
         """Yield parts of at most `sequences` sequences, in order."""
         for parts in zip(*(tensor.split(sequences) for tensor in self._tensors()), strict=True):
@@ -76,9 +87,18 @@ class PackedData:
         self._seed = seed
         self._validation = min(cache.sequences(context, "val"), -(-validation_tokens // context))
 
+    @property
+    def validation_sequences(self) -> int:
+        """Number of sequences of a validation."""
+        return self._validation
+
     def epochs(self, steps: int) -> float:
         """Return how often `steps` optimizer steps read the training split."""
         return steps * self._sequences / self.cache.sequences(self.context)
+
+    def rows_seen_before(self, state: dict[str, Any], rows: int) -> int:
+        """Return how many of the last `rows` sequences read up to `state` were read in an earlier epoch too."""
+        return min(rows, max(0, state["position"] - self.cache.sequences(self.context)))
 
     def training_batches(self, state: dict[str, Any] | None) -> Iterator[tuple[Batch, dict[str, Any]]]:
         """Yield the batches of all steps from where `state` ends, with the state after each; epochs without end."""

@@ -1,45 +1,130 @@
-"""`--plan`: the expected time, memory and disk of a run, from a few micro-batches of real data on this machine."""
+"""What a run will cost, predicted from a probe of seconds: `--plan` prints it, and the card holds it against the truth.
+
+The probe takes the real model, real sequences and the real optimizer: a few micro-batches forward and backward, one
+update with a learning rate of zero (it allocates the moments and moves nothing), a few batches from the loader.
+
+    time     steps x (micro-batches + update + loader) + validations, whose forward passes cost a third
+    memory   the peak of the probe
+    disk     the kept checkpoints and the final model
+
+Compiling is in the time only if it is chosen; what other programs do on the machine meanwhile is not.
+"""
 
 from __future__ import annotations
 
 import resource
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
 from pipeline_lib.config.pretrain import PretrainSettings
-from pipeline_lib.stage import Estimate
+from pipeline_lib.stage import Estimate, Stage
+from pipeline_lib.stage.progress import duration, size
 
-from .machine import choose_device, choose_dtype, measure_matmul
-from .run_state import Choices, TrainingRun
-from .setup import measure_micro_batch
+from .choosing import choose, measure_micro_batch
+from .distribution import alone
+from .inputs import TrainingInputs
+from .machine import timed
+from .optimizers import set_learning_rates
+from .run_state import TrainingRun
+from .setup import equip
 
-if TYPE_CHECKING:
-    from .inputs import TrainingInputs
+FORWARD_SHARE = 1 / 3
+LOADER_BATCHES = 3
 
 
-def expected_cost(settings: PretrainSettings, threads: int, inputs: TrainingInputs) -> Estimate:
-    """Time one micro-batch and multiply; compiling, validation and checkpoints are not counted."""
-    torch.set_num_threads(threads)
-    device = choose_device()
-    model = inputs.load_model().to(device)
-    probe = inputs.probe()
-    dtype = settings.dtype
-    if dtype == "auto":
-        dtype = choose_dtype(measure_matmul(device, probe.inputs.numel(), model.config.hidden_size))
-    run = TrainingRun(model, model.base_model, {}, inputs.horizon, Choices(dtype, False, threads, []), device)
-    seconds = measure_micro_batch(run, probe, settings.loss_chunk)
-    horizon = inputs.horizon
-    total = seconds / len(probe.inputs) * horizon.sequences * horizon.steps
-    parameters = inputs.parameters["total"]
-    moments = 2 if settings.optimizer.name == "adamw" else 1
-    if device.type == "cuda":
-        memory = torch.cuda.max_memory_allocated(device) + 4 * moments * parameters
-    else:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + 4 * moments * parameters
-    disk = 4 * parameters * (1 + settings.keep_checkpoints * (1 + moments))
+@dataclass(frozen=True)
+class Prediction:
+    """What a run is expected to need: seconds of training, peak memory and disk in bytes, tokens per second."""
+
+    seconds: float
+    memory_bytes: int
+    disk_bytes: int
+    tokens_per_second: float
+    basis: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the numbers by name."""
+        return asdict(self)
+
+    def against(self, seconds: float, memory_bytes: int, disk_bytes: int) -> str:
+        """Spell the prediction beside the truth."""
+        return (
+            f"predicted {duration(self.seconds)}, {size(self.memory_bytes)} of memory, {size(self.disk_bytes)} of disk;"
+            f" took {duration(seconds)} ({seconds / self.seconds - 1:+.0%}), {size(memory_bytes)}"
+            f" ({memory_bytes / self.memory_bytes - 1:+.0%}), {size(disk_bytes)}"
+            f" ({disk_bytes / self.disk_bytes - 1:+.0%})"
+        )
+
+
+def predict(run: TrainingRun, inputs: TrainingInputs, settings: PretrainSettings) -> Prediction:
+    """Probe `run`, which stands at step 0 and is left as it was, and predict what it will need."""
+    horizon, probe = run.horizon, inputs.probe()
+    micro = measure_micro_batch(run.network, probe, settings.loss_chunk, run.device)
+    micro_batches = horizon.sequences / len(probe.inputs)
+    update = _update_seconds(run)
+    batches = inputs.data.training_batches(None)
+    loader = timed(lambda: [next(batches) for _ in range(LOADER_BATCHES)], run.device) / LOADER_BATCHES
+    validations = 2 + (horizon.steps - 1) // settings.validation_steps if settings.validation_steps else 2
+    validation = inputs.data.validation_sequences / len(probe.inputs) * micro * FORWARD_SHARE
+    step = micro * micro_batches + update + loader
+    seconds = horizon.steps * step + validations * validation
+    held = _state_bytes(run)
+    memory = peak_memory(run.device)
+    disk = settings.keep_checkpoints * held + 4 * inputs.parameters["total"]
+    _forget_moments(run)
     basis = (
-        f"{horizon.steps:,} steps of {horizon.step_tokens:,} tokens; {len(probe.inputs)} sequences took"
-        f" {seconds:.3f} s in {dtype}, not compiled"
+        f"{horizon.steps:,} steps of {horizon.step_tokens:,} tokens: {micro_batches:g} micro-batches of {micro:.3f} s,"
+        f" update {update:.3f} s, loader {loader:.4f} s; {horizon.step_tokens / step:,.0f} tokens/s,"
+        f" matmul {run.choices.peak_flops / 1e9:,.0f} GFLOP/s"
     )
-    return Estimate(total, memory, disk, basis)
+    return Prediction(seconds, memory, disk, horizon.step_tokens / step, basis)
+
+
+def expected_cost(stage: Stage, inputs: TrainingInputs) -> Estimate:
+    """Choose formats and kernels as a first start would, probe, and return the expected cost of the whole stage."""
+    settings, processes = stage.settings, alone()
+    torch.set_num_threads(stage.threads)
+    model = inputs.load_model().to(processes.device)
+    choices = choose(settings, model, "none", inputs.probe(), inputs.horizon, processes.device)
+    run = equip(model, choices, settings, inputs.horizon, processes)
+    cost = predict(run, inputs, settings)
+    return Estimate(cost.seconds, cost.memory_bytes, cost.disk_bytes, cost.basis)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the peak memory of this process so far, in bytes: of the GPU, or of the host on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _update_seconds(run: TrainingRun) -> float:
+    """Return the seconds of an optimizer update that moves nothing; its moments stay."""
+    for parameter in run.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    set_learning_rates(run.optimizers.values(), 0.0)
+
+    def once() -> None:
+        for optimizer in run.optimizers.values():
+            optimizer.step()
+
+    once()
+    seconds = timed(once, run.device)
+    set_learning_rates(run.optimizers.values(), 1.0)
+    run.model.zero_grad(set_to_none=True)
+    return seconds
+
+
+def _state_bytes(run: TrainingRun) -> int:
+    """Return the bytes of weights and moments."""
+    tensors = list(run.model.parameters())
+    for optimizer in run.optimizers.values():
+        tensors += [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _forget_moments(run: TrainingRun) -> None:
+    for optimizer in run.optimizers.values():
+        optimizer.state.clear()

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from pipeline_lib.packing.reader import PackedCache
 from pipeline_lib.stage import Stage, UserError
 
 from .batches import Batch, PackedData
 from .horizon import Horizon, resolve_horizon
-from .setup import load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,13 +25,25 @@ class TrainingInputs:
     data: PackedData
     horizon: Horizon
     parameters: dict[str, int]
+    architecture: str
+    layers: int
+    attention_width: int
     model_folder: Path
     tokenizer_files: list[Path]
     micro_batch: int
 
     def load_model(self) -> PreTrainedModel:
-        """Load the initialised model for training."""
-        return load_model(self.model_folder)
+        """Load the initialised model for training: float32, own storage per parameter."""
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        model = AutoModelForCausalLM.from_pretrained(self.model_folder, dtype=torch.float32)
+        for parameter in model.parameters():
+            # Weights mapped from the file have another alignment than allocated ones; products may round differently.
+            parameter.data = parameter.data.clone()
+        model.train()
+        return model
 
     def probe(self) -> Batch:
         """Return one micro-batch of validation sequences to measure with."""
@@ -60,4 +73,14 @@ def open_training_inputs(stage: Stage) -> TrainingInputs:
     initial.file("config.json")
     weights = initial.files("model*.safetensors")
     tokenizer_files = packed.files("tokenizer/*")
-    return TrainingInputs(data, horizon, parameters, weights[0].parent, tokenizer_files, settings.micro_batch)
+    return TrainingInputs(
+        data=data,
+        horizon=horizon,
+        parameters=parameters,
+        architecture=initial.result["architecture"],
+        layers=shape["layers"],
+        attention_width=shape["heads"] * shape["head_width"],
+        model_folder=weights[0].parent,
+        tokenizer_files=tokenizer_files,
+        micro_batch=settings.micro_batch,
+    )

@@ -1,54 +1,73 @@
-"""What a run writes as it goes: metrics (deterministic), timings and TensorBoard curves (records of this machine)."""
+"""What a run writes as it goes: metrics (deterministic), timings and curves (records of this machine)."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .curves import Curves
+from pipeline_lib.config.pretrain import PretrainSettings
+from pipeline_lib.stage.workspace import read_json
+
 from .run_state import TrainingRun
 from .step_lines import StepLines
+from .trackers import Curves, open_trackers
 
 
 @dataclass
 class Logbook:
-    """The open files of a run that stands at `resumed_at` (None: at its start), and the clock of this process."""
+    """The open files of a run that stands at `resumed_at` (None: at its start), and the clock of this process.
 
-    metrics: StepLines
-    timings: StepLines
-    curves: Curves
+    metrics, timings and curves are None in processes that only follow the first one.
+    """
+
+    metrics: StepLines | None
+    timings: StepLines | None
+    curves: Curves | None
     resumed_at: int | None
     _clock: float = field(default_factory=time.monotonic)
+    _spent: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def spending(self, purpose: str) -> Iterator[None]:
+        """Note the time the block takes as spent on `purpose` ("loader", "validation", "checkpoint")."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._spent[purpose] = self._spent.get(purpose, 0.0) + time.monotonic() - start
 
     def write(self, run: TrainingRun, line: dict[str, Any]) -> str | None:
         """Write the line of `run.step` and its wall time; return the verdict on the first repeated step, if this is it.
 
         The time since the previous line counts, whatever it was spent on, so the times add up to the wall clock.
         """
-        self.metrics.append(line)
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
         run.seconds += seconds
-        self.timings.append({"step": run.step, "seconds": seconds})
-        self.curves.add(line, seconds, run.horizon.step_tokens)
+        spent, self._spent = self._spent, {}
+        if self.metrics is None:
+            return None
+        self.metrics.append(line)
+        self.timings.append({"step": run.step, "seconds": seconds, **spent})
+        self.curves.add(line, {"tokens_per_second": run.horizon.step_tokens / seconds})
         return self._verdict(line)
-
-    def tokens_per_second(self, run: TrainingRun) -> float:
-        """Return the tokens of all steps so far per second of wall clock, validation and checkpoints included."""
-        return run.step * run.horizon.step_tokens / run.seconds
 
     def sync(self) -> None:
         """Make all lines durable."""
-        self.metrics.sync()
-        self.timings.sync()
+        if self.metrics is not None:
+            self.metrics.sync()
+            self.timings.sync()
 
     def close(self) -> None:
         """Write what is buffered and release the files."""
-        self.metrics.close()
-        self.timings.close()
-        self.curves.close()
+        if self.metrics is not None:
+            self.metrics.close()
+            self.timings.close()
+            self.curves.close()
 
     def __enter__(self) -> Logbook:
         return self
@@ -68,15 +87,27 @@ class Logbook:
         return f"{origin}; step {line['step']} replayed, continues bit for bit: {answer}"
 
 
-def open_logbook(work: Path, run: TrainingRun, resumed: bool, tensorboard: bool) -> Logbook:
+def open_logbook(work: Path, run: TrainingRun, resumed: bool, settings: PretrainSettings, project: str) -> Logbook:
     """Open the files below `work` at the step where `run` stands. Raises StageFailure when lines are missing.
 
-    `resumed`: whether the run was restored from a checkpoint.
+    resumed: whether the run was restored from a checkpoint; project: what trackers call it. Only the first process of
+    a run writes.
     """
     last = -1 if not resumed else run.step - (run.unwritten is not None)
+    resumed_at = last if resumed else None
+    if not run.processes.first:
+        return Logbook(None, None, None, resumed_at)
+    trackers = open_trackers(
+        settings.trackers, project, work / "trackers", _identity(work), settings.model_dump(mode="json")
+    )
     return Logbook(
         metrics=StepLines(work / "metrics.jsonl", last),
         timings=StepLines(work / "timings.jsonl", last),
-        curves=Curves(work / "tensorboard" if tensorboard else None, last),
-        resumed_at=last if resumed else None,
+        curves=Curves(work / "tensorboard" if settings.tensorboard else None, last, trackers),
+        resumed_at=resumed_at,
     )
+
+
+def _identity(work: Path) -> str:
+    """Return a name that stays the same as long as the run can be continued."""
+    return str((read_json(work / "state.json") or {}).get("fingerprint", ""))[:16]

@@ -28,9 +28,11 @@ from pipeline_lib.stage import Stage, StageFailure, StageInterrupted
 
 from .batches import Batch, PackedData
 from .forward import summed_loss
+from .gradients import clip, norms_by_block, parameter_norms
 from .logbook import Logbook
 from .machine import is_out_of_memory
 from .optimizers import set_learning_rates
+from .progress_line import ProgressLine
 from .run_state import TrainingRun
 from .saving import Saving
 from .schedule import schedule_factor
@@ -50,7 +52,8 @@ def train(stage: Stage, run: TrainingRun, data: PackedData, book: Logbook) -> Sa
     except (StageFailure, OSError, MemoryError):
         raise  # saved where that was possible, or saving is what failed
     except Exception:
-        if saving.emergency(run):
+        # Cut tensors cannot be put together when this process fails alone: the others would not come.
+        if run.processes.strategy != "fsdp" and saving.emergency(run):
             stage.say(f"  the state after step {run.step:,} was saved before the error")
         raise
     return saving
@@ -59,27 +62,29 @@ def train(stage: Stage, run: TrainingRun, data: PackedData, book: Logbook) -> Sa
 def _train(stage: Stage, run: TrainingRun, data: PackedData, book: Logbook, saving: Saving) -> None:
     settings: PretrainSettings = stage.settings
     batches = data.training_batches(run.data)
-    with stage.progress(run.horizon.steps, "training", "steps") as bar:
-        bar.advance(run.step)
-        if run.unwritten is not None or book.metrics.next_step == 0:
-            _finish_step(stage, run, data, book, saving, run.unwritten or {"step": 0})
-        while run.step < run.horizon.steps:
-            began = time.monotonic()
-            line = _next_step(run, batches, saving, settings)
-            _finish_step(stage, run, data, book, saving, line)
-            bar.advance(1, f"loss {line['loss']:.3f}, {book.tokens_per_second(run):,.0f} tokens/s")
-            saving.save_if_due(run, last=run.step == run.horizon.steps)
-            if run.step < run.horizon.steps:
-                _stop_if_asked(stage, run, saving, time.monotonic() - began)
+    progress = ProgressLine(run.horizon.steps, run.step, settings.log_seconds, lambda line: stage.say(f"  {line}"))
+    if run.unwritten is not None or book.resumed_at is None:
+        _finish_step(stage, run, data, book, saving, run.unwritten or {"step": 0})
+    while run.step < run.horizon.steps:
+        began = time.monotonic()
+        line = _next_step(run, batches, data, book, saving, settings)
+        for name, height in line.get("spikes", {}).items():
+            stage.say(f"  step {run.step:,}: {name} stands {height} deviations above the steps before")
+        _finish_step(stage, run, data, book, saving, line)
+        progress.step(run.step, line["loss"], run.horizon.step_tokens)
+        saving.save_if_due(run, last=run.step == run.horizon.steps)
+        if run.step < run.horizon.steps:
+            _stop_if_asked(stage, run, saving, time.monotonic() - began)
 
 
 def _stop_if_asked(stage: Stage, run: TrainingRun, saving: Saving, step_seconds: float) -> None:
     """Save and raise StageInterrupted when a signal arrived, or when the next step would pass the time limit."""
     limit = stage.settings.time_limit_seconds
-    out_of_time = limit is not None and time.monotonic() - stage.started + 1.5 * step_seconds > limit
+    late = limit is not None and time.monotonic() - stage.started + 1.5 * step_seconds > limit
+    out_of_time = run.processes.share(late)
     if out_of_time:
         stage.say(f"  the time limit of {limit:,.0f} s is reached after step {run.step:,}")
-    if out_of_time or stage.interrupted:
+    if _interrupted(stage, run) or out_of_time:
         saving.emergency(run)
         stage.stop_if_interrupted()
         raise StageInterrupted(signal.SIGTERM)
@@ -90,45 +95,63 @@ def optimizer_step(
 ) -> tuple[float, float]:
     """Do one optimizer step on `batch`; return the mean loss in nats per token and the gradient's norm before clipping.
 
-    The loss is divided by the predicted tokens of the whole step, so the micro-batch size changes memory and speed but
-    neither the loss nor the gradient (beyond rounding). `before_update` is called when the gradient is known and before
-    anything that a checkpoint holds is changed. Raises FloatingPointError, with the weights untouched, when
-    loss or norm is not finite.
+    With several processes each gets the whole batch and takes its part. The loss is divided by the predicted tokens of
+    the whole step, so the micro-batch size and the number of processes change memory and speed but neither the loss nor
+    the gradient (beyond rounding). `before_update` is called when the gradient is known and before anything that a
+    checkpoint holds is changed. Raises FloatingPointError, with the weights untouched, when loss or norm is not finite.
     """
-    batch = batch.to(run.device)
+    processes = run.processes
     targets = batch.target_count
     total = torch.zeros((), device=run.device)
-    for part in batch.split(settings.micro_batch):
-        loss = summed_loss(run, part, settings.loss_chunk) / targets
-        loss.backward()
+    parts = list(batch.part(processes.rank, processes.size).to(run.device).split(settings.micro_batch))
+    for part in parts:
+        with processes.accumulating(run.network, last=part is parts[-1]):
+            loss = summed_loss(run, part, settings.loss_chunk) / targets
+            (loss * processes.size).backward()  # the average over the processes is then the sum of their parts
         total += loss.detach()
-    limit = settings.optimizer.clip_norm or math.inf
-    norm = float(torch.nn.utils.clip_grad_norm_(run.model.parameters(), limit))
+    processes.sum(total)
+    named = [(name, parameter.grad) for name, parameter in run.model.named_parameters() if parameter.grad is not None]
+    gradients = [gradient for _, gradient in named]
+    norms = parameter_norms(gradients, processes)
+    norm = float(torch.linalg.vector_norm(norms))
     if not (math.isfinite(norm) and math.isfinite(float(total))):
         _drop_gradients(run)
         raise FloatingPointError(f"loss {float(total)}, gradient norm {norm}")
+    run.block_norms = {}
+    if settings.block_norm_steps is not None and (run.step + 1) % settings.block_norm_steps == 0:
+        run.block_norms = norms_by_block([name for name, _ in named], norms.tolist())
     before_update()
     run.between_steps = False
+    clip(gradients, norm, settings.optimizer.clip_norm)
     set_learning_rates(run.optimizers.values(), schedule_factor(run.step + 1, run.horizon.steps, settings.schedule))
     for optimizer in run.optimizers.values():
         optimizer.step()
     _drop_gradients(run)
     run.step += 1
-    run.targets += targets
     run.random = rng_state()
     run.between_steps = True
     return float(total), norm
 
 
+def _interrupted(stage: Stage, run: TrainingRun) -> bool:
+    """Say whether a signal has arrived at any of the processes; the others then behave as if it were theirs."""
+    if run.processes.size > 1:
+        stage.signals.received = run.processes.largest(stage.signals.received or 0) or None
+    return stage.interrupted
+
+
 def _next_step(
     run: TrainingRun,
     batches: Iterator[tuple[Batch, dict[str, Any]]],
+    data: PackedData,
+    book: Logbook,
     saving: Saving,
     settings: PretrainSettings,
 ) -> dict[str, Any]:
     """Do the next step and return its metrics line."""
     step = run.step + 1
-    batch, data_state = next(batches)
+    with book.spending("loader"):
+        batch, data_state = next(batches)
     try:
         loss, norm = optimizer_step(run, batch, settings, saving.saver.before_update)
     except FloatingPointError as error:
@@ -148,8 +171,14 @@ def _next_step(
         ) from None
     run.data = data_state
     run.score = None
+    run.tokens.add(batch, data.rows_seen_before(data_state, len(batch.inputs)))
     factor = schedule_factor(step, run.horizon.steps, settings.schedule)
-    return {"step": step, "loss": loss, "grad_norm": norm, "lr": run.horizon.rates.matrices * factor}
+    line = {"step": step, "loss": loss, "grad_norm": norm, "lr": run.horizon.rates.matrices * factor}
+    if spikes := run.spikes.find({"loss": loss, "grad_norm": norm}):
+        line["spikes"] = spikes
+    if run.block_norms:
+        line["block_grad_norms"] = run.block_norms
+    return line
 
 
 def _finish_step(
@@ -158,8 +187,9 @@ def _finish_step(
     """Validate if it is time, then write the line of `run.step`. On a signal save the line unwritten and leave."""
     settings: PretrainSettings = stage.settings
     if _validation_due(run, settings):
-        batches = data.validation_batches(settings.micro_batch)
-        result = validate(run, batches, data.token_bytes, settings.loss_chunk, lambda: stage.interrupted)
+        batches = data.validation_batches(settings.micro_batch * run.processes.size)
+        with book.spending("validation"):
+            result = validate(run, batches, data.token_bytes, settings.loss_chunk, lambda: _interrupted(stage, run))
         if result is None:
             if run.step:
                 run.unwritten = line

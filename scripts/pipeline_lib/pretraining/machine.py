@@ -1,10 +1,4 @@
-"""What this machine does best, decided by measuring: number format of the matrix products, and compiling.
-
-A CPU without bfloat16 units multiplies bfloat16 five times slower than float32, one with them five times faster, and
-nothing in the model's settings tells which. So both are timed on a matrix product of the model's own size, once per
-run. The choices are written down before the first step and read back when the run continues: measuring again could
-choose otherwise and the continuation would no longer be bit for bit.
-"""
+"""Which device there is, how fast it multiplies in which format, and how it says that memory ran out."""
 
 from __future__ import annotations
 
@@ -15,9 +9,6 @@ from dataclasses import dataclass
 import torch
 
 BFLOAT16_MUST_GAIN = 1.2
-# Seconds one compilation takes on a CPU, about; it is worth it when the run is this much longer than the compilation.
-COMPILE_SECONDS = 30.0
-COMPILE_PAYS_AFTER = 20.0
 
 
 @dataclass(frozen=True)
@@ -54,14 +45,6 @@ def measure_matmul(device: torch.device, rows: int, width: int) -> MatmulSpeed:
 def choose_dtype(speed: MatmulSpeed) -> str:
     """Return "bfloat16" where it is clearly faster, "float32" otherwise."""
     return "bfloat16" if speed.bfloat16 > BFLOAT16_MUST_GAIN * speed.float32 else "float32"
-
-
-def compiling_pays(step_seconds: float, steps: int) -> bool:
-    """Say whether a run of `steps` eager steps is long enough for the compiler's start-up to be recovered.
-
-    Compiling gains 5 to 15 % on a CPU and up to half on a GPU; either way it must not cost more than it can bring.
-    """
-    return step_seconds * steps > COMPILE_PAYS_AFTER * COMPILE_SECONDS
 
 
 def timed(action: Callable[[], object], device: torch.device) -> float:

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .distribution import part, whole
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 # Matrices are stacked up to this many numbers, so that large models need no second copy of their weights.
@@ -77,12 +79,14 @@ class Muon(torch.optim.Optimizer):
                 state["momentum_buffer"] = torch.zeros_like(parameter)
             average = state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
             direction = parameter.grad.lerp(average, momentum)  # Nesterov: one step ahead of the average
+            direction = whole(direction)  # cut by FSDP, a matrix has no singular values of its own
             directions.append(direction if direction.shape[0] <= direction.shape[1] else direction.T)
         updates = orthogonalise(torch.stack(directions), self.dtype)
         size = 0.2 * max(stack[0].shape) ** 0.5
         for parameter, update in zip(stack, updates, strict=True):
             parameter.mul_(1 - lr * weight_decay)
-            parameter.add_(update if parameter.shape[0] <= parameter.shape[1] else update.T, alpha=-lr * size)
+            update = update if parameter.shape[0] <= parameter.shape[1] else update.T
+            parameter.add_(part(update, parameter), alpha=-lr * size)
 
 
 def _stacks(parameters: list[Tensor]) -> list[list[Tensor]]:

@@ -3,63 +3,92 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from pipeline_lib.checkpoints import as_os_errors
 from pipeline_lib.stage import atomic_path
 
+from .distribution import whole
 from .inputs import TrainingInputs
+from .meters import flop_count
 from .run_state import TrainingRun
 from .saving import Saving
 from .step_lines import read_lines
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run and its whole weights by name."""
+
+    run: TrainingRun
+    inputs: TrainingInputs
+    saving: Saving
+    weights: dict[str, torch.Tensor]
+
+    def save_final_model(self, folder: Path) -> None:
+        """Write the trained model and the tokenizer's files to `folder`, whole or not at all."""
+        with atomic_path(folder) as staging:
+            staging.mkdir()
+            with as_os_errors(staging):
+                self.run.model.save_pretrained(staging, state_dict=self.weights)
+            for file in self.inputs.tokenizer_files:
+                shutil.copyfile(file, staging / file.name)
+
+    def summarise(self, work: Path) -> dict[str, Any]:
+        """Return the summary numbers of a finished run, whose lines lie in `work`.
+
+        tokens counts positions that went through the model, told apart by use (meters.py); predicted_tokens those with
+        a target. tokens_per_second is over the wall clock of the loop, validation and checkpoints included; step_mfu is
+        the share of the measured matmul peak that the steps alone reached (without validation and waiting for the
+        loader); loader_share is the share of a step spent waiting for data. The three checkpoint_ numbers are of the
+        last start only: saves, seconds in which they held up the loop, and seconds of writing.
+        """
+        run, inputs = self.run, self.inputs
+        lines, times = read_lines(work / "metrics.jsonl"), read_lines(work / "timings.jsonl")
+        before, after = lines[0], lines[-1]
+        flops = flop_count(inputs.parameters["matmul"], inputs.layers, inputs.attention_width).of(run.tokens)
+        spent = {
+            name: sum(line.get(name, 0.0) for line in times[1:]) for name in ("loader", "validation")
+        }
+        stepping = sum(line["seconds"] for line in times[1:]) - sum(spent.values())
+        counts = run.tokens
+        return {
+            "steps": run.step,
+            "tokens": counts.total,
+            "predicted_tokens": counts.predicted,
+            "token_uses": {name: getattr(counts, name) for name in ("useful", "repeated", "masked", "padding")},
+            "tokens_per_step": run.horizon.step_tokens,
+            "epochs": round(inputs.data.epochs(run.step), 4),
+            "val_bits_per_byte_before": before["val_bits_per_byte"],
+            "val_bits_per_byte_after": after["val_bits_per_byte"],
+            "val_loss_before": before["val_loss"],
+            "val_loss_after": after["val_loss"],
+            "train_loss_last": after["loss"],
+            "spikes": sum("spikes" in line for line in lines),
+            "seconds": run.seconds,
+            "tokens_per_second": counts.total / run.seconds,
+            "model_flops": flops,
+            "model_flops_per_second": flops / run.seconds,
+            "step_mfu": round(flops / stepping / (run.choices.peak_flops * run.processes.size), 4),
+            "loader_share": round(spent["loader"] / (stepping + spent["loader"]), 5),
+            "checkpoints_saved": self.saving.saver.saves,
+            "checkpoint_stall_seconds": round(self.saving.saver.stalled, 4),
+            "checkpoint_write_seconds": round(self.saving.saver.written, 4),
+            "dtype": run.choices.dtype,
+            "compiled": run.choices.compiled,
+            "attention": run.choices.attention,
+            "fp8_layers": len(run.choices.fp8_layers),
+            "processes": run.processes.size,
+            "strategy": run.processes.strategy,
+            "device": str(run.device),
+            "peak_learning_rates": run.horizon.to_json()["rates"],
+        }
 
 
-def save_final_model(model: PreTrainedModel, tokenizer_files: list[Path], folder: Path) -> None:
-    """Write the trained model and the tokenizer's files to `folder`, whole or not at all."""
-    with atomic_path(folder) as staging:
-        staging.mkdir()
-        with as_os_errors(staging):
-            model.save_pretrained(staging)
-        for file in tokenizer_files:
-            shutil.copyfile(file, staging / file.name)
-
-
-def summarise(metrics: Path, run: TrainingRun, inputs: TrainingInputs, saving: Saving) -> dict[str, Any]:
-    """Return the summary numbers of a finished run.
-
-    tokens counts positions that went through the model, repeats and padding included; predicted_tokens those with a
-    target. tokens_per_second is over the wall clock of the loop, validation and checkpoints included. model_flops
-    counts 6 per token and parameter that costs FLOPs, attention and recomputation left out. The three checkpoint_
-    numbers are of the last start only: saves, seconds in which they held up the loop, and seconds of writing.
-    """
-    lines = read_lines(metrics)
-    before, after = lines[0], lines[-1]
-    tokens = run.horizon.tokens
-    flops = 6 * inputs.parameters["matmul"] * tokens
-    return {
-        "steps": run.step,
-        "tokens": tokens,
-        "predicted_tokens": run.targets,
-        "tokens_per_step": run.horizon.step_tokens,
-        "epochs": round(inputs.data.epochs(run.step), 4),
-        "val_bits_per_byte_before": before["val_bits_per_byte"],
-        "val_bits_per_byte_after": after["val_bits_per_byte"],
-        "val_loss_before": before["val_loss"],
-        "val_loss_after": after["val_loss"],
-        "train_loss_last": after["loss"],
-        "seconds": run.seconds,
-        "tokens_per_second": tokens / run.seconds,
-        "model_flops": flops,
-        "model_flops_per_second": flops / run.seconds,
-        "checkpoints_saved": saving.saver.saves,
-        "checkpoint_stall_seconds": round(saving.saver.stalled, 4),
-        "checkpoint_write_seconds": round(saving.saver.written, 4),
-        "dtype": run.choices.dtype,
-        "compiled": run.choices.compiled,
-        "device": str(run.device),
-        "peak_learning_rates": run.horizon.to_json()["rates"],
-    }
+def finish(run: TrainingRun, inputs: TrainingInputs, saving: Saving) -> Outcome:
+    """Return the outcome of a run that reached its horizon; every process must call it."""
+    return Outcome(run, inputs, saving, {name: whole(tensor) for name, tensor in run.model.state_dict().items()})

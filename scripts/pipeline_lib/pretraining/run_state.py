@@ -5,7 +5,9 @@
     step         optimizer steps done; the learning-rate factor is a function of it
     data         how far the packed cache has been read
     random       state of every random generator
-    meters       predicted tokens and wall seconds so far, best validation so far
+    tokens       tokens by use so far, and wall seconds
+    spikes       what ordinary steps look like
+    best_score   best validation so far
     unwritten    the metrics line of `step` if a signal came while its validation was still running
 
 The rest is either fixed by settings and inputs, whose digests guard the work folder, or a choice made by measurement,
@@ -31,39 +33,36 @@ from pipeline_lib.checkpoints import (
     set_rng_state,
 )
 
+from .choices import Choices
+from .distribution import Processes, alone, part, whole
 from .horizon import Horizon
+from .meters import TokenCounts
+from .spikes import SpikeDetector
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-@dataclass(frozen=True)
-class Choices:
-    """What was chosen by measurement at the first start; `notes` are the sentences that say so."""
-
-    dtype: str
-    compiled: bool
-    threads: int
-    notes: list[str]
-
-
 @dataclass
 class TrainingRun:
-    """A run at a step; `body` is the model without its head, compiled or not.
+    """A run at a step; `network` is the model with its loss (TokenLoss), wrapped when there are several processes.
 
     between_steps is False while weights and moments are being updated: only outside of that may they be saved.
-    score: validation bits per byte of this very step; best_score: the lowest of all steps so far; save_soon: something
-    happened in this step that a continued run could not find out again.
+    block_norms: the gradient's norm by block of the last step, empty when it was not asked for; score: validation bits
+    per byte of this very step; best_score: the lowest of all steps so far; save_soon: something happened in this step
+    that a continued run could not find out again.
     """
 
     model: PreTrainedModel
-    body: Callable[..., Any]
+    network: torch.nn.Module
     optimizers: dict[str, torch.optim.Optimizer]
     horizon: Horizon
     choices: Choices
-    device: torch.device
+    processes: Processes = field(default_factory=alone)
     step: int = 0
-    targets: int = 0
+    tokens: TokenCounts = field(default_factory=TokenCounts)
+    spikes: SpikeDetector = field(default_factory=lambda: SpikeDetector(None))
+    block_norms: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     unwritten: dict[str, Any] | None = None
     data: dict[str, Any] | None = None
@@ -74,18 +73,16 @@ class TrainingRun:
     random: dict[str, Any] = field(default_factory=rng_state)
 
     @property
-    def head(self) -> torch.Tensor:
-        """The output matrix [vocabulary, width]."""
-        return self.model.get_output_embeddings().weight
-
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """Number format of the matrix products."""
-        return getattr(torch, self.choices.dtype)
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        return self.processes.device
 
 
 def checkpoint_content(run: TrainingRun) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-    """Return what a checkpoint of `run` holds: the live tensors by group and name, and the JSON state."""
+    """Return what a checkpoint of `run` holds: the live tensors by group and name, and the JSON state.
+
+    Tensors that FSDP has cut are put together, so with several processes all must call it.
+    """
     tensors = {"model": run.model.state_dict()}
     optimizers = {}
     for name, optimizer in run.optimizers.items():
@@ -97,38 +94,54 @@ def checkpoint_content(run: TrainingRun) -> tuple[dict[str, dict[str, torch.Tens
         "choices": asdict(run.choices),
         "optimizers": optimizers,
         "random": run.random,
-        "targets": run.targets,
+        "tokens": run.tokens.to_json(),
+        "spikes": run.spikes.state(),
         "seconds": run.seconds,
         "unwritten": run.unwritten,
         "best_score": run.best_score,
     }
-    return tensors, state
+    whole_tensors = {
+        group: {name: whole(tensor) for name, tensor in members.items()} for group, members in tensors.items()
+    }
+    return whole_tensors, state
 
 
 def restore_run(run: TrainingRun, folder: Path, say: Callable[[str], None]) -> Path | None:
     """Bring `run` to the newest valid checkpoint below `folder`; return it, or None when there is none.
 
-    Raises CheckpointError when the checkpoint belongs to another horizon or its tensors do not fit.
+    With several processes the first one chooses and all read, so the folder must be visible to all. Raises
+    CheckpointError when the checkpoint belongs to another horizon or its tensors do not fit.
     """
-    path = newest_valid_checkpoint(folder, say)
-    if path is None:
+    newest = newest_valid_checkpoint(folder, say) if run.processes.first else None
+    name = run.processes.share(newest.name if newest else None)
+    if name is None:
         return None
+    path = folder / name
     loaded = load_checkpoint(path, verify=False)
     if loaded.state["horizon"] != run.horizon.to_json():
         raise CheckpointError(f"{path} was made for another horizon; start the stage again with --force")
     # Copied into the parameters' own storage: a tensor mapped from a file has another alignment, and with it the
     # matrix products may round differently.
-    run.model.load_state_dict(loaded.tensors["model"], strict=True)
+    members = run.model.state_dict()
+    weights = {name: part(tensor, members[name]) for name, tensor in loaded.tensors["model"].items() if name in members}
+    run.model.load_state_dict({**loaded.tensors["model"], **weights}, strict=True)
     for name, optimizer in run.optimizers.items():
-        load_optimizer_state_by_name(
-            optimizer, run.model, loaded.tensors[f"optimizer_{name}"], loaded.state["optimizers"][name]
-        )
+        moments = {
+            key: _part_of_moment(key, tensor, members) for key, tensor in loaded.tensors[f"optimizer_{name}"].items()
+        }
+        load_optimizer_state_by_name(optimizer, run.model, moments, loaded.state["optimizers"][name])
     run.step = loaded.step
     run.data = loaded.state["data"]
-    run.targets = loaded.state["targets"]
+    run.tokens = TokenCounts(**loaded.state["tokens"])
+    run.spikes.restore(loaded.state["spikes"])
     run.seconds = loaded.state["seconds"]
     run.unwritten = loaded.state["unwritten"]
     run.best_score = loaded.state["best_score"]
     run.random = loaded.state["random"]
     set_rng_state(run.random)
     return path
+
+
+def _part_of_moment(key: str, moment: torch.Tensor, members: dict[str, torch.Tensor]) -> torch.Tensor:
+    parameter = members.get(key.rsplit("/", 1)[0])
+    return part(moment, parameter) if parameter is not None and parameter.shape == moment.shape else moment

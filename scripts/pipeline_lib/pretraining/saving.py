@@ -37,14 +37,18 @@ class Saving:
         by_step = any(every is not None and run.step % every == 0 for every in _step_rules(settings))
         by_time = time.monotonic() - self._saved >= settings.checkpoint_seconds and not self.saver.busy
         best = settings.keep_best and run.score is not None and run.score == run.best_score
-        if last or by_step or by_time or best or run.save_soon:
+        # The first process has the clock and the writer; what it says holds for all.
+        if run.processes.share(last or by_step or by_time or best or run.save_soon):
             self.start(run)
 
     def start(self, run: TrainingRun) -> None:
-        """Begin a checkpoint of `run`."""
+        """Begin a checkpoint of `run`; with several processes all must call it, and the first one writes."""
         self._saved = time.monotonic()
         run.save_soon = False
         tensors, state = checkpoint_content(run)
+        if not run.processes.first:
+            self.saver.last_step = run.step
+            return
         # The metrics lines must be durable before the checkpoint that has them behind it.
         self.saver.start(tensors, state, run.score, first=self._book.sync)
 

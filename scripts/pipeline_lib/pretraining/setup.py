@@ -3,100 +3,80 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from pipeline_lib.checkpoints import seed_everything
 from pipeline_lib.config.pretrain import PretrainSettings
+from pipeline_lib.kernel_optimizations import setup_kernel_optimizations
 from pipeline_lib.stage import Stage, write_json_atomic
 from pipeline_lib.stage.workspace import read_json
 
-from .batches import Batch
-from .forward import summed_loss
+from .attention import use_attention
+from .choices import Choices
+from .choosing import choose, compile_body
+from .distribution import Processes
+from .forward import TokenLoss
+from .fp8 import use_fp8
 from .horizon import Horizon
-from .machine import choose_device, choose_dtype, compiling_pays, measure_matmul, timed
+from .inputs import TrainingInputs
 from .optimizers import make_optimizers
-from .run_state import Choices, TrainingRun
+from .run_state import TrainingRun
+from .spikes import SpikeDetector
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def load_model(folder: Path) -> PreTrainedModel:
-    """Load a Hugging Face model directory for training: float32, attention through SDPA, own storage per parameter."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
-    for parameter in model.parameters():
-        # Weights mapped from the file have another alignment than allocated ones, and products may round differently.
-        parameter.data = parameter.data.clone()
-    model.train()
-    return model
-
-
-def prepare_run(stage: Stage, model: PreTrainedModel, horizon: Horizon, probe: Batch) -> TrainingRun:
-    """Return the run at step 0 in the formats this machine is best at; the choices are made once per work folder.
-
-    `probe` is a micro-batch to measure with.
-    """
+def prepare_run(stage: Stage, inputs: TrainingInputs, processes: Processes) -> TrainingRun:
+    """Return the run at step 0 in the formats this machine is best at; the choices are made once per work folder."""
     settings: PretrainSettings = stage.settings
-    device = choose_device()
+    device = processes.device
     if device.type == "cuda":
         # Atomic additions in backward kernels would make a continued run differ from an uninterrupted one.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-    model.to(device)
+    kernels = setup_kernel_optimizations(settings.use_liger_kernel, settings.use_cce, inputs.architecture)
+    model = inputs.load_model().to(device)
     seed_everything(stage.seed)
-    torch.set_num_threads(stage.threads)
-    eager = TrainingRun(model, model.base_model, {}, horizon, Choices("float32", False, 1, []), device)
-    choices = _remembered_choices(stage.work / "choices.json") or _choose(stage, eager, probe)
-    write_json_atomic(stage.work / "choices.json", asdict(choices))
+    threads = max(1, stage.threads // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    torch.set_num_threads(threads)
+    horizon = inputs.horizon
+    choices = _choices_of_the_first(
+        stage, processes, lambda: choose(settings, model, kernels, inputs.probe(), horizon, device)
+    )
     for note in choices.notes:
         stage.note(note)
-    if choices.threads != stage.threads:
+    if choices.threads != threads:
         stage.note(f"goes on with the {choices.threads} threads it began with: another number rounds differently")
         torch.set_num_threads(choices.threads)
-    body: Any = torch.compile(model.base_model, dynamic=False) if choices.compiled else model.base_model
-    optimizers = make_optimizers(model, settings.optimizer, horizon.rates, getattr(torch, choices.dtype))
+    run = equip(model, choices, settings, horizon, processes)
     seed_everything(stage.seed)
-    return TrainingRun(model, body, optimizers, horizon, choices, device)
+    return run
 
 
-def _remembered_choices(path: Path) -> Choices | None:
-    value = read_json(path)
-    return Choices(**value) if value is not None else None
+def equip(
+    model: PreTrainedModel, choices: Choices, settings: PretrainSettings, horizon: Horizon, processes: Processes
+) -> TrainingRun:
+    """Return the run of `model` at step 0 with everything that was chosen put in place: layers, code, optimizers."""
+    dtype = getattr(torch, choices.dtype)
+    use_fp8(model, choices.fp8_recipe, choices.fp8_layers)
+    use_attention(model, choices.attention)
+    if choices.compiled:
+        compile_body(model, processes.strategy)
+    network = processes.wrap(TokenLoss(model, choices.attention, choices.kernels, dtype))
+    optimizers = make_optimizers(model, settings.optimizer, horizon.rates, dtype)
+    spikes = SpikeDetector(settings.spike_deviations)
+    return TrainingRun(model, network, optimizers, horizon, choices, processes, spikes=spikes)
 
 
-def _choose(stage: Stage, run: TrainingRun, probe: Batch) -> Choices:
-    settings: PretrainSettings = stage.settings
-    notes = []
-    dtype = settings.dtype
-    if dtype == "auto":
-        speed = measure_matmul(run.device, probe.inputs.numel(), run.head.shape[1])
-        dtype = choose_dtype(speed)
-        notes.append(f"{dtype} matrix products: {speed} on this {run.device.type}")
-    compiled = settings.compile == "on"
-    if settings.compile == "auto":
-        run.choices = Choices(dtype, False, stage.threads, [])
-        seconds = measure_micro_batch(run, probe, settings.loss_chunk) * run.horizon.sequences / len(probe.inputs)
-        compiled = compiling_pays(seconds, run.horizon.steps)
-        verdict = "compiled" if compiled else "not compiled, the run is too short to win the compiling time back"
-        notes.append(f"{verdict}: {run.horizon.steps:,} steps of about {seconds:.3f} s")
-    return Choices(dtype, compiled, stage.threads, notes)
-
-
-def measure_micro_batch(run: TrainingRun, batch: Batch, chunk: int) -> float:
-    """Return the seconds of a forward and backward pass, the better of two after one to warm up; leaves no gradient."""
-    batch = batch.to(run.device)
-
-    def once() -> None:
-        summed_loss(run, batch, chunk).backward()
-
-    seconds = min([timed(once, run.device) for _ in range(3)][1:])
-    run.model.zero_grad(set_to_none=True)
-    return seconds
+def _choices_of_the_first(stage: Stage, processes: Processes, make: Callable[[], Choices]) -> Choices:
+    """Return what the first process remembers or chooses, on all of them."""
+    made = None
+    if processes.first:
+        made = read_json(stage.work / "choices.json") or asdict(make())
+        write_json_atomic(stage.work / "choices.json", made)
+    return Choices(**processes.share(made))

@@ -121,6 +121,11 @@ class Stage:
         self._workspace = workspace
         self._units = workspace.finished_units()
 
+    def follow(self, workspace: Workspace) -> None:
+        """Attach the work folder that another process opened and writes; this one says nothing and keeps no notes."""
+        self._workspace = workspace
+        self.say = self.note = lambda line: None
+
     @property
     def work(self) -> Path:
         """The folder of the unfinished stage, for state that is not a unit (training checkpoints)."""

@@ -1,0 +1,25 @@
+"""What is chosen once per run by probing this machine, and written down so that a continuation is exact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What was chosen at the first start; `notes` are the sentences that say so and why.
+
+    dtype: number format of the matrix products; attention: see attention.py; kernels: "none", "liger" or "cce";
+    fp8_recipe and fp8_layers: the linear layers that multiply in FP8 and how they scale; peak_flops: FLOP/s of the best
+    large matrix product in `dtype` on one process's device.
+    """
+
+    dtype: str = "float32"
+    compiled: bool = False
+    threads: int = 1
+    notes: list[str] = field(default_factory=list)
+    attention: str = "documents"
+    kernels: str = "none"
+    fp8_recipe: str = "tensorwise"
+    fp8_layers: list[str] = field(default_factory=list)
+    peak_flops: float = 0.0

@@ -1,0 +1,109 @@
+"""Causal attention on a CPU that does the work of the documents, not of the packed sequence.
+
+A dense mask closes the view from one document to the next, but the products behind it are still made: a sequence of
+2,048 tokens holding sixteen documents of 128 costs 16 times what its documents cost, 32 times with the causal half.
+Here torch's own blocked ("flash") kernel is called once per document on views of the packed tensors, so nothing is
+copied but the results, no mask exists, and padding costs nothing.
+
+Both passes are one opaque operator each (torch.library), so torch.compile neither looks inside nor compiles anew for
+another arrangement of documents. Cost: about 20 microseconds per document and call.
+
+Trap: a document must be one unbroken run of equal numbers; the packed cache promises that.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def document_runs(documents: Tensor) -> list[tuple[int, int, int]]:
+    """Return (row, start, end) of every document in `documents` [batch, length], padding (number 0) left out."""
+    length = documents.shape[1]
+    starts = torch.ones_like(documents, dtype=torch.bool)
+    starts[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    rows, places = starts.nonzero(as_tuple=True)
+    is_document = (documents[rows, places] != 0).tolist()
+    rows, places = rows.tolist(), places.tolist()
+    ends = [
+        places[index + 1] if index + 1 < len(rows) and rows[index + 1] == row else length
+        for index, row in enumerate(rows)
+    ]
+    return [run[:3] for run in zip(rows, places, ends, is_document, strict=True) if run[3]]
+
+
+@torch.library.custom_op("llm_pipeline::document_attention", mutates_args=())
+def document_attention(
+    query: Tensor, key: Tensor, value: Tensor, documents: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Return causal attention within documents [batch, heads, length, features] and its log-normalisers.
+
+    query, key, value: [batch, heads, length, features] on the CPU; documents: [batch, length], 0 for padding, whose
+    output is zero. The second result, [batch, heads, length] in float32, is for the backward pass.
+    """
+    batch, heads, length, features = query.shape
+    output = query.new_zeros(batch, length, heads, features).transpose(1, 2)
+    normaliser = query.new_zeros(batch, length, heads, dtype=torch.float32).transpose(1, 2)
+    for row, start, end in document_runs(documents):
+        part = slice(row, row + 1), slice(None), slice(start, end)
+        output[part], normaliser[part] = _forward(query[part], key[part], value[part], 0.0, True, scale=scale)
+    return output, normaliser
+
+
+@document_attention.register_fake
+def _(query, key, value, documents, scale):
+    batch, heads, length, features = query.shape
+    output = query.new_empty(batch, length, heads, features).transpose(1, 2)
+    return output, query.new_empty(batch, length, heads, dtype=torch.float32).transpose(1, 2)
+
+
+@torch.library.custom_op("llm_pipeline::document_attention_backward", mutates_args=())
+def document_attention_backward(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    normaliser: Tensor,
+    documents: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of query, key and value; arguments as `document_attention` had and gave them."""
+    results = _zeros_like_heads(query), _zeros_like_heads(key), _zeros_like_heads(value)
+    for row, start, end in document_runs(documents):
+        part = slice(row, row + 1), slice(None), slice(start, end)
+        made = _backward(
+            gradient[part], query[part], key[part], value[part], output[part], normaliser[part], 0.0, True, scale=scale
+        )
+        for result, piece in zip(results, made, strict=True):
+            result[part] = piece
+    return results
+
+
+@document_attention_backward.register_fake
+def _(gradient, query, key, value, output, normaliser, documents, scale):
+    return tuple(torch.empty_like(_zeros_like_heads(tensor)) for tensor in (query, key, value))
+
+
+def _zeros_like_heads(tensor: Tensor) -> Tensor:
+    """Return zeros of the shape [batch, heads, length, features], laid out [batch, length, heads, features]."""
+    batch, heads, length, features = tensor.shape
+    return tensor.new_zeros(batch, length, heads, features).transpose(1, 2)
+
+
+def _remember(ctx, inputs, output) -> None:
+    query, key, value, documents, ctx.scale = inputs
+    ctx.save_for_backward(query, key, value, *output, documents)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _gradients(ctx, gradient: Tensor, _: Tensor | None):
+    query, key, value, output, normaliser, documents = ctx.saved_tensors
+    gradients = document_attention_backward(gradient, query, key, value, output, normaliser, documents, ctx.scale)
+    return *gradients, None, None
+
+
+document_attention.register_autograd(_gradients, setup_context=_remember)

@@ -1,0 +1,156 @@
+"""One run on several processes, started by torchrun: who does what, and how they agree.
+
+    single   one process
+    ddp      every process holds the whole model; gradients are averaged (DistributedDataParallel)
+    fsdp     weights, gradients and moments are cut over the processes, block by block (FSDP2, `fully_shard`)
+
+Process 0 is the stage: it holds the lock, reads and writes checkpoints, metrics and the card. The others follow. Every
+process reads the whole batch of a step from the packed cache, which costs next to nothing, and takes its rows; so all
+know the number of predicted tokens of the step without asking, and the sum of their gradients is the gradient one
+process would have had, up to rounding. Checkpoints hold whole tensors under plain names, so one that N processes wrote
+continues on M.
+
+What is decided by a clock, a signal or a measurement is decided once and told to all: two processes that disagree about
+taking a checkpoint would wait for each other for ever. Messages are JSON in tensors; nothing is unpickled.
+
+Back end: nccl between GPUs, gloo between CPUs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline_lib.stage import StageFailure, UserError
+
+from .machine import choose_device
+
+# A follower waits this long for the first process, which may still be compiling, validating or saving.
+PATIENCE = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The place of this process among `size` of them; `strategy` is single, ddp or fsdp."""
+
+    rank: int
+    size: int
+    strategy: str
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this process reads and writes files."""
+        return self.rank == 0
+
+    def share(self, value: Any) -> Any:
+        """Return the first process's `value` (JSON) on all of them."""
+        if self.size == 1:
+            return value
+        message = json.dumps(value).encode() if self.first else b""
+        length = torch.tensor([len(message)], device=self.device)
+        torch.distributed.broadcast(length, 0)
+        text = torch.zeros(int(length), dtype=torch.uint8, device=self.device)
+        if self.first:
+            text.copy_(torch.frombuffer(bytearray(message), dtype=torch.uint8))
+        torch.distributed.broadcast(text, 0)
+        return json.loads(bytes(text.cpu().numpy()))
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Return the sum of `value` over all processes, in place."""
+        if self.size > 1:
+            torch.distributed.all_reduce(value)
+        return value
+
+    def largest(self, number: int) -> int:
+        """Return the largest `number` of all processes."""
+        if self.size == 1:
+            return number
+        value = torch.tensor([number], device=self.device)
+        torch.distributed.all_reduce(value, torch.distributed.ReduceOp.MAX)
+        return int(value)
+
+    def wrap(self, network: torch.nn.Module) -> torch.nn.Module:
+        """Return `network` (a TokenLoss) so that its gradients are averaged over the processes."""
+        if self.strategy == "ddp":
+            on_gpu = self.device.type == "cuda"
+            return torch.nn.parallel.DistributedDataParallel(
+                network, device_ids=[self.device.index] if on_gpu else None, broadcast_buffers=False
+            )
+        if self.strategy == "fsdp":
+            from torch.distributed.fsdp import fully_shard
+
+            for block in network.model.base_model.layers:
+                fully_shard(block)
+            fully_shard(network)
+        return network
+
+    @contextmanager
+    def accumulating(self, network: torch.nn.Module, last: bool) -> Iterator[None]:
+        """Average the gradients over the processes only in the last micro-batch of a step."""
+        if self.strategy == "ddp" and not last:
+            with network.no_sync():
+                yield
+            return
+        if self.strategy == "fsdp":
+            network.set_requires_gradient_sync(last)
+        yield
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return all of a tensor that FSDP has cut (all processes must ask, in the same order); another one as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def part(tensor: Tensor, like: Tensor) -> Tensor:
+    """Cut a whole tensor as `like` is cut, without asking other processes; the inverse of `whole`."""
+    if not hasattr(like, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def alone() -> Processes:
+    """Return the only process of a run."""
+    return Processes(0, 1, "single", choose_device())
+
+
+def launched_processes() -> int:
+    """Return how many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def join(strategy: str) -> Processes:
+    """Join the processes that torchrun started, or return the only one.
+
+    Raises UserError when `strategy` needs several processes or there are several and it allows one.
+    """
+    size = launched_processes()
+    if size == 1:
+        if strategy in ("ddp", "fsdp"):
+            raise UserError(
+                f"pretrain.strategy {strategy} needs several processes: torchrun --nproc-per-node 2"
+                " scripts/05_pretrain.py ...; or set it to auto"
+            )
+        return alone()
+    if strategy == "single":
+        raise UserError(f"pretrain.strategy is single, but torchrun started {size} processes; set it to auto")
+    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        if local >= torch.cuda.device_count():
+            raise StageFailure(f"process {local} of this machine has no GPU: it has {torch.cuda.device_count()}")
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    return Processes(rank, size, strategy if strategy != "auto" else "ddp", device)

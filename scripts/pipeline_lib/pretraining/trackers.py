@@ -1,0 +1,99 @@
+"""Curves while the run goes: TensorBoard, and any tracker that Accelerate knows (Weights & Biases, MLflow ...).
+
+metrics.jsonl is the record of a run; these are views of it that people like to watch. Nothing is read back from them.
+A continued run overwrites TensorBoard's points after its checkpoint; other trackers get the repeated steps again, with
+the same values.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline_lib.stage import UserError
+
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
+
+
+class Curves:
+    """The open views of a run; with no TensorBoard folder and no trackers it does nothing."""
+
+    def __init__(self, tensorboard: Path | None, last_step: int, trackers: Iterable[GeneralTracker] = ()):
+        """Open for a run that stands at `last_step`; TensorBoard hides older points of later steps."""
+        self._writer = None
+        self._trackers = list(trackers)
+        if tensorboard is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(tensorboard), purge_step=last_step + 1, flush_secs=30)
+
+    def add(self, line: dict[str, Any], speeds: dict[str, float]) -> None:
+        """Add the numbers of a metrics line and, for optimizer steps, the `speeds` of this machine."""
+        step = line["step"]
+        values = _flatten({key: value for key, value in line.items() if key != "step"})
+        if step:
+            values.update({f"speed/{name}": value for name, value in speeds.items()})
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+        for tracker in self._trackers:
+            tracker.log(values, step=step)
+
+    def close(self) -> None:
+        """Write what is buffered."""
+        if self._writer is not None:
+            self._writer.close()
+        for tracker in self._trackers:
+            tracker.finish()
+
+
+def _flatten(line: dict[str, Any]) -> dict[str, float]:
+    values = {}
+    for key, value in line.items():
+        if isinstance(value, dict):
+            values.update({f"{key}/{name}": number for name, number in value.items()})
+        else:
+            values[f"{'validation' if key.startswith('val_') else 'training'}/{key.removeprefix('val_')}"] = value
+    return values
+
+
+def open_trackers(names: Iterable[str], run: str, folder: Path, identity: str, settings: dict) -> list[GeneralTracker]:
+    """Start the trackers `names`: names that Accelerate knows, or "module:Class" for a GeneralTracker of your own.
+
+    run: the project's name; folder: where trackers that write files put them; identity: a name that stays the same when
+    the run continues, so that Weights & Biases continues its curve; settings: shown beside the curves. Raises
+    UserError for an unknown name or a package that is not installed.
+    """
+    started = []
+    for name in names:
+        tracker = _make(name, run, folder, identity)
+        if hasattr(tracker, "start"):
+            tracker.start()
+        tracker.store_init_configuration(settings)
+        started.append(tracker)
+    return started
+
+
+def _make(name: str, run: str, folder: Path, identity: str) -> GeneralTracker:
+    if ":" in name:
+        module, _, attribute = name.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)()
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"pretrain.trackers: {name} cannot be loaded ({error})") from None
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    if name not in LOGGER_TYPE_TO_CLASS:
+        known = ", ".join(sorted(LOGGER_TYPE_TO_CLASS))
+        raise UserError(f"pretrain.trackers: unknown tracker {name!r}; known: {known}, or module:Class")
+    if name not in [str(available.value) for available in get_available_trackers()]:
+        raise UserError(f"pretrain.trackers: {name} is not installed: pip install {name.replace('_', '-')}")
+    keywords: dict[str, Any] = {"id": identity, "resume": "allow"} if name == "wandb" else {}
+    kind = LOGGER_TYPE_TO_CLASS[name]
+    if kind.requires_logging_directory:
+        folder.mkdir(parents=True, exist_ok=True)
+        keywords["logging_dir"] = str(folder)
+    return kind(run, **keywords)
