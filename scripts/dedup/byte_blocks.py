@@ -86,9 +86,7 @@ def fold_block(typing_context, data, position, out, target):
         block = _load(context, builder, signature.args[0], arguments[0], arguments[1])
         capital = _between(builder, block, ord("A"), ord("Z"))
         folded = builder.select(capital, builder.add(block, _all(32)), block)
-        space = builder.or_(
-            builder.icmp_unsigned("<=", block, _all(32)), builder.icmp_unsigned("==", block, _all(127))
-        )
+        space = builder.or_(builder.icmp_unsigned("<=", block, _all(32)), builder.icmp_unsigned("==", block, _all(127)))
         folded = builder.select(space, _all(32), folded)
         target_block = _pointer(context, builder, signature.args[2], arguments[2], arguments[3], _BYTES)
         builder.store(folded, target_block, align=1)

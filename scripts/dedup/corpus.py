@@ -1,9 +1,9 @@
-"""The documents of a dedup run: parquet shards read batch by batch, and what is remembered of each document.
+"""The documents of a dedup run: parquet shards, cut into pieces that are read batch by batch.
 
-Reading is one thread, hashing is `workers` threads (the kernels and Arrow release the interpreter lock), at most two
-batches per worker are in flight, and results come back in reading order: neither worker count nor the way documents
-are spread over files shows in the answer. Rows, not ids, identify documents inside the package: ids can repeat in
-other people's files.
+A piece is some row groups of one file, the unit of work that is resumed and spread over workers. Rows, not ids, name
+documents inside the package (ids can repeat in other people's files): rows count over all pieces in the order of the
+files. A batch holds about BYTES_PER_BATCH of text, whatever the size of a row group, and the reader streams a column
+through a buffer of READ_BUFFER bytes, so that files with row groups larger than the memory are read all the same.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,8 +19,22 @@ from pipeline_lib.stage import UserError
 
 from .normalise import TextBatch
 
-ROWS_PER_READ = 2048
-BYTES_PER_BATCH = 8 << 20
+BYTES_PER_BATCH = 4 << 20
+BYTES_PER_PIECE = 64 << 20
+MOST_ROWS_PER_READ = 8192
+READ_BUFFER = 1 << 20
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some row groups of one file; `first` is the row of the whole corpus where it begins."""
+
+    file: Path
+    groups: tuple[int, ...]
+    first: int
+    rows: int
+    row_in_file: int
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -55,35 +69,32 @@ class Corpus:
         """Return the number of documents (from the files' footers)."""
         return sum(pq.read_metadata(path).num_rows for path in self.files)
 
-    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """Yield all rows in order, ROWS_PER_READ at a time, with those of `columns` (None: all) that the file has."""
-        for path in self.files:
-            with pq.ParquetFile(path) as shard:
-                present = None if columns is None else [name for name in columns if name in shard.schema_arrow.names]
-                for batch in shard.iter_batches(ROWS_PER_READ, columns=present, use_threads=False):
-                    yield pa.Table.from_batches([batch])
+    def pieces(self) -> list[Piece]:
+        """Cut the files into pieces of about BYTES_PER_PIECE, never across a row group."""
+        pieces: list[Piece] = []
+        first = 0
+        for file in self.files:
+            metadata = pq.read_metadata(file)
+            row_in_file, groups, rows, size = 0, [], 0, 0
+            for group in range(metadata.num_row_groups):
+                this = metadata.row_group(group)
+                if groups and size + this.total_byte_size > BYTES_PER_PIECE:
+                    pieces.append(Piece(file, tuple(groups), first, rows, row_in_file, size))
+                    first, row_in_file, groups, rows, size = first + rows, row_in_file + rows, [], 0, 0
+                groups.append(group)
+                rows += this.num_rows
+                size += this.total_byte_size
+            pieces.append(Piece(file, tuple(groups), first, rows, row_in_file, size))
+            first += rows
+        return pieces
 
-    def where(self, position: int) -> str:
-        """Return "file:row" of a document, counted from 0, for messages."""
-        for path in self.files:
-            rows = pq.read_metadata(path).num_rows
-            if position < rows:
-                return f"{path}:{position}"
-            position -= rows
-        raise IndexError("there is no such document")
-
-    def preview(self, position: int, characters: int = 120) -> str:
-        """Return the start of a document's text on one line (reads one row group)."""
-        for path in self.files:
-            with pq.ParquetFile(path) as shard:
-                for group in range(shard.num_row_groups):
-                    rows = shard.metadata.row_group(group).num_rows
-                    if position < rows:
-                        column = shard.read_row_group(group, [self.text_column], use_threads=False).column(0)
-                        text = column[position].as_py() or ""
-                        return " ".join(text[: 4 * characters].split())[:characters]
-                    position -= rows
-        raise IndexError("there is no such document")
+    def read(self, piece: Piece, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Yield the rows of a piece in order, with those of `columns` (None: all) that the file has."""
+        rows = int(np.clip(BYTES_PER_BATCH * piece.rows // max(piece.bytes, 1), 16, MOST_ROWS_PER_READ))
+        with pq.ParquetFile(piece.file, buffer_size=READ_BUFFER) as shard:
+            present = None if columns is None else [name for name in columns if name in shard.schema_arrow.names]
+            for batch in shard.iter_batches(rows, list(piece.groups), columns=present, use_threads=False):
+                yield pa.Table.from_batches([batch])
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -91,21 +102,18 @@ def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
 
 
-def text_batch(column: pa.ChunkedArray) -> TextBatch:
-    """Return a string column as bytes and starts, without copying where Arrow allows; null counts as empty."""
-    array = pc.fill_null(column.cast(pa.large_string()), "").combine_chunks()
-    if isinstance(array, pa.ChunkedArray):  # combine_chunks of a table's column, depending on the Arrow version
-        array = array.chunk(0) if array.num_chunks else pa.array([], pa.large_string())
+def large_strings(column: pa.ChunkedArray) -> pa.Array:
+    """Return a string column of any kind as one large_string array; nulls stay."""
+    return pa.concat_arrays([pa.array([], pa.large_string()), *column.cast(pa.large_string()).chunks])
+
+
+def bytes_of(array: pa.Array) -> TextBatch:
+    """Return a large_string array without nulls as bytes and starts, without copying."""
     _, offsets, data = array.buffers()
-    starts = np.frombuffer(offsets, np.int64, len(array) + 1, array.offset * 8)
+    starts = np.frombuffer(offsets, np.int64, len(array) + 1, array.offset * 8) if offsets else np.zeros(1, np.int64)
     return TextBatch(np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8), starts)
 
 
-def split_by_size(batch: TextBatch) -> Iterator[tuple[int, TextBatch]]:
-    """Yield (first document, part) with parts of about BYTES_PER_BATCH, never cutting a document."""
-    first = 0
-    while first < len(batch):
-        last = int(np.searchsorted(batch.starts, batch.starts[first] + BYTES_PER_BATCH, side="right")) - 1
-        last = min(max(last, first + 1), len(batch))
-        yield first, TextBatch(batch.data, batch.starts[first : last + 1])
-        first = last
+def text_batch(column: pa.ChunkedArray) -> TextBatch:
+    """Return a text column as bytes and starts; null counts as empty."""
+    return bytes_of(pc.fill_null(large_strings(column), ""))

@@ -4,6 +4,8 @@ Two documents are exact duplicates when their normalised texts have the same 128
 afterwards: two different texts among 10^12 documents share a digest with probability 10^-15.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,36 +22,28 @@ def digests(batch: TextBatch) -> np.ndarray:
     return np.frombuffer(joined, ">u8").astype(np.uint64).reshape(-1, 2)
 
 
-def best_first(
-    ids: pa.Array, quality: np.ndarray, length: np.ndarray, source_rank: np.ndarray, digest: np.ndarray
-) -> np.ndarray:
-    """Return the documents, best first: quality high, length high, source rank low, id low, digest low.
+@dataclass(frozen=True)
+class RankColumns:
+    """What decides which of several duplicates is the best; one entry per document."""
 
-    The order depends on the documents alone, never on their rows, unless two of them are equal in all of these; then
-    nothing distinguishes them and the earlier row comes first.
-    """
-    table = pa.table(
-        {
-            "quality": quality,
-            "length": length,
-            "source": source_rank,
-            "id": ids,
-            "high": digest[:, 0],
-            "low": digest[:, 1],
-            "row": np.arange(len(quality)),
-        }
-    )
-    directions = {"quality": "descending", "length": "descending"}
-    keys = [(name, directions.get(name, "ascending")) for name in table.column_names]
-    return pc.sort_indices(table, sort_keys=keys).to_numpy().astype(np.int64)
+    era: np.ndarray  # int64: 0 for what an index already keeps, in the order it was added; later is worse
+    quality: np.ndarray  # float32, -inf where unknown
+    length: np.ndarray  # int64
+    source_rank: np.ndarray  # int64
+    ids: pa.Array
+    digest_high: np.ndarray  # uint64
+    digest_low: np.ndarray  # uint64
+    row: np.ndarray  # int64
 
+    def best_first(self, before: tuple[np.ndarray, ...] = ()) -> np.ndarray:
+        """Return the documents, best first: era low, quality high, length high, source rank low, id low, digest low.
 
-def best_of_equal_digests(digest: np.ndarray) -> np.ndarray:
-    """Return int64[documents]: for each document the first one with the same digest (itself when it is the first)."""
-    order = np.lexsort((np.arange(len(digest)), digest[:, 1], digest[:, 0]))
-    ordered = digest[order]
-    is_new = np.ones(len(order), np.bool_)
-    is_new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    first = np.empty(len(order), np.int64)
-    first[order] = order[is_new][np.cumsum(is_new) - 1] if len(order) else 0
-    return first
+        The order depends on the documents alone, never on their rows, unless two of them are equal in all of these;
+        then nothing distinguishes them and the earlier row comes first. `before` are keys that count more than all of
+        these, the most important one last.
+        """
+        if not len(self.row):
+            return np.empty(0, np.int64)
+        id_rank = pc.rank(self.ids, "ascending", tiebreaker="min").to_numpy()
+        weakest_first = (self.row, self.digest_low, self.digest_high, id_rank, self.source_rank)
+        return np.lexsort((*weakest_first, -self.length, -self.quality, self.era, *before))

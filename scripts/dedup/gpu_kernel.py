@@ -15,6 +15,11 @@ import numpy as np
 
 from pipeline_lib.stage import UserError
 
+from .minhash import permutations
+from .normalise import TextBatch
+from .parameters import DedupParameters
+from .shingles import shingle_hashes
+
 WARP = 32
 THREADS_PER_BLOCK = 256
 MAX_BLOCKS = 4096
@@ -121,3 +126,10 @@ def signatures(hashes: np.ndarray, starts: np.ndarray, a: np.ndarray, b: np.ndar
     )
     _kernel()((grid_size(documents),), (THREADS_PER_BLOCK,), arguments)
     return cupy.asnumpy(out)
+
+
+def sign(normal: TextBatch, parameters: DedupParameters) -> tuple[np.ndarray, np.ndarray]:
+    """Return (minima, shingles) of normalised texts like sketch.cpu_signer, with the minima computed on the GPU."""
+    hashes, starts = shingle_hashes(normal, parameters.shingle, parameters.ngram)
+    a, b = permutations(parameters.permutations, parameters.seed)
+    return signatures(hashes, starts, a, b), np.diff(starts)

@@ -1,6 +1,7 @@
 """What a dedup run is asked to do: one frozen value, so that the answer is a function of (documents, parameters)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline_lib.stage import UserError
 
@@ -34,12 +35,16 @@ class DedupParameters:
     """Survivors of one band bucket that a document is compared with, best first."""
     seed: int = 1
     """Seed of the permutations."""
+    exact_sources: tuple[str, ...] = ()
+    """Sources whose documents are compared exactly only, such as tables and generated code."""
     source_rank: tuple[str, ...] = ()
     """Sources to keep first, best first; a source that is not listed comes after all that are."""
     max_removed_fraction: float = 0.9
     """The run stops when a source would lose more than this fraction of its documents."""
     guard_minimum: int = 100
     """Sources with fewer documents than this are not guarded (three copies of one page are no wipe-out)."""
+    max_cluster: int = 10_000
+    """The run stops when more documents than this would be removed as fuzzy duplicates of a single one."""
     device: str = "auto"
     """Where signatures are computed: "cpu", "gpu", or "auto" (the GPU when there is one); the bits are the same."""
 
@@ -52,6 +57,7 @@ class DedupParameters:
             ("rows", 1, MAX_PERMUTATIONS),
             ("candidates_per_band", 1, 1024),
             ("guard_minimum", 1, None),
+            ("max_cluster", 1, None),
             ("seed", 0, 2**63 - 1),
         ):
             _in_range(name, getattr(self, name), low, high)
@@ -76,9 +82,19 @@ class DedupParameters:
         return round(self.containment * PARTS)
 
     @property
-    def bytes_per_document(self) -> int:
-        """Memory that a run holds per document, about: band keys and bucket numbers, digest, columns, a 40-byte id."""
-        return self.bands * (8 + 4) + 16 + 8 + 8 + 4 + 4 + 40
+    def bytes_per_candidate(self) -> int:
+        """Memory of one candidate while its group is resolved: buckets, their survivors, order, id, set limits."""
+        return self.bands * 4 + self.bands * 2 * self.candidates_per_band + 160
+
+    def shape(self) -> dict[str, Any]:
+        """Return the parameters that decide what a sketch holds; sketches of another shape cannot be compared."""
+        names = ("shingle", "ngram", "bands", "rows", "seed")
+        return {name: getattr(self, name) for name in names} | {"exact_sources": list(self.exact_sources)}
+
+    def decisive(self) -> dict[str, Any]:
+        """Return the parameters that decide which documents are found to be duplicates of which."""
+        names = ("jaccard_parts", "containment_parts", "candidates_per_band")
+        return self.shape() | {name: getattr(self, name) for name in names} | {"source_rank": list(self.source_rank)}
 
     def candidate_probability(self, jaccard: float) -> float:
         """Return the chance that a pair of this similarity shares a band: 1 - (1 - J^rows)^bands.

@@ -1,12 +1,15 @@
 """Which documents go, and in whose favour: the whole of exact and fuzzy dedup in one call.
 
-    sketch every document -> order them best first -> equal digests -> shared bands -> real shingle sets of those
-    documents -> star clusters -> guard -> one row per removed document
+    sketch every document -> equal digests -> shared bands -> real shingle sets of those documents -> star clusters,
+    best first -> guard -> one row per removed document
 
-The answer is a function of the documents and the parameters: file names, file order, rows, threads and the device do
-not enter it.
+The answer is a function of the documents and the parameters: file names, file order, rows, threads, memory, the device
+and interruptions do not enter it. The steps, and what they leave on disk, are in job.py.
 """
 
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,126 +19,137 @@ import pyarrow.parquet as pq
 
 from pipeline_lib.stage import UserError
 
-from .clusters import SURVIVES, resolve
+from .array_files import load_arrays
 from .corpus import Corpus
-from .exact import best_first, best_of_equal_digests
-from .guard import check_no_source_is_wiped_out
-from .lsh import NO_BUCKET, buckets
+from .external_sort import repeated
+from .guard import check_limits
+from .job import DedupJob, clear_results
+from .memory_limit import MemoryLimit
 from .parameters import DedupParameters
 from .receipts import Removals
-from .shingle_store import stored_shingle_sets
-from .sketch import Sketches, sketch_corpus
+
+SKETCHES = "sketches"
 
 
-def _source_ranks(sources: list[str], preferred: tuple[str, ...]) -> np.ndarray:
-    """Return the rank of each source: its place in `preferred`, or one place after all of them."""
-    places = {name: place for place, name in reversed(list(enumerate(preferred)))}
-    return np.array([places.get(name, len(preferred)) for name in sources], np.int32)
-
-
-def find_removals(corpus: Corpus, parameters: DedupParameters, workers: int, scratch: Path) -> Removals:
-    """Return what to remove from `corpus`. Raises UserError for unusable files, StageFailure from the guard."""
-    sketches = sketch_corpus(corpus, parameters, workers)
-    ranks = _source_ranks(sketches.sources, parameters.source_rank)[sketches.source]
-    order = best_first(sketches.ids, sketches.quality, sketches.length, ranks, sketches.digest)
-    # From here to _assemble documents are numbered best first; order[number] is the row.
-    keeper = best_of_equal_digests(sketches.digest[order])
-    is_exact = keeper != np.arange(len(order))
-    comparable = np.flatnonzero(~is_exact & (sketches.shingles[order] > 0))
-    numbers, bucket_count = buckets(sketches.keys[order[comparable]])
-    has_candidates = (numbers != NO_BUCKET).any(axis=1)
-    candidates = comparable[has_candidates]
-    rows = np.sort(order[candidates])
-    with stored_shingle_sets(corpus, rows, parameters, workers, scratch) as (sets, starts):
-        place = np.searchsorted(rows, order[candidates])
-        begin, end = starts[place], starts[place + 1]
-        survivor, shared = resolve(
-            numbers[has_candidates],
-            bucket_count,
-            sets,
-            begin,
-            end,
-            jaccard_parts=parameters.jaccard_parts,
-            containment_parts=parameters.containment_parts,
-            candidates_per_band=parameters.candidates_per_band,
-        )
-    removals = _assemble(sketches, order, keeper, candidates, survivor, shared, end - begin)
-    check_no_source_is_wiped_out(corpus, removals, parameters)
-    return removals
-
-
-def _assemble(
-    sketches: Sketches,
-    order: np.ndarray,
-    keeper: np.ndarray,
-    candidates: np.ndarray,
-    survivor: np.ndarray,
-    shared: np.ndarray,
-    sizes: np.ndarray,
-) -> Removals:
-    """Join exact and fuzzy removals; all numbers but `order`'s values count documents best first.
+def collect(job: DedupJob) -> Removals:
+    """Join what the steps of a finished job decided.
 
     An exact copy of a document that was itself removed takes that one's survivor: it has the same shingles, so the
     same comparison holds, and no receipt names a survivor that is gone.
     """
-    count = len(order)
-    fuzzy = survivor != SURVIVES
-    final, hits = np.full(count, -1, np.int64), np.zeros((3, count), np.int64)
-    removed = candidates[fuzzy]
-    final[removed] = candidates[survivor[fuzzy]]
-    hits[:, removed] = shared[fuzzy], sizes[fuzzy], sizes[survivor[fuzzy]]
-    is_copy = keeper != np.arange(count)
-    target = np.where(is_copy, np.where(final[keeper] >= 0, final[keeper], keeper), final)
-    is_exact = is_copy & (final[keeper] < 0)
-    hits = hits[:, keeper]
-    gone = np.flatnonzero(target >= 0)
-    gone = gone[np.argsort(order[gone])]
+    copies = load_arrays(job.copies_file)
+    names = ("row", "survivor", "shared", "size", "other_size")
+    parts = [load_arrays(job.resolved_file(group)) for group in job.groups]
+    fuzzy = {name: np.concatenate([np.empty(0, np.int64), *(part[name] for part in parts)]) for name in names}
+    order = np.argsort(fuzzy["row"])
+    fuzzy = {name: values[order] for name, values in fuzzy.items()}
+    place = np.searchsorted(fuzzy["row"], copies["keeper"])
+    place = np.minimum(place, max(len(order) - 1, 0))
+    passed_on = fuzzy["row"][place] == copies["keeper"] if len(order) else np.zeros(len(place), np.bool_)
+    taken = {name: np.where(passed_on, fuzzy[name][place] if len(order) else 0, 0) for name in names}
+    taken["row"] = copies["row"]
+    taken["survivor"] = np.where(passed_on, taken["survivor"], copies["keeper"])
+    both = {name: np.concatenate([fuzzy[name], taken[name]]) for name in names}
+    is_exact = np.concatenate([np.zeros(len(order), np.bool_), ~passed_on])
+    order = np.argsort(both["row"])
     return Removals(
-        sketches=sketches,
-        row=order[gone],
-        survivor=order[target[gone]],
-        is_exact=is_exact[gone],
-        shared=hits[0, gone],
-        size=hits[1, gone],
-        other_size=hits[2, gone],
+        sketches=job.sketches,
+        first_new=job.first_new,
+        bands=job.parameters.bands,
+        is_exact=is_exact[order],
+        **{name: values[order] for name, values in both.items()},
     )
 
 
-def find_duplicates(files: list[Path], settings: DedupParameters, workers: int, scratch: Path) -> pa.Table:
-    """Return one row per document to remove: id, survivor_id, kind ("exact" | "fuzzy"), jaccard, containment, bands.
+def find_removals(
+    corpus: Corpus,
+    parameters: DedupParameters,
+    workers: int,
+    scratch: Path,
+    max_ram: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    pause: Callable[[], None] = lambda: None,
+) -> Removals:
+    """Return what to remove from `corpus`.
 
-    `files` are parquet with id, text and, optionally, source and quality. `scratch` is a folder for a temporary file.
-    Rows are sorted by id. Raises UserError for unusable files and for ids that are missing or repeated (a receipt
-    would name two documents), StageFailure when a source would lose more than its limit.
+    `scratch` holds what is finished, so that the next call goes on after a kill; `finished` empties it. `max_ram` is in
+    bytes; `pause` is called after every unit of work, and may raise to stop. Raises UserError for unusable files,
+    StageFailure from the guard, OSError when the disk is full.
+    """
+    job = DedupJob(corpus, parameters, Path(scratch), MemoryLimit(max_ram), workers)
+    job.run(say, pause)
+    removals = collect(job)
+    check_limits(removals, parameters)
+    return removals
+
+
+def finished(scratch: Path) -> None:
+    """Delete what a run left in `scratch`, and the folder when nothing else is in it."""
+    clear_results(scratch)
+    shutil.rmtree(scratch / SKETCHES, ignore_errors=True)
+    with suppress(OSError):
+        scratch.rmdir()
+
+
+def find_duplicates(
+    files: list[Path],
+    settings: DedupParameters,
+    workers: int,
+    scratch: Path,
+    max_ram: int | None = None,
+    pause: Callable[[], None] = lambda: None,
+) -> pa.Table:
+    """Return one row per document to remove (receipts.RECEIPT_SCHEMA), sorted by id.
+
+    `files` are parquet with id, text and, optionally, source and quality. Raises UserError for unusable files and for
+    ids that are missing or repeated (a receipt would name two documents), StageFailure when a source or a cluster
+    would lose more than its limit. A run that was interrupted goes on with what it left in `scratch`.
     """
     corpus = Corpus(tuple(Path(file) for file in files))
     corpus.check()
     _check_ids_are_present(corpus)
-    removals = find_removals(corpus, settings, workers, Path(scratch))
-    _check_ids_are_unique(corpus, removals.sketches.ids)
-    return removals.receipts()
+    removals = find_removals(corpus, settings, workers, Path(scratch), max_ram, pause=pause)
+    _check_ids_are_unique(corpus, removals, Path(scratch), max_ram)
+    receipts = removals.receipts()
+    finished(Path(scratch))
+    return receipts
 
 
 def _check_ids_are_present(corpus: Corpus) -> None:
     for file in corpus.files:
         if corpus.id_column not in pq.read_schema(file).names:
             raise UserError(f"dedup: {file} has no column {corpus.id_column!r}; every document needs an id")
-    first = 0
-    for table in corpus.tables([corpus.id_column]):
-        missing = pc.indices_nonzero(pc.is_null(table.column(0)))
-        if len(missing):
-            raise UserError(f"dedup: {corpus.where(first + missing[0].as_py())} has no id; every document needs one")
-        first += len(table)
+    for piece in corpus.pieces():
+        row = piece.row_in_file
+        for table in corpus.read(piece, [corpus.id_column]):
+            missing = pc.indices_nonzero(pc.is_null(table.column(0)))
+            if len(missing):
+                raise UserError(f"dedup: {piece.file}:{row + missing[0].as_py()} has no id; every document needs one")
+            row += len(table)
 
 
-def _check_ids_are_unique(corpus: Corpus, ids: pa.Array) -> None:
-    order = pc.sort_indices(ids)
-    ordered = ids.take(order)
-    repeats = pc.indices_nonzero(pc.equal(ordered.slice(1), ordered.slice(0, max(len(ordered) - 1, 0))))
-    if len(repeats):
-        at = repeats[0].as_py()
-        first, second = corpus.where(order[at].as_py()), corpus.where(order[at + 1].as_py())
+def _check_ids_are_unique(corpus: Corpus, removals: Removals, scratch: Path, max_ram: int | None) -> None:
+    job = DedupJob(corpus, DedupParameters(), scratch, MemoryLimit(max_ram))
+    sorter = job.sorter("ids", 1)
+    for row, (hashes,) in removals.sketches.batches(["id_hash"]):
+        sorter.add(hashes.to_numpy().copy(), np.arange(row, row + len(hashes)))
+    repeats: dict[str, int] = {}
+    found = []
+    for rows, _ in repeated(sorter.blocks()):
+        for row, identity in zip(rows.tolist(), removals.sketches.take(rows, ["id"])[0].to_pylist(), strict=True):
+            if identity in repeats:
+                found.append((identity, repeats[identity], row))
+            repeats.setdefault(identity, row)
+    if found:
+        identity, first, second = min(found, key=lambda repeat: (repeat[2], repeat[1]))
         raise UserError(
-            f"dedup: {len(repeats)} ids occur again, the first is {ordered[at].as_py()!r} in {first} and {second}; "
-            "give every document an id of its own"
+            f"dedup: {len(found)} ids occur again, the first is {identity!r} in {_where(corpus, first)} and"
+            f" {_where(corpus, second)}; give every document an id of its own"
         )
+
+
+def _where(corpus: Corpus, row: int) -> str:
+    for piece in corpus.pieces():
+        if piece.first <= row < piece.first + piece.rows:
+            return f"{piece.file}:{row - piece.first + piece.row_in_file}"
+    raise IndexError("there is no such document")

@@ -13,7 +13,6 @@ mispredicted branch per word; what is left is one for each word of more than eig
 Trap: numba promotes uint32 * uint32 to uint64 and uint64 with int64 to float64: constants are uint64 on purpose.
 """
 
-
 import numpy as np
 
 from pipeline_lib.compiled import kernel

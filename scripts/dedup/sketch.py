@@ -1,43 +1,71 @@
-"""The first pass over the corpus: what is kept in memory of every document, about 200 bytes each.
+"""The first pass: what is remembered of every document, about 350 bytes each, in one file per piece of the corpus.
 
 An exact digest, the band keys of the signature (the signature itself is not needed again: candidates are verified on
-their real shingles), the number of shingles, and the columns that decide which duplicate survives.
+their real shingles), the number of shingles, the columns that decide which duplicate survives, and the beginning of the
+text for receipts. A sketch file is an uncompressed Arrow file, so that one column is read without the others; a small
+JSON file beside it, written last, says from what it was made and carries its digest.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline_lib.stage import ordered_threads
+from pipeline_lib.compiled import kernel
+from pipeline_lib.stage import atomic_path, file_digest, ordered_threads, write_json_atomic
 
-from .corpus import Corpus, split_by_size, text_batch
+from .corpus import Corpus, Piece, bytes_of, large_strings, text_batch
 from .exact import digests
 from .minhash import band_keys, permutations, signatures
 from .normalise import TextBatch, normalise
 from .parameters import DedupParameters
-from .shingles import shingle_hashes
+from .shingles import hash_token, shingle_hashes, with_spare_bytes
 
-Signer = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+Signer = Callable[[TextBatch, DedupParameters], tuple[np.ndarray, np.ndarray]]
+
+PREVIEW_CHARACTERS = 200
+FORMAT = 1
 
 
-@dataclass(frozen=True)
-class Sketches:
-    """One entry per document, in reading order."""
+def band_name(band: int) -> str:
+    """Return the column of a band's keys."""
+    return f"band_{band:04d}"
 
-    ids: pa.Array  # string; the digest in hexadecimal where a document has no id
-    source: np.ndarray  # int32: index into `sources`
-    sources: list[str]  # ascending
-    quality: np.ndarray  # float32; -inf where absent, null or NaN
-    length: np.ndarray  # int64: bytes of the text as given
-    digest: np.ndarray  # uint64[documents, 2]: of the normalised text
-    shingles: np.ndarray  # int64: shingles with repeats; 0 = too short for fuzzy comparison
-    keys: np.ndarray  # uint64[documents, bands]
 
-    def __len__(self) -> int:
-        return len(self.length)
+FIXED_COLUMNS = {
+    "id": pa.large_string(),  # the digest in hexadecimal where a document has no id
+    "source": pa.large_string(),
+    "preview": pa.large_string(),
+    "quality": pa.float32(),  # -inf where absent, null or NaN
+    "length": pa.int64(),  # bytes of the text as given
+    "shingles": pa.int64(),  # with repeats; 0: compared exactly only
+    "digest_high": pa.uint64(),  # of the normalised text
+    "digest_low": pa.uint64(),
+    "id_hash": pa.uint64(),
+}
+
+
+def column_type(name: str) -> pa.DataType:
+    """Return the type of a column of a sketch file."""
+    return FIXED_COLUMNS.get(name, pa.uint64())
+
+
+def schema(parameters: DedupParameters) -> pa.Schema:
+    """Return the columns of a sketch file."""
+    names = [*FIXED_COLUMNS, *(band_name(band) for band in range(parameters.bands))]
+    return pa.schema([(name, column_type(name)) for name in names])
+
+
+def cpu_signer(normal: TextBatch, parameters: DedupParameters) -> tuple[np.ndarray, np.ndarray]:
+    """Return (minima uint32[documents, permutations], shingles int64[documents]) of normalised texts."""
+    hashes, starts = shingle_hashes(normal, parameters.shingle, parameters.ngram)
+    a, b = permutations(parameters.permutations, parameters.seed)
+    return signatures(hashes, starts, a, b), np.diff(starts)
 
 
 def choose_signer(device: str) -> Signer:
@@ -49,60 +77,49 @@ def choose_signer(device: str) -> Signer:
 
     if device == "gpu" or (device == "auto" and gpu_kernel.is_available()):
         gpu_kernel.require()
-        return gpu_kernel.signatures
-    return signatures
+        return gpu_kernel.sign
+    return cpu_signer
 
 
-def sketch_texts(batch: TextBatch, parameters: DedupParameters, signer: Signer) -> tuple[np.ndarray, ...]:
-    """Return (length, digest, shingles, keys) of each document of a batch; shapes as in `Sketches`."""
+@kernel
+def _hash_each(data, starts, out):
+    for index in range(len(out)):
+        out[index] = hash_token(data, starts[index], starts[index + 1])
+
+
+def _id_hashes(ids: pa.Array) -> np.ndarray:
+    batch = with_spare_bytes(bytes_of(ids))
+    out = np.empty(len(ids), np.uint64)
+    _hash_each(batch.data, batch.starts, out)
+    return out
+
+
+def sketch_rows(table: pa.Table, corpus: Corpus, parameters: DedupParameters, signer: Signer) -> pa.RecordBatch:
+    """Return the sketch of each row of `table`."""
+    text = pc.fill_null(large_strings(table.column(corpus.text_column)), "")
+    batch = text_batch(pa.chunked_array([text]))
     normal = normalise(batch)
-    hashes, starts = shingle_hashes(normal, parameters.shingle, parameters.ngram)
-    a, b = permutations(parameters.permutations, parameters.seed)
-    keys = band_keys(signer(hashes, starts, a, b), parameters.bands, parameters.rows)
-    return np.diff(batch.starts), digests(normal), np.diff(starts), keys
-
-
-def sketch_corpus(corpus: Corpus, parameters: DedupParameters, workers: int) -> Sketches:
-    """Read every document once and return its sketch. Raises UserError for files that cannot be used."""
-    corpus.check()
-    signer = choose_signer(parameters.device)
-    ids, sources, qualities = [], [], []
-    columns = (corpus.text_column, corpus.id_column, corpus.source_column, corpus.quality_column)
-
-    def batches() -> Iterator[TextBatch]:
-        for table in corpus.tables(columns):
-            ids.append(_strings(table, corpus.id_column))
-            sources.append(pc.fill_null(_strings(table, corpus.source_column), ""))
-            qualities.append(_qualities(table, corpus.quality_column))
-            yield from (part for _, part in split_by_size(text_batch(table.column(corpus.text_column))))
-
-    parts = list(ordered_threads(lambda part: sketch_texts(part, parameters, signer), batches(), workers))
-    return _assemble(ids, sources, qualities, parts, parameters)
-
-
-def _assemble(ids, sources, qualities, parts, parameters: DedupParameters) -> Sketches:
-    empty = (
-        np.empty(0, np.int64),
-        np.empty((0, 2), np.uint64),
-        np.empty(0, np.int64),
-        np.empty((0, parameters.bands), np.uint64),
-    )
-    length, digest, shingles, keys = (np.concatenate(arrays) for arrays in zip(empty, *parts, strict=True))
-    encoded = pa.chunked_array(sources, pa.large_string()).combine_chunks().dictionary_encode()
-    names = encoded.dictionary.to_pylist()
-    order = sorted(range(len(names)), key=names.__getitem__)
-    rank = np.empty(len(names), np.int32)
-    rank[order] = np.arange(len(names), dtype=np.int32)
-    return Sketches(
-        ids=pc.coalesce(pa.chunked_array(ids, pa.large_string()).combine_chunks(), _hexadecimal(digest)),
-        source=rank[encoded.indices.to_numpy(zero_copy_only=False)],
-        sources=[names[index] for index in order],
-        quality=np.concatenate([np.empty(0, np.float32), *qualities]),
-        length=length,
-        digest=digest,
-        shingles=shingles,
-        keys=keys,
-    )
+    minima, shingles = signer(normal, parameters)
+    digest = digests(normal)
+    sources = pc.fill_null(_strings(table, corpus.source_column), "")
+    if parameters.exact_sources:
+        exact_only = pc.is_in(sources, pa.array(parameters.exact_sources, pa.large_string()))
+        shingles = np.where(exact_only.to_numpy(zero_copy_only=False), 0, shingles)
+    ids = pc.coalesce(_strings(table, corpus.id_column), _hexadecimal(digest))
+    keys = band_keys(minima, parameters.bands, parameters.rows)
+    columns = [
+        ids,
+        sources,
+        pc.utf8_slice_codeunits(text, 0, PREVIEW_CHARACTERS),
+        pa.array(_qualities(table, corpus.quality_column)),
+        pa.array(np.diff(batch.starts)),
+        pa.array(shingles),
+        pa.array(digest[:, 0]),
+        pa.array(digest[:, 1]),
+        pa.array(_id_hashes(ids)),
+        *(pa.array(np.ascontiguousarray(keys[:, band])) for band in range(parameters.bands)),
+    ]
+    return pa.record_batch(columns, schema=schema(parameters))
 
 
 def _hexadecimal(digest: np.ndarray) -> pa.Array:
@@ -114,7 +131,7 @@ def _strings(table: pa.Table, name: str) -> pa.Array:
     """Return a column as text, all null where the file does not have it."""
     if name not in table.column_names:
         return pa.nulls(len(table), pa.large_string())
-    return pa.concat_arrays([pa.array([], pa.large_string()), *table.column(name).cast(pa.large_string()).chunks])
+    return large_strings(table.column(name))
 
 
 def _qualities(table: pa.Table, name: str) -> np.ndarray:
@@ -122,3 +139,119 @@ def _qualities(table: pa.Table, name: str) -> np.ndarray:
         return np.full(len(table), -np.inf, np.float32)
     values = pc.fill_null(table.column(name).cast(pa.float32()), float("-inf")).to_numpy()
     return np.where(np.isnan(values), np.float32(-np.inf), values)
+
+
+@dataclass(frozen=True)
+class SketchFile:
+    """Where the sketch of a piece lies, and from what it must have been made to count."""
+
+    path: Path
+    made_from: dict[str, Any]
+
+    @property
+    def record(self) -> Path:
+        """The JSON file that makes the sketch count: what it was made from, its rows and its digest."""
+        return self.path.with_suffix(".json")
+
+    def read_record(self) -> dict[str, Any] | None:
+        """Return the record, or None when there is none that can be read."""
+        try:
+            return json.loads(self.record.read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def is_done(self) -> bool:
+        """Tell whether the sketch is there, whole, and made from the same piece with the same parameters."""
+        record = self.read_record()
+        if record is None or record.get("made_from") != self.made_from or not self.path.is_file():
+            return False
+        return record["digest"] == file_digest(self.path)
+
+
+def made_from(corpus: Corpus, piece: Piece, parameters: DedupParameters) -> dict[str, Any]:
+    """Return what the sketch of a piece depends on, as JSON: the file as it is now, the row groups, the parameters."""
+    status = piece.file.stat()
+    columns = [corpus.text_column, corpus.id_column, corpus.source_column, corpus.quality_column]
+    return {
+        "format": FORMAT,
+        "file": str(piece.file.resolve()),
+        "bytes": status.st_size,
+        "modified_ns": status.st_mtime_ns,
+        "groups": list(piece.groups),
+        "columns": columns,
+        "parameters": parameters.shape(),
+    }
+
+
+def write_sketch(corpus: Corpus, piece: Piece, parameters: DedupParameters, target: SketchFile, workers: int) -> None:
+    """Write the sketch of a piece, hashing on `workers` threads."""
+    signer = choose_signer(parameters.device)
+    columns = (corpus.text_column, corpus.id_column, corpus.source_column, corpus.quality_column)
+
+    def sketch(table: pa.Table) -> pa.RecordBatch:
+        return sketch_rows(table, corpus, parameters, signer)
+
+    rows = 0
+    with (
+        atomic_path(target.path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, schema(parameters)) as writer,
+    ):
+        for batch in ordered_threads(sketch, corpus.read(piece, columns), workers):
+            writer.write_batch(batch)
+            rows += len(batch)
+    record = {"made_from": target.made_from, "rows": rows, "digest": file_digest(target.path)}
+    write_json_atomic(target.record, record)
+
+
+class SketchSet:
+    """The sketches of many pieces as columns over all rows; a row is a position in this set.
+
+    Files are mapped for the length of one call, so that what was read does not stay in memory.
+    """
+
+    def __init__(self, files: list[Path], rows: list[int]):
+        self.files = files
+        self.starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)]).astype(np.int64)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def batches(self, names: list[str], first_file: int = 0) -> Iterator[tuple[int, list[pa.Array]]]:
+        """Yield (first row, those columns) batch by batch, from one file on."""
+        for number in range(first_file, len(self.files)):
+            row = int(self.starts[number])
+            with pa.memory_map(str(self.files[number])) as source, pa.ipc.open_file(source) as reader:
+                places = [reader.schema.get_field_index(name) for name in names]
+                for index in range(reader.num_record_batches):
+                    batch = reader.get_batch(index)
+                    yield row, [batch.column(place) for place in places]
+                    row += len(batch)
+
+    def numbers(self, name: str, first_file: int = 0) -> np.ndarray:
+        """Return a numeric column as one array."""
+        parts = [columns[0].to_numpy().copy() for _, columns in self.batches([name], first_file)]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def take(self, rows: np.ndarray, names: list[str]) -> list[pa.Array]:
+        """Return those columns of some rows, in the order given."""
+        order = np.argsort(rows, kind="stable")
+        ascending = rows[order]
+        parts: list[list[pa.Array]] = [[] for _ in names]
+        wanted_files = np.unique(np.searchsorted(self.starts, ascending, side="right") - 1)
+        for number in wanted_files.tolist():
+            for first, columns in SketchSet.batches(self._only(number), names):
+                row = int(self.starts[number]) + first
+                low, high = np.searchsorted(ascending, [row, row + len(columns[0])])
+                if low < high:
+                    for part, column in zip(parts, columns, strict=True):
+                        part.append(column.take(pa.array(ascending[low:high] - row)))
+        back = np.empty(len(order), np.int64)
+        back[order] = np.arange(len(order))
+        columns = [
+            pa.concat_arrays([pa.array([], column_type(name)), *part]) for name, part in zip(names, parts, strict=True)
+        ]
+        return [column.take(pa.array(back)) for column in columns]
+
+    def _only(self, number: int) -> "SketchSet":
+        return SketchSet([self.files[number]], [int(self.starts[number + 1] - self.starts[number])])

@@ -69,7 +69,7 @@ def test_a_stopped_run_leaves_the_earlier_output_alone(tmp_path):
 def test_the_streaming_entry_gives_the_same_documents_and_refuses_a_machine_that_is_too_small(oracle, tmp_path, capsys):
     corpus = oracle.Planted(seed=5)
     oracle.write_shards(tmp_path / "in", corpus.records)
-    with pytest.raises(UserError, match="need about"):
+    with pytest.raises(UserError, match="give at least"):
         cpu_dedup_streaming(str(tmp_path / "in"), str(tmp_path / "x"), memory_info={"ram_free_gb": 1e-9})
     folder = cpu_dedup_streaming(str(tmp_path / "in"), str(tmp_path / "cpu"), memory_info={"ram_free_gb": 4})
     assert "documents stay" in capsys.readouterr().out

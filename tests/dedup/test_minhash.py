@@ -6,7 +6,6 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dedup.lsh import NO_BUCKET, buckets
 from dedup.minhash import EMPTY_MINIMUM, band_keys, permutations, signatures
 from dedup.parameters import DedupParameters
 
@@ -90,20 +89,6 @@ def test_bands_meet_as_often_as_the_formula_says():
         met = np.mean((keys[0::2] == keys[1::2]).any(axis=1))
         expected = parameters.candidate_probability(shared / (2 * size - shared))
         assert abs(met - expected) < 4 * math.sqrt(expected * (1 - expected) / trials) + 0.01
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.lists(st.integers(0, 2), min_size=6, max_size=6), min_size=1, max_size=12))
-def test_buckets_are_exactly_the_groups_of_documents_with_an_equal_band(rows):
-    minima = np.array(rows, np.uint32)
-    numbers, count = buckets(band_keys(minima, 3, 2))
-    assert set(numbers.ravel().tolist()) - {NO_BUCKET} == set(range(count))
-    for band in range(3):
-        parts = [row[2 * band : 2 * band + 2] for row in rows]
-        for i in range(len(rows)):
-            group = {j for j in range(len(rows)) if parts[j] == parts[i]}
-            found = {j for j in range(len(rows)) if numbers[j, band] == numbers[i, band] != NO_BUCKET}
-            assert found == (group if len(group) > 1 else set())
 
 
 def test_equal_minima_in_different_bands_do_not_meet():

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dedup.clusters import SURVIVES, resolve
-from dedup.lsh import NO_BUCKET
+from dedup.components import NO_BUCKET
 from dedup.parameters import PARTS
 from dedup.verify import is_duplicate, shared_shingles, similarity, sizes_allow
 
@@ -27,7 +27,7 @@ def resolved(sets: list[set], threshold: float = 0.8, containment: float = 0.0, 
         1,
         flat,
         starts[:-1],
-        starts[1:],
+        np.diff(starts),
         jaccard_parts=round(threshold * PARTS),
         containment_parts=round(containment * PARTS),
         candidates_per_band=slots,
@@ -101,7 +101,7 @@ def test_of_equally_similar_survivors_the_better_one_is_on_the_receipt_whatever_
             2,
             np.concatenate([ascending(s) for s in sets]),
             starts[:-1],
-            starts[1:],
+            np.diff(starts),
             jaccard_parts=8 * PARTS // 10,
             containment_parts=0,
             candidates_per_band=1,
@@ -116,3 +116,30 @@ def test_a_bucket_offers_its_best_survivors_only(slots):
     copy_of_second = set(strangers[1])
     expected = SURVIVES if slots == 1 else 1
     assert resolved([*strangers, copy_of_second], slots=slots)[-1] == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(small_sets, min_size=2, max_size=12), st.data())
+def test_reading_little_at_a_time_changes_nothing_and_known_documents_stay(sets, data):
+    fixed, joins = data.draw(st.integers(0, len(sets))), data.draw(st.booleans())
+    starts = np.cumsum([0, *map(len, sets)])
+    results = []
+    for touch_limit in (0, 1 << 40):
+        survivor, shared = resolve(
+            np.zeros((len(sets), 1), np.int32),
+            1,
+            np.concatenate([ascending(s) for s in sets]),
+            starts[:-1],
+            np.diff(starts),
+            jaccard_parts=8 * PARTS // 10,
+            containment_parts=0,
+            candidates_per_band=100,
+            fixed=fixed,
+            joins=joins,
+            touch_limit=touch_limit,
+        )
+        results.append((survivor.tolist(), shared.tolist()))
+    assert results[0] == results[1]
+    survivors = results[0][0]
+    assert survivors[:fixed] == [SURVIVES] * fixed
+    assert joins or max(survivors) < max(fixed, 1)

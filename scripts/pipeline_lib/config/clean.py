@@ -159,12 +159,18 @@ class DedupSettings(Section):
     """Least Jaccard similarity, of the shingle sets, of a document and the survivor it duplicates."""
     containment: float = Field(default=0.8, gt=0, le=1)
     """Least fraction of a duplicate's own shingles that the survivor contains."""
+    exact_sources: list[str] = []
+    """Sources whose documents are compared exactly only, such as tables, records and generated code."""
     source_rank: list[str] = []
     """Sources whose copy is kept first, best first; the others come after, in no preference."""
     max_removed_fraction: float = Field(default=0.9, gt=0, le=1)
     """The run stops when a source would lose more than this fraction of its documents as duplicates."""
     guard_minimum: int = Field(default=100, ge=1)
     """Number of documents from which a source is guarded that way."""
+    max_cluster: int = Field(default=10_000, ge=1)
+    """The run stops when more documents than this would be removed as near duplicates of a single one."""
+    max_ram: str | None = None
+    """Memory that deduplication may reach, such as 512M; it spills to disk and the result is the same (none: half)."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where signatures are computed; the result is the same on each."""
 

@@ -181,13 +181,21 @@ def find_duplicates(stage: Stage, shards: list[Shard]) -> Path:
 
 
 def _duplicates(stage: Stage, files: list[Path]) -> "pa.Table":
+    from dedup.memory_limit import parse_size
     from dedup.receipts import RECEIPT_SCHEMA
     from dedup.removals import find_duplicates
 
-    if not stage.settings.dedup.enabled:
+    settings = stage.settings.dedup
+    if not settings.enabled:
         return RECEIPT_SCHEMA.empty_table()
-    parameters = dedup_parameters(stage.settings.dedup, stage.seed)
-    return find_duplicates(files, parameters, stage.threads, stage.work / SCRATCH / "dedup")
+    return find_duplicates(
+        files,
+        dedup_parameters(settings, stage.seed),
+        stage.threads,
+        stage.work / SCRATCH / "dedup",
+        parse_size(settings.max_ram) if settings.max_ram else None,
+        stage.stop_if_interrupted,
+    )
 
 
 def dedup_parameters(settings: "DedupSettings", seed: int) -> "DedupParameters":
@@ -201,9 +209,11 @@ def dedup_parameters(settings: "DedupSettings", seed: int) -> "DedupParameters":
         jaccard=settings.jaccard,
         containment=settings.containment,
         seed=seed,
+        exact_sources=tuple(settings.exact_sources),
         source_rank=tuple(settings.source_rank),
         max_removed_fraction=settings.max_removed_fraction,
         guard_minimum=settings.guard_minimum,
+        max_cluster=settings.max_cluster,
         device=settings.device,
     )
 

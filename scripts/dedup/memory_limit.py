@@ -1,0 +1,44 @@
+"""How much memory a run may use, and how much of that is left for the step in hand.
+
+The limit never changes an answer: it decides how large a run of the external sort is, how many groups of candidates
+there are, and when mapped pages are given back. Sizes are 2^10, 2^20, 2^30 bytes.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+
+from pipeline_lib.stage import UserError
+
+UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+LEAST_ROOM = 48 << 20
+"""Bytes without which no step can work: a batch per worker, Arrow's reading buffers, a run of the sort."""
+
+
+def parse_size(text: str | int) -> int:
+    """Return the bytes of a size such as "512M" or "2G". Raises UserError for anything else."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", str(text), re.IGNORECASE)
+    if not found or float(found[1]) <= 0:
+        raise UserError(f"dedup: {text!r} is no memory size; write a number with K, M, G or T, such as 512M")
+    return int(float(found[1]) * UNITS[found[2].upper()])
+
+
+@dataclass(frozen=True)
+class MemoryLimit:
+    """The resident memory that this process may reach, in bytes; None: half of what the machine has free."""
+
+    bytes: int | None = None
+
+    def room(self) -> int:
+        """Return the bytes that may still be allocated. Raises UserError when the limit is too small to work at all."""
+        import psutil
+
+        if self.bytes is None:
+            return max(psutil.virtual_memory().available // 2, LEAST_ROOM)
+        used = psutil.Process(os.getpid()).memory_info().rss
+        if self.bytes - used < LEAST_ROOM:
+            raise UserError(
+                f"dedup: max_ram is {self.bytes >> 20}M, of which the program itself takes {used >> 20}M;"
+                f" give at least {(used + LEAST_ROOM >> 20) + 1}M"
+            )
+        return self.bytes - used
