@@ -7,6 +7,7 @@ process of its own that runs the script as `__main__`: it can be signalled and k
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -28,9 +29,18 @@ import pipeline_lib.pretraining.inputs, pipeline_lib.pretraining.loop, pipeline_
 print("ready", flush=True)
 for line in sys.stdin:
     request = json.loads(line)
-    pid = os.fork()
-    if pid == 0:
-        output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    ranks = request["processes"]
+    pids = []
+    for rank in range(ranks):
+        pid = os.fork()
+        if pid != 0:
+            pids.append(pid)
+            continue
+        if ranks > 1:
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+            os.environ.update({name: str(value) for name, value in place.items()})
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(request["port"]))
+        output = os.open(f"{request['output']}{rank or ''}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1), os.dup2(output, 2)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         if request["spare_bytes"] is not None:
@@ -39,18 +49,23 @@ for line in sys.stdin:
         sys.argv = [script, *request["arguments"]]
         runpy.run_path(script, run_name="__main__")
         os._exit(0)
-    print(pid, flush=True)
-    status = os.waitpid(pid, 0)[1]
-    print(os.waitstatus_to_exitcode(status), flush=True)
+    print(pids[0], flush=True)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+    print(json.dumps(codes), flush=True)
 """
 
 
 @dataclass
 class Outcome:
-    """How a start ended: exit code (negative: killed by that signal) and what it printed."""
+    """How a start ended: exit codes (negative: killed by that signal) and what the first process printed."""
 
-    code: int
+    codes: list[int]
     output: str
+
+    @property
+    def code(self) -> int:
+        """Exit code of the first process."""
+        return self.codes[0]
 
 
 class Launcher:
@@ -76,14 +91,22 @@ class Launcher:
         signal_number: int = signal.SIGKILL,
         when: Callable[[], bool] | None = None,
         spare_bytes: int | None = None,
+        processes: int = 1,
     ) -> Outcome:
         """Start the script and wait for its end; with `when`, send it a signal as soon as that is true.
 
-        spare_bytes: how much more memory the script may map than it has at its start.
+        spare_bytes: how much more memory the script may map than it has at its start; processes: how many share the
+        work, as torchrun would start them (signals go to the first).
         """
         output = run / "output.txt"
         arguments = ["--config", str(config), "--run-dir", str(run), *flags]
-        request = {"arguments": arguments, "output": str(output), "spare_bytes": spare_bytes}
+        request = {
+            "arguments": arguments,
+            "output": str(output),
+            "spare_bytes": spare_bytes,
+            "processes": processes,
+            "port": _free_port(),
+        }
         print(json.dumps(request), file=self._helper.stdin, flush=True)
         pid = int(self._helper.stdout.readline())
         while when is not None and _alive(pid):
@@ -91,7 +114,13 @@ class Launcher:
                 os.kill(pid, signal_number)
                 break
             time.sleep(0.0005)
-        return Outcome(int(self._helper.stdout.readline()), output.read_text())
+        return Outcome(json.loads(self._helper.stdout.readline()), output.read_text())
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _alive(pid: int) -> bool:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from pipeline_lib.stage import Estimate, Stage, StageInterrupted, run_stage
+from pipeline_lib.stage import Estimate, Stage, StageFailure, StageInterrupted, UserError, run_stage
 from pipeline_lib.stage.catalog import BY_NAME
 from pipeline_lib.stage.parallel import available_cores
 from pipeline_lib.stage.workspace import Workspace
@@ -65,4 +65,9 @@ def _follow(name: str, follow: Callable[[Stage], object]) -> NoReturn:
             follow(stage)
     except StageInterrupted as interruption:
         sys.exit(128 + interruption.signal_number)
+    except UserError:  # the first process meets the same one and says so
+        sys.exit(2)
+    except StageFailure as failure:
+        print(f"process {os.environ['RANK']}: {failure}", file=sys.stderr, flush=True)
+        sys.exit(1)
     sys.exit(0)
