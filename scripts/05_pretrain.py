@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def train_together(stage: Stage) -> "Outcome":
+    from pipeline_lib.pretraining.cost import predict_once
     from pipeline_lib.pretraining.distribution import join
     from pipeline_lib.pretraining.inputs import open_training_inputs
     from pipeline_lib.pretraining.logbook import open_logbook
@@ -27,12 +28,13 @@ def train_together(stage: Stage) -> "Outcome":
     processes = join(stage.settings.strategy)
     inputs = open_training_inputs(stage)
     training = prepare_run(stage, inputs, processes)
+    prediction = predict_once(stage, training, inputs)
     resumed = restore_run(training, stage.work / "checkpoints", stage.say)
     if resumed:
         stage.say(f"  continuing from {resumed.name}, {training.step:,} of {inputs.horizon.steps:,} steps done")
     with open_logbook(stage.work, training, resumed is not None, stage.settings, stage.run_folder.name) as book:
         saving = train(stage, training, inputs.data, book)
-    return finish(training, inputs, saving)
+    return finish(training, inputs, saving, prediction)
 
 
 def run(stage: Stage) -> None:
@@ -44,6 +46,7 @@ def run(stage: Stage) -> None:
         if (stage.work / name).exists():
             stage.adopt(name, record=True)
     stage.result = outcome.summarise(stage.work)
+    outcome.note_prediction(stage)
 
 
 def estimate(stage: Stage) -> Estimate:

@@ -113,6 +113,22 @@ def test_flags_override_the_yaml_and_only_what_was_typed(tmp_path: Path):
     assert options.config.seed == 9
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--fp8", "--no-compile"], ("on", "off")),
+        (["--no-fp8", "--compile", "auto"], ("off", "auto")),
+        (["--fp8", "emulate"], ("emulate", "auto")),
+        ([], ("auto", "auto")),
+    ],
+)
+def test_a_choice_with_on_and_off_is_a_switch_too(tmp_path: Path, flags, expected):
+    path = tmp_path / "run.yaml"
+    path.write_text("seed: 1\n")
+    settings = read_command_line("pretrain", "", ["--config", str(path), *flags]).config.pretrain
+    assert (settings.fp8, settings.compile) == expected
+
+
 def test_unknown_flag_names_the_nearest(tmp_path: Path):
     with pytest.raises(UserError, match=r"unknown flag --froce; did you mean --force\?"):
         read(write(tmp_path, ""), "--froce")

@@ -64,17 +64,17 @@ def test_every_parameter_is_in_exactly_one_group(tied):
     members = [id(parameter) for group in groups.values() for parameter in group]
     assert sorted(members) == sorted(id(parameter) for parameter in model.parameters())
     assert len(groups["matrices"]) == 2 * 7 and len(groups["embedding"]) == 1
-    assert len(groups["head_and_norms"]) == 2 * 2 + 1 + (not tied)
+    assert len(groups["norms"]) == 2 * 2 + 1 and len(groups["head"]) == (not tied)
 
 
-@pytest.mark.parametrize("name", ["muon", "adamw"])
+@pytest.mark.parametrize("name", ["muon", "adamw", "adamw_8bit"])
 @pytest.mark.parametrize(("asked", "expected"), [(None, 0.0), (0.1, 0.1)])
 def test_only_matrices_decay_and_null_is_zero(name, asked, expected):
     model = make_model()
     optimizers = make_optimizers(
         model, OptimizerSettings(name=name, weight_decay=asked), make_run().horizon.rates, torch.float32
     )
-    assert set(optimizers) == ({"muon", "adamw"} if name == "muon" else {"adamw"})
+    assert set(optimizers) == {name, "adamw"}
     matrices = {id(parameter) for parameter in parameter_groups(model)["matrices"]}
     seen = set()
     for optimizer in optimizers.values():
@@ -163,7 +163,36 @@ def test_memory_that_runs_out_half_way_through_an_update_is_not_saved_over(data,
     assert newest_valid_checkpoint(tmp_path / "checkpoints") is None
 
 
-@pytest.mark.parametrize("name", ["muon", "adamw"])
+@pytest.mark.parametrize("name", ["muon", "adamw", "adamw_8bit"])
+def test_each_optimizer_learns(data, name):
+    settings = PretrainSettings(**{**SETTINGS.model_dump(), "optimizer": {"name": name}})
+    run = make_run(settings)
+    losses = [optimizer_step(run, batch, settings, nothing)[0] for batch, _ in first_batches(data, 8)]
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_8_bit_moments_take_a_quarter_of_the_memory_and_step_like_full_ones():
+    settings = [OptimizerSettings(name=name, lr=0.01) for name in ("adamw", "adamw_8bit")]
+    matrices, used = [], []
+    for setting in settings:
+        model = make_model()
+        optimizers = make_optimizers(model, setting, make_run().horizon.rates, torch.float32)
+        parameter = model.model.layers[0].mlp.gate_proj.weight
+        before = parameter.detach().clone()
+        for seed in range(5):
+            generator = torch.Generator().manual_seed(seed)
+            for other in model.parameters():
+                other.grad = torch.randn(other.shape, generator=generator)
+            for optimizer in optimizers.values():
+                optimizer.step()
+        matrices.append(parameter.detach() - before)
+        state = optimizers[setting.name].state[model.lm_head.weight]
+        used.append(sum(value.nbytes for value in state.values() if torch.is_tensor(value) and value.numel() > 256))
+    assert used[1] < 0.3 * used[0]
+    assert float((matrices[1] - matrices[0]).norm()) < 0.1 * float(matrices[0].norm())
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw", "adamw_8bit"])
 def test_a_restored_run_continues_bit_for_bit(data, tmp_path, name):
     settings = PretrainSettings(**{**SETTINGS.model_dump(), "optimizer": {"name": name, "weight_decay": 0.1}})
     run = make_run(settings)

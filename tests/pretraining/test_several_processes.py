@@ -16,7 +16,7 @@ from pipeline_lib.pretraining.loss import IGNORED
 from pipeline_lib.stage.manifest import Manifest
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-# float32 sums in another order; measured on this run: 6e-7 (loss) and 3e-6 (gradient norm).
+# float32 sums in another order; measured on this run: 2e-7 (loss) and 6e-7 (gradient norm).
 LOSS_TOLERANCE, NORM_TOLERANCE = 1e-5, 1e-4
 
 
@@ -77,7 +77,12 @@ def stopped(packed_run, launcher, run: Path, processes: int, *flags: str) -> Pat
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "then"),
-    [((2, "ddp"), (1, "single")), ((1, "single"), (2, "fsdp")), ((2, "fsdp"), (1, "single")), ((2, "fsdp"), (4, "ddp"))],
+    [
+        ((2, "ddp"), (1, "single")),
+        ((1, "single"), (2, "fsdp")),
+        ((2, "fsdp"), (1, "single")),
+        ((2, "fsdp"), (4, "ddp")),
+    ],
 )
 def test_a_checkpoint_of_some_processes_continues_on_others(packed_run, launcher, tmp_path, alone, first, then):
     made = stopped(packed_run, launcher, copy_of(packed_run, tmp_path / "made"), first[0], "--strategy", first[1])

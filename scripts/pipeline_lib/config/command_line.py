@@ -1,7 +1,7 @@
 """The command line of a numbered script: the fields of its own section as flags, and five that all scripts share.
 
 `--optimizer.lr 3e-4` sets a nested field; `--max-steps` and `--max_steps` are the same flag; a boolean field answers to
-`--flag` and `--no-flag`. Only what the user typed overrides the YAML, so a default can never undo a setting.
+`--flag` and `--no-flag`, as have choices with "on" and "off" among them. Only what the user typed overrides the YAML, so a default can never undo a setting.
 """
 
 import argparse
@@ -136,20 +136,25 @@ def _add_flags(group: argparse._ArgumentGroup, section: type[Section], prefix: s
             continue
         names.add(name)
         spellings = list(dict.fromkeys([f"--{name}", f"--{name.replace('_', '-')}"]))
-        if _is_boolean(field.annotation):
+        if (switch := _switch_values(field.annotation)) is not None:
             negative = [f"--no-{name.replace('_', '-')}"]
             group.add_argument(
                 *spellings,
                 dest=name,
                 nargs="?",
-                const=True,
+                const=switch[0],
                 type=parse_value,
                 default=argparse.SUPPRESS,
-                metavar="true|false",
+                metavar="true|false" if switch[0] is True else _spell_type(field.annotation),
                 help=_help(field),
             )
             group.add_argument(
-                *negative, dest=name, action="store_false", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+                *negative,
+                dest=name,
+                action="store_const",
+                const=switch[1],
+                default=argparse.SUPPRESS,
+                help=argparse.SUPPRESS,
             )
         else:
             reader = str if _is_text(field.annotation) else parse_value
@@ -189,8 +194,14 @@ def _parts(annotation: Any) -> list[Any]:
     return [annotation]
 
 
-def _is_boolean(annotation: Any) -> bool:
-    return _parts(annotation) == [bool]
+def _switch_values(annotation: Any) -> tuple[Any, Any] | None:
+    """Return what `--name` alone and `--no-name` mean: of a boolean, or of a choice that has "on" and "off"."""
+    parts = _parts(annotation)
+    if parts == [bool]:
+        return True, False
+    if len(parts) == 1 and get_origin(parts[0]) is Literal and {"on", "off"} <= set(get_args(parts[0])):
+        return "on", "off"
+    return None
 
 
 def _is_text(annotation: Any) -> bool:

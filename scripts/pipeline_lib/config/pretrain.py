@@ -10,8 +10,8 @@ from .base import Section
 class OptimizerSettings(Section):
     """The optimizer; learning rates that are not given follow from the model's width (docs/models.md)."""
 
-    name: Literal["muon", "adamw"] = "muon"
-    """Muon for the matrices of the blocks and AdamW for the rest, or AdamW for everything."""
+    name: Literal["muon", "adamw", "adamw_8bit"] = "muon"
+    """Muon for the matrices of the blocks and AdamW for the rest, AdamW for all, or AdamW with moments in 8 bits."""
     lr: float | None = Field(default=None, gt=0)
     """Peak learning rate of the matrices of the blocks."""
     embedding_lr: float | None = Field(default=None, gt=0)

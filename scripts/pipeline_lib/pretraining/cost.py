@@ -4,8 +4,8 @@ The probe takes the real model, real sequences and the real optimizer: a few mic
 update with a learning rate of zero (it allocates the moments and moves nothing), a few batches from the loader.
 
     time     steps x (micro-batches + update + loader) + validations, whose forward passes cost a third
-    memory   the peak of the probe
-    disk     the kept checkpoints and the final model
+    memory   the peak of the probe, and on a CPU the copy of weights and moments that is written in the background
+    disk     the kept checkpoints, the best among them, and the final model
 
 Compiling is in the time only if it is chosen; what other programs do on the machine meanwhile is not.
 """
@@ -19,8 +19,9 @@ from typing import Any
 import torch
 
 from pipeline_lib.config.pretrain import PretrainSettings
-from pipeline_lib.stage import Estimate, Stage
+from pipeline_lib.stage import Estimate, Stage, write_json_atomic
 from pipeline_lib.stage.progress import duration, size
+from pipeline_lib.stage.workspace import read_json
 
 from .choosing import choose, measure_micro_batch
 from .distribution import alone
@@ -71,8 +72,9 @@ def predict(run: TrainingRun, inputs: TrainingInputs, settings: PretrainSettings
     step = micro * micro_batches + update + loader
     seconds = horizon.steps * step + validations * validation
     held = _state_bytes(run)
-    memory = peak_memory(run.device)
-    disk = settings.keep_checkpoints * held + 4 * inputs.parameters["total"]
+    on_host = run.device.type == "cpu"  # where the copy that is written in the background takes from the same memory
+    memory = peak_memory(run.device) + (held if on_host and settings.background_saving else 0)
+    disk = (settings.keep_checkpoints + settings.keep_best) * held + 4 * inputs.parameters["total"]
     _forget_moments(run)
     basis = (
         f"{horizon.steps:,} steps of {horizon.step_tokens:,} tokens: {micro_batches:g} micro-batches of {micro:.3f} s,"
@@ -80,6 +82,22 @@ def predict(run: TrainingRun, inputs: TrainingInputs, settings: PretrainSettings
         f" matmul {run.choices.peak_flops / 1e9:,.0f} GFLOP/s"
     )
     return Prediction(seconds, memory, disk, horizon.step_tokens / step, basis)
+
+
+def predict_once(stage: Stage, run: TrainingRun, inputs: TrainingInputs) -> Prediction | None:
+    """Return the prediction made when this run first started, making it now if this is the start.
+
+    None with several processes, whose exchange of gradients the probe does not measure.
+    """
+    if run.processes.size > 1:
+        return None
+    path = stage.work / "prediction.json"
+    if (remembered := read_json(path)) is not None:
+        return Prediction(**remembered)
+    prediction = predict(run, inputs, stage.settings)
+    write_json_atomic(path, prediction.to_json())
+    stage.say(f"  expected: {duration(prediction.seconds)}, {prediction.basis}")
+    return prediction
 
 
 def expected_cost(stage: Stage, inputs: TrainingInputs) -> Estimate:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from pipeline_lib.checkpoints import as_os_errors
-from pipeline_lib.stage import atomic_path
+from pipeline_lib.stage import Stage, atomic_path
 
+from .cost import Prediction, peak_memory
 from .distribution import whole
 from .inputs import TrainingInputs
 from .meters import flop_count
@@ -27,6 +28,7 @@ class Outcome:
     run: TrainingRun
     inputs: TrainingInputs
     saving: Saving
+    prediction: Prediction | None
     weights: dict[str, torch.Tensor]
 
     def save_final_model(self, folder: Path) -> None:
@@ -51,9 +53,7 @@ class Outcome:
         lines, times = read_lines(work / "metrics.jsonl"), read_lines(work / "timings.jsonl")
         before, after = lines[0], lines[-1]
         flops = flop_count(inputs.parameters["matmul"], inputs.layers, inputs.attention_width).of(run.tokens)
-        spent = {
-            name: sum(line.get(name, 0.0) for line in times[1:]) for name in ("loader", "validation")
-        }
+        spent = {name: sum(line.get(name, 0.0) for line in times[1:]) for name in ("loader", "validation")}
         stepping = sum(line["seconds"] for line in times[1:]) - sum(spent.values())
         counts = run.tokens
         return {
@@ -89,6 +89,14 @@ class Outcome:
         }
 
 
-def finish(run: TrainingRun, inputs: TrainingInputs, saving: Saving) -> Outcome:
+    def note_prediction(self, stage: Stage) -> None:
+        """Put the prediction of the start beside what the run took."""
+        if self.prediction is not None:
+            disk = sum(file.stat().st_size for file in stage.work.rglob("*") if file.is_file())
+            stage.note(self.prediction.against(self.run.seconds, peak_memory(self.run.device), disk))
+
+
+def finish(run: TrainingRun, inputs: TrainingInputs, saving: Saving, prediction: Prediction | None) -> Outcome:
     """Return the outcome of a run that reached its horizon; every process must call it."""
-    return Outcome(run, inputs, saving, {name: whole(tensor) for name, tensor in run.model.state_dict().items()})
+    weights = {name: whole(tensor) for name, tensor in run.model.state_dict().items()}
+    return Outcome(run, inputs, saving, prediction, weights)

@@ -1,0 +1,98 @@
+"""FP8 layers: rounded as FP8 rounds, chosen by measured gain, saved like any others. Emulated, so a CPU suffices."""
+
+import pytest
+import torch
+
+from pipeline_lib.config.model import ModelSettings
+from pipeline_lib.config.pretrain import PretrainSettings
+from pipeline_lib.models.initialise import build_model
+from pipeline_lib.models.shapes import resolve_shape
+from pipeline_lib.packing.reader import PackedCache
+from pipeline_lib.pretraining.batches import PackedData
+from pipeline_lib.pretraining.choices import Choices
+from pipeline_lib.pretraining.distribution import alone
+from pipeline_lib.pretraining.fp8 import choose_fp8, choose_layers, eligible_layers, layer_gain, use_fp8
+from pipeline_lib.pretraining.horizon import resolve_horizon
+from pipeline_lib.pretraining.loop import optimizer_step
+from pipeline_lib.pretraining.setup import equip
+from pipeline_lib.stage import StageFailure
+
+SPECIAL = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1}
+SETTINGS = PretrainSettings(tokens=5120, batch_tokens=512, micro_batch=8, dtype="float32", compile="off")
+CPU = torch.device("cpu")
+
+
+def make_model(width: int = 32, ffn: int = 64):
+    settings = ModelSettings(shape={"layers": 2, "width": width, "heads": 2, "ffn": ffn})
+    return build_model(resolve_shape(settings, 400, 64), settings, SPECIAL, seed=3)
+
+
+def test_layers_with_odd_sides_and_the_head_stay_out():
+    names = eligible_layers(make_model(ffn=72))
+    assert len(names) == 2 * 4 and all("self_attn" in name for name in names)
+    assert len(eligible_layers(make_model())) == 2 * 7
+    assert not any("lm_head" in name for name in eligible_layers(make_model()))
+
+
+def test_only_shapes_that_gain_are_converted_and_the_note_has_the_figures():
+    model = make_model()
+    gains = {(32, 32): 0.9, (32, 64): 1.3, (64, 32): 1.01}
+    choice = choose_layers(model, "rowwise", gains)
+    assert {name.rsplit(".", 1)[1] for name in choice.layers} == {"gate_proj", "up_proj"}
+    assert "32 x 64 1.30" in choice.notes[0] and "4 layers" in choice.notes[0]
+
+
+def test_a_wish_that_cannot_be_honoured_is_refused_and_auto_is_silent_on_a_cpu():
+    model = make_model()
+    assert choose_fp8("auto", "tensorwise", model, 64, CPU).layers == []
+    assert choose_fp8("off", "tensorwise", model, 64, CPU).notes == []
+    with pytest.raises(StageFailure, match="pretrain.fp8 is on"):
+        choose_fp8("on", "tensorwise", model, 64, CPU)
+
+
+@pytest.mark.parametrize("recipe", ["tensorwise", "rowwise"])
+def test_a_product_is_rounded_as_fp8_rounds(recipe):
+    pytest.importorskip("torchao", reason="torchao is not installed (requirements-gpu.txt)")
+    plain, eight = make_model(), make_model()
+    name = "model.layers.0.mlp.gate_proj"
+    use_fp8(eight, recipe, [name])
+    layer, weight = eight.get_submodule(name), plain.get_submodule(name).weight
+    states = torch.randn(16, 32, generator=torch.Generator().manual_seed(0))
+
+    def rounded(tensor: torch.Tensor) -> torch.Tensor:
+        dim = None if recipe == "tensorwise" else 1
+        largest = tensor.abs().amax(dim, keepdim=True) if dim else tensor.abs().amax()
+        scale = 448.0 / largest
+        if recipe == "rowwise":
+            scale = torch.exp2(torch.floor(torch.log2(scale)))  # torchao takes powers of two here
+        return (tensor * scale).to(torch.float8_e4m3fn).float() / scale
+
+    expected = rounded(states) @ rounded(weight.detach()).T
+    exact = states @ weight.detach().T
+    with torch.no_grad():
+        found = layer(states)
+    assert float((found - expected).norm()) < 0.01 * float(exact.norm())
+    assert 0.005 * float(exact.norm()) < float((found - exact).norm()) < 0.06 * float(exact.norm())
+
+
+@pytest.mark.parametrize("recipe", ["tensorwise", "rowwise"])
+def test_training_in_fp8_learns_and_its_weights_load_anywhere(packed_run, recipe):
+    pytest.importorskip("torchao", reason="torchao is not installed (requirements-gpu.txt)")
+    data = PackedData(PackedCache(packed_run[1] / "03_packed"), 64, 8, 1, 500)
+    horizon = resolve_horizon(SETTINGS, 64, 32, 30_000)
+    losses = {}
+    for wanted in ("off", "emulate"):
+        model = make_model()
+        fp8 = choose_fp8(wanted, recipe, model, 512, CPU)
+        run = equip(model, Choices(fp8_recipe=recipe, fp8_layers=fp8.layers), SETTINGS, horizon, alone())
+        stream = data.training_batches(None)
+        losses[wanted] = [optimizer_step(run, next(stream)[0], SETTINGS, lambda: None)[0] for _ in range(6)]
+    assert losses["emulate"][-1] < losses["emulate"][0] - 0.3
+    assert losses["emulate"] != losses["off"]
+    assert losses["emulate"] == pytest.approx(losses["off"], rel=0.02)
+    make_model().load_state_dict(model.state_dict(), strict=True)
+
+
+def test_the_probe_finds_that_emulation_does_not_pay():
+    pytest.importorskip("torchao", reason="torchao is not installed (requirements-gpu.txt)")
+    assert 0 < layer_gain(32, 64, 128, "tensorwise", CPU) < 1
