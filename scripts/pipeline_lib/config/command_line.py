@@ -1,7 +1,8 @@
 """The command line of a numbered script: the fields of its own section as flags, and five that all scripts share.
 
 `--optimizer.lr 3e-4` sets a nested field; `--max-steps` and `--max_steps` are the same flag; a boolean field answers to
-`--flag` and `--no-flag`, as have choices with "on" and "off" among them. Only what the user typed overrides the YAML, so a default can never undo a setting.
+`--flag` and `--no-flag`, as does a choice that has "on" and "off" in it. Only what the user typed overrides the YAML,
+so a default can never undo a setting.
 """
 
 import argparse
