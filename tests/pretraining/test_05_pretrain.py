@@ -83,7 +83,7 @@ def test_the_final_model_loads_and_has_the_reported_validation_loss(uninterrupte
     for batch in cache.batches(64, 1, split="val", seed=42):
         if batch["state"]["position"] > sequences:
             break
-        tokens, labels, segments = (torch.from_numpy(batch[k])[0] for k in ("input_ids", "labels", "segment_ids"))
+        tokens, labels, segments = (batch[k][0] for k in ("input_ids", "labels", "segment_ids"))
         for segment in sorted(set(segments.tolist()) - {0}):
             inside = segments == segment
             with torch.no_grad():

@@ -9,7 +9,9 @@ class PackSettings(Section):
     """Settings of stage 03: the tokenizer, the packed cache and its plans."""
 
     tokenizer: str | None = None
-    """Folder of an existing Hugging Face tokenizer (with tokenizer.json) to use; when not given, one is trained."""
+    """Existing Hugging Face tokenizer, a folder (with tokenizer.json) or an id on the hub; null trains one."""
+    reference_tokenizer: str | None = None
+    """Tokenizer, a folder or an id on the hub, that tokenizer_report.json compares with: bytes per token by source."""
     vocab_size: int = Field(default=32768, ge=260, le=2**24)
     """Number of token ids of the trained tokenizer, the four special tokens and the 256 bytes included."""
     min_pair_count: int = Field(default=2, ge=1)
@@ -22,8 +24,20 @@ class PackSettings(Section):
     """Expected size of one chunk of the cache, in tokens; documents are packed with others of their chunk only."""
     val_fraction: float = Field(default=0.01, ge=0, lt=1)
     """Share of the documents, chosen by a seeded hash of their id, that is packed apart for validation."""
+    weights: dict[str, float] = {}
+    """Source -> how often its documents appear in an epoch, in copies; 1 for sources not named, 0 leaves one out."""
+    rehydration: dict[int, float] = {}
+    """Least number of removed duplicates -> factor on how often a document appears in an epoch."""
     lz4_level: int = Field(default=0, ge=0, le=12)
-    """LZ4 compression level of the chunks: 0 is fast, 3 about a fifth smaller and six times slower to write."""
+    """LZ4 compression level of the chunks: 0 is fast, from 3 on about two percent smaller and slower to write."""
+
+    @field_validator("weights", "rehydration")
+    @classmethod
+    def _factors_are_not_negative(cls, value: dict) -> dict:
+        for key, factor in value.items():
+            if not 0 <= factor <= 1000:
+                raise ValueError(f"{key}: {factor} is not between 0 and 1000")
+        return value
 
     @field_validator("contexts")
     @classmethod

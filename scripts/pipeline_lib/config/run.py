@@ -28,6 +28,9 @@ class RunConfig(Section):
     threads: int | None = Field(default=None, ge=1)
     """Number of CPU cores to use; all that this process may use when not given."""
 
+    packed: str | None = None
+    """Folder of a finished packed cache (another run's 03_packed) to start from instead of stages 02 and 03."""
+
     download: DownloadSettings = DownloadSettings()
     """Stage 01: where the data comes from."""
     clean: CleanSettings = CleanSettings()

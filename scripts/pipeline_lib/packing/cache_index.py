@@ -1,54 +1,106 @@
-"""index.json: the one file that says what a packed cache holds. Its digests cover every chunk and plan."""
+"""index.json: the one file that says what a packed cache holds. Its digests cover every chunk and plan.
 
+A cache consists of parts. The first part is the text that was there when the cache was made; text that is added later
+is another part with chunks of its own, and the chunks that are there are not touched.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline_lib.stage import bytes_digest, file_digest
+from pipeline_lib.config.pack import PackSettings
+from pipeline_lib.stage import UserError, file_digest, json_digest
 
 from .chunk_format import ChunkFile
-from .packing_plan import plan_file_name
-from .reader import FORMAT, VERSION
-from .text_encoder import TextEncoder
+
+if TYPE_CHECKING:
+    from .text_encoder import TextEncoder
+
+INDEX = "index.json"
+FORMAT = "packed-cache"
+VERSION = 2
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard of cleaned text as the index lists it."""
+
+    file: str
+    digest: str
+
+    def to_json(self) -> dict[str, str]:
+        """Return the fields by name."""
+        return {"file": self.file, "digest": self.digest}
+
+
+def recipe_of(settings: PackSettings, seed: int) -> dict[str, Any]:
+    """Return the settings that decide the content of chunks; the tokenizer's files are compared by their digests."""
+    names = ("chunk_tokens", "val_fraction", "lz4_level")
+    recipe: dict[str, Any] = {"seed": seed, **{name: getattr(settings, name) for name in names}}
+    if settings.tokenizer is None:
+        recipe.update({name: getattr(settings, name) for name in ("vocab_size", "min_pair_count", "training_bytes")})
+    return recipe
+
+
+def tokenizer_digests(folder: Path) -> dict[str, str]:
+    """Return {file: digest} of a tokenizer folder."""
+    return {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Return the index of a cache. Raises UserError when there is none of this version."""
+    path = folder / INDEX
+    try:
+        index = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); run stage 03, with --mode repair if it was there") from None
+    if not isinstance(index, dict) or (index.get("format"), index.get("version")) != (FORMAT, VERSION):
+        raise UserError(f"{path} is no packed cache of version {VERSION}; run stage 03 again")
+    return index
+
+
+def describe_chunk(chunk: ChunkFile, name: str) -> dict[str, Any]:
+    """Return the entry of a chunk; everything in it stands in the chunk's own header."""
+    header = chunk.header
+    return {
+        "file": name,
+        "part": header["part"],
+        "split": header["split"],
+        "range": header["range"],
+        "documents": header["documents"],
+        "tokens": header["tokens"],
+        "text_bytes": header["text_bytes"],
+        "sources": header["amounts"],
+        "bytes": chunk.bytes,
+        "digest": chunk.digest,
+    }
 
 
 def describe_cache(
-    folder: Path, chunk_names: list[str], plans: dict[int, dict[str, dict[str, int]]], encoder: TextEncoder
+    recipe: dict[str, Any],
+    encoder: "TextEncoder",
+    parts: Sequence[Sequence[Shard]],
+    chunks: Sequence[dict[str, Any]],
+    plans: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Return the content of index.json for a cache folder whose files are all written."""
-    chunks = []
-    for name in chunk_names:
-        chunk = ChunkFile(folder / name)
-        chunks.append(
-            {
-                "file": name,
-                "split": chunk.header["split"],
-                "documents": chunk.header["documents"],
-                "tokens": chunk.header["tokens"],
-                "text_bytes": chunk.header["text_bytes"],
-                "sources": chunk.header["sources"],
-                "bytes": (folder / name).stat().st_size,
-                "digest": chunk.digest,
-            }
-        )
+    """Return the content of index.json."""
+    tokenizer = tokenizer_digests(encoder.folder)
     return {
         "format": FORMAT,
         "version": VERSION,
+        "recipe": recipe,
         "vocab_size": encoder.vocab_size,
         "dtype": encoder.dtype.name,
         "separator_id": encoder.special.separator,
         "pad_id": encoder.special.pad,
-        "tokenizer": {path.name: bytes_digest(path.read_bytes()) for path in sorted(encoder.folder.iterdir())},
+        "tokenizer": tokenizer,
+        "tokenizer_digest": json_digest(tokenizer),
         "documents": sum(chunk["documents"] for chunk in chunks),
         "tokens": sum(chunk["tokens"] for chunk in chunks),
         "text_bytes": sum(chunk["text_bytes"] for chunk in chunks),
-        "chunks": chunks,
-        "plans": [
-            {
-                "context": context,
-                "file": plan_file_name(context),
-                "digest": file_digest(folder / plan_file_name(context)),
-                "splits": splits,
-            }
-            for context, splits in plans.items()
-        ],
+        "parts": [{"shards": [shard.to_json() for shard in shards]} for shards in parts],
+        "chunks": list(chunks),
+        "plans": list(plans),
     }

@@ -1,34 +1,45 @@
 """One chunk of the packed cache as a file: a JSON header that describes itself, then LZ4 frames, all checksummed.
 
-    bytes 0-7    magic "LTPCHNK1"
+    bytes 0-7    magic "LTPCHNK2"
     bytes 8-11   length of the header, uint32 little-endian
     bytes 12-27  xxh3-128 of the header, big-endian
     then         the header, UTF-8 JSON; then the sections, one LZ4 frame each, in the order the header lists them
 
 The header holds the checksum of every section, and the index of the cache holds the checksum of the header, so that
-one number identifies the whole file and no byte of it can change unnoticed. Sections can be read alone: packing a new
-context length reads the document offsets only. docs/packed_cache.md is the specification.
-Cost: LZ4 decodes at more than 1 GB/s per core, xxh3 at memory speed.
+one number identifies the whole file and no byte of it can change unnoticed. The tokens are written in the code of
+token_code.py, in independent LZ4 blocks of 8,192 tokens with a checksum each: a whole chunk is one call of the LZ4
+library, and one training sequence needs a few blocks only. docs/packed_cache.md is the specification.
+Cost: more than 1 GB/s per core for a whole chunk (as uint16), tens of microseconds for a sequence.
+Trap: files are read with pread, not mapped: a file that somebody truncates under a mapping kills the process.
 """
 
 import json
+import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import lz4.block
 import lz4.frame
 import numpy as np
 import xxhash
 
 from pipeline_lib.stage import UserError
 
-MAGIC = b"LTPCHNK1"
-VERSION = 1
+from .token_code import LANE, SLACK, TokenCode, TokenDecoder, best_code
+
+MAGIC = b"LTPCHNK2"
+VERSION = 2
+BLOCK = 4 * LANE
+"""Tokens per LZ4 block."""
 _PREFIX = struct.Struct("<8sI16s")
 _LONGEST_HEADER = 1 << 26
-_TYPES = {"uint8": "<u1", "uint16": "<u2", "uint32": "<u4", "int64": "<i8"}
+_STORED = 1 << 31
+_TYPES = {"uint8": "<u1", "uint16": "<u2", "uint32": "<u4", "uint64": "<u8"}
+_FRAME_HEAD = 15
+"""Bytes of an LZ4 frame before its first block: magic, flags, content size, header checksum."""
 
 
 class ChunkDamaged(UserError):
@@ -37,10 +48,11 @@ class ChunkDamaged(UserError):
 
 @dataclass
 class ChunkContent:
-    """The documents of one chunk.
+    """The documents of one chunk; every array but `tokens` and `offsets` has one entry per document.
 
-    tokens: uint16 or uint32 [n]; offsets: int64 [documents + 1] into tokens; ids: one stable id per document;
-    source: uint16 [documents] into `sources`, the names of the sources.
+    tokens: uint16 or uint32 [n]; offsets: int64 [documents + 1] into tokens; ids: stable ids; source: uint16 into
+    `sources`, the names of the sources; shard and row: uint32, where the document stands in the cleaned text;
+    duplicates: uint32, how many documents it stood for when duplicates were removed.
     """
 
     tokens: np.ndarray
@@ -48,60 +60,122 @@ class ChunkContent:
     ids: list[str]
     source: np.ndarray
     sources: list[str]
+    shard: np.ndarray = field(default=None)  # type: ignore[assignment]
+    row: np.ndarray = field(default=None)  # type: ignore[assignment]
+    duplicates: np.ndarray = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        for name in ("shard", "row", "duplicates"):
+            if getattr(self, name) is None:
+                setattr(self, name, np.zeros(len(self.ids), np.uint32))
 
 
 def encode_chunk(content: ChunkContent, description: dict[str, Any], lz4_level: int = 0) -> bytes:
-    """Return the bytes of a chunk file; `description` (JSON) is kept in its header under its own keys."""
-    ids = [identity.encode() for identity in content.ids]
-    id_offsets = np.concatenate([[0], np.cumsum([len(identity) for identity in ids], dtype=np.int64)]).astype(np.int64)
+    """Return the bytes of a chunk file; `description` (JSON) is kept in its header under its own keys.
+
+    `description["vocab_size"]` must be above every token id.
+    """
+    code = best_code(content.tokens, description["vocab_size"])
+    tokens, block_tables = _encode_tokens(content.tokens, code, lz4_level)
+    ids = _encode_ids(content.ids)
     arrays = {
-        "tokens": content.tokens,
-        "offsets": content.offsets.astype(np.int64),
+        "widths": code.width,
+        **block_tables,
+        "lengths": np.diff(content.offsets).astype(np.uint32),
         "source": content.source.astype(np.uint16),
-        "id_offsets": id_offsets,
-        "ids": np.frombuffer(b"".join(ids), np.uint8),
+        "shard": content.shard.astype(np.uint32),
+        "row": content.row.astype(np.uint32),
+        "duplicates": content.duplicates.astype(np.uint32),
+        **{name: array for name, array in ids.items() if isinstance(array, np.ndarray)},
     }
-    sections, frames, position = {}, [], 0
+    frames = {"tokens": (tokens, "uint8", len(content.tokens))}
     for name, array in arrays.items():
         raw = np.ascontiguousarray(array, _TYPES[array.dtype.name])
         plain = raw.view(np.uint8).data if raw.size else b""
         frame = lz4.frame.compress(plain, compression_level=lz4_level, store_size=True)
+        frames[name] = (frame, array.dtype.name, int(array.size))
+    sections, position = {}, 0
+    for name, (frame, kind, count) in frames.items():
         sections[name] = {
-            "type": array.dtype.name,
-            "count": int(array.size),
+            "type": kind,
+            "count": count,
             "position": position,
             "bytes": len(frame),
             "xxh3_128": xxhash.xxh3_128_hexdigest(frame),
         }
-        frames.append(frame)
         position += len(frame)
     header = {
         **description,
         "version": VERSION,
         "documents": len(content.ids),
         "tokens": int(content.tokens.size),
+        "dtype": content.tokens.dtype.name,
+        "id_spelling": ids["spelling"],
         "sources": content.sources,
         "sections": sections,
     }
     text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-    return b"".join([_PREFIX.pack(MAGIC, len(text), xxhash.xxh3_128_digest(text)), text, *frames])
+    body = [frame for frame, _, _ in frames.values()]
+    return b"".join([_PREFIX.pack(MAGIC, len(text), xxhash.xxh3_128_digest(text)), text, *body])
+
+
+def chunk_digest(data: bytes) -> str:
+    """Return the digest by which the index lists a chunk, from the bytes of its file."""
+    return _PREFIX.unpack_from(data)[2].hex()
+
+
+def _encode_tokens(tokens: np.ndarray, code: TokenCode, lz4_level: int) -> tuple[bytes, dict[str, np.ndarray]]:
+    """Return the LZ4 frame of the coded tokens and the tables that find a lane and a block in it."""
+    coded, lanes = code.encode(tokens)
+    coded = np.concatenate([coded, np.zeros(SLACK, np.uint8)])
+    starts = lanes[:-1:4].tolist() or [0]
+    compressor = lz4.frame.LZ4FrameCompressor(
+        block_size=lz4.frame.BLOCKSIZE_MAX64KB, block_linked=False, auto_flush=True, compression_level=lz4_level
+    )
+    head = compressor.begin(source_size=len(coded))
+    if len(head) != _FRAME_HEAD:
+        raise RuntimeError(f"the LZ4 library writes a frame header of {len(head)} bytes instead of {_FRAME_HEAD}")
+    plain = memoryview(coded)
+    blocks = [
+        compressor.compress(plain[start:stop]) for start, stop in zip(starts, [*starts[1:], len(coded)], strict=True)
+    ]
+    tables = {
+        "lane_bytes": np.diff(lanes).astype(np.uint16),
+        "block_bytes": np.array([len(block) for block in blocks], np.uint16),
+        "block_xxh3_64": np.array([xxhash.xxh3_64_intdigest(block) for block in blocks], np.uint64),
+    }
+    return b"".join([head, *blocks, compressor.flush()]), tables
+
+
+def _encode_ids(ids: list[str]) -> dict[str, Any]:
+    """Ids that are all 32 hexadecimal digits (a 128-bit hash) take 16 bytes; others their UTF-8 and a length each."""
+    joined = "".join(ids)
+    if all(len(identity) == 32 for identity in ids) and not set(joined) - set("0123456789abcdef"):
+        return {"spelling": "hex128", "ids": np.frombuffer(bytes.fromhex(joined), np.uint8)}
+    spelled = [identity.encode() for identity in ids]
+    return {
+        "spelling": "utf8",
+        "id_bytes": np.array([len(identity) for identity in spelled], np.uint32),
+        "ids": np.frombuffer(b"".join(spelled), np.uint8),
+    }
 
 
 class ChunkFile:
-    """Read access to one chunk file. Every section's checksum is verified each time it is read from disk."""
+    """Read access to one chunk file. Checksums are verified each time bytes are read from disk."""
 
     def __init__(self, path: Path, digest: str | None = None):
         """Read and verify the header; with `digest`, insist on that header. Raises ChunkDamaged, or OSError."""
         self.path = path
+        self._descriptor = -1
         try:
-            with open(path, "rb") as stream:
-                prefix = stream.read(_PREFIX.size)
-                if len(prefix) < _PREFIX.size or prefix[: len(MAGIC)] != MAGIC:
-                    raise self._damaged("it does not start like a chunk")
-                _, length, checksum = _PREFIX.unpack(prefix)
-                text = stream.read(length) if length <= _LONGEST_HEADER else b""
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise self._damaged("it is missing") from None
+        prefix = os.pread(self._descriptor, _PREFIX.size, 0)
+        if len(prefix) < _PREFIX.size or prefix[: len(MAGIC)] != MAGIC:
+            raise self._damaged("it does not start like a chunk of this version")
+        _, length, checksum = _PREFIX.unpack(prefix)
+        text = os.pread(self._descriptor, length, _PREFIX.size) if length <= _LONGEST_HEADER else b""
         if len(text) != length or xxhash.xxh3_128_digest(text) != checksum:
             raise self._damaged("the checksum of its header differs")
         self.digest = checksum.hex()
@@ -111,42 +185,143 @@ class ChunkFile:
         if self.header["version"] != VERSION:
             raise UserError(f"{path} has chunk format {self.header['version']}, this program reads {VERSION}")
         self._start = _PREFIX.size + length
-        sections = self.header["sections"].values()
-        if path.stat().st_size != self._start + sum(section["bytes"] for section in sections):
+        self.dtype = np.dtype(_TYPES[self.header["dtype"]])
+        self.bytes = os.fstat(self._descriptor).st_size
+        if self.bytes != self._start + sum(section["bytes"] for section in self.header["sections"].values()):
             raise self._damaged("its size differs from what its header says")
 
-    def _damaged(self, what: str) -> ChunkDamaged:
-        return ChunkDamaged(f"{self.path} is damaged ({what}); make it again with stage 03 --force")
+    def __del__(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
 
-    def _section(self, name: str) -> np.ndarray:
+    def _damaged(self, what: str) -> ChunkDamaged:
+        return ChunkDamaged(
+            f"{self.path} is damaged ({what}); make it again with: python scripts/03_tokenize_and_pack.py"
+            " --mode inverse"
+        )
+
+    def _frame(self, name: str) -> bytes:
         section = self.header["sections"][name]
-        with open(self.path, "rb") as stream:
-            stream.seek(self._start + section["position"])
-            frame = stream.read(section["bytes"])
+        frame = os.pread(self._descriptor, section["bytes"], self._start + section["position"])
         if xxhash.xxh3_128_hexdigest(frame) != section["xxh3_128"]:
             raise self._damaged(f"the checksum of its {name} differs")
-        return np.frombuffer(lz4.frame.decompress(frame), _TYPES[section["type"]])
+        return frame
 
-    def tokens(self) -> np.ndarray:
-        """Return all tokens of the chunk, uint16 or uint32 [tokens]. Raises ChunkDamaged."""
-        return self._section("tokens")
+    def _section(self, name: str) -> np.ndarray:
+        return np.frombuffer(lz4.frame.decompress(self._frame(name)), _TYPES[self.header["sections"][name]["type"]])
+
+    @cached_property
+    def _decoder(self) -> TokenDecoder:
+        code = TokenCode(self._section("widths"))
+        code.check()
+        return code.decoder(self.dtype)
+
+    @cached_property
+    def _lanes(self) -> np.ndarray:
+        """Where each lane begins among the coded tokens, and where the last one ends, int64 [lanes + 1]."""
+        return np.concatenate([[0], np.cumsum(self._section("lane_bytes"), dtype=np.int64)])
+
+    @cached_property
+    def _blocks(self) -> tuple[list[int], list[int]]:
+        """Where each LZ4 block begins in the file, the end last; and the checksum of each."""
+        first = self._start + self.header["sections"]["tokens"]["position"] + _FRAME_HEAD
+        ends = first + np.cumsum(self._section("block_bytes"), dtype=np.int64)
+        return [first, *ends.tolist()], self._section("block_xxh3_64").tolist()
+
+    def tokens(self, into: np.ndarray | None = None) -> np.ndarray:
+        """Return all tokens of the chunk, uint16 or uint32 [tokens]. Raises ChunkDamaged.
+
+        `into`: an array that is no longer needed; it is overwritten when it is large enough, which saves the page
+        faults of a new one, as expensive as the decoding.
+        """
+        count = self.header["tokens"]
+        whole = into if into is None or into.base is None else into.base
+        usable = whole is not None and whole.dtype == self.dtype and len(whole) >= count
+        tokens = whole[:count] if usable else np.empty(count, self.dtype)
+        coded = np.frombuffer(lz4.frame.decompress(self._frame("tokens")), np.uint8)
+        self._decoder.decode(coded, self._lanes, tokens)
+        return tokens
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return the tokens start..stop-1; only the blocks that hold them are read. Raises ChunkDamaged."""
+        parts = []
+        for block in range(start // BLOCK, (max(stop, start + 1) - 1) // BLOCK + 1):
+            first = max(start, block * BLOCK)
+            last = min(stop, (block + 1) * BLOCK)
+            lane = first // LANE
+            lanes = self._lanes[lane : -(-last // LANE) + 1] - self._lanes[4 * block]
+            tokens = np.empty(last - lane * LANE, self.dtype)
+            self._decoder.decode(np.frombuffer(self._block(block), np.uint8), lanes, tokens)
+            parts.append(tokens[first - lane * LANE :])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _block(self, number: int) -> bytes:
+        """Return the coded tokens of one block, with SLACK bytes after them."""
+        places, checksums = self._blocks
+        data = os.pread(self._descriptor, places[number + 1] - places[number], places[number])
+        if xxhash.xxh3_64_intdigest(data) != checksums[number]:
+            raise self._damaged(f"the checksum of block {number} of its tokens differs")
+        if int.from_bytes(data[:4], "little") & _STORED:
+            return data[4:] + bytes(SLACK)
+        stop = min(4 * number + 4, len(self._lanes) - 1)
+        size = int(self._lanes[stop] - self._lanes[4 * number]) + (SLACK if stop == len(self._lanes) - 1 else 0)
+        return lz4.block.decompress(data[4:], uncompressed_size=size) + bytes(SLACK)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each document, uint32 [documents]."""
+        return self._section("lengths")
 
     @cached_property
     def offsets(self) -> np.ndarray:
         """The boundaries of the documents within the tokens, int64 [documents + 1]."""
-        return self._section("offsets")
+        return np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
 
     @cached_property
     def ids(self) -> list[str]:
         """The ids of the documents."""
-        text, boundaries = self._section("ids").tobytes(), self._section("id_offsets").tolist()
-        return [text[start:stop].decode() for start, stop in zip(boundaries, boundaries[1:], strict=False)]
+        spelled = self._section("ids").tobytes()
+        if self.header["id_spelling"] == "hex128":
+            return [spelled[start : start + 16].hex() for start in range(0, len(spelled), 16)]
+        ends = np.cumsum(self._section("id_bytes"), dtype=np.int64).tolist()
+        return [spelled[start:stop].decode() for start, stop in zip([0, *ends], ends, strict=False)]
 
     @cached_property
     def source(self) -> np.ndarray:
         """The source of each document, uint16 [documents] into `header["sources"]`."""
         return self._section("source")
 
+    @cached_property
+    def shard(self) -> np.ndarray:
+        """The shard each document came from, uint32 [documents] into the shards of the chunk's part of the cache."""
+        return self._section("shard")
+
+    @cached_property
+    def row(self) -> np.ndarray:
+        """The row of its shard each document came from, uint32 [documents]."""
+        return self._section("row")
+
+    @cached_property
+    def duplicates(self) -> np.ndarray:
+        """How many duplicates were removed in favour of each document, uint32 [documents]."""
+        return self._section("duplicates")
+
     def content(self) -> ChunkContent:
-        """Return everything."""
-        return ChunkContent(self.tokens(), self.offsets, self.ids, self.source, self.header["sources"])
+        """Return everything, after verifying every byte. Raises ChunkDamaged."""
+        content = ChunkContent(
+            self.tokens(),
+            self.offsets,
+            self.ids,
+            self.source,
+            self.header["sources"],
+            self.shard,
+            self.row,
+            self.duplicates,
+        )
+        _ = self._blocks  # tables that whole reads do not need
+        return content
+
+    def verify(self) -> None:
+        """Compare every byte of the file with its checksums. Raises ChunkDamaged."""
+        for name in self.header["sections"]:
+            self._frame(name)

@@ -2,126 +2,200 @@
 
 What: encoding a run leaves a file of its documents sorted by their order key. A chunk covers a range of keys, so in
 every run its documents lie side by side, and building a chunk reads a slice of each file.
-How: an Arrow IPC file per run, memory-mapped, tokens as lists of the cache's integer type: slices cost no copy.
-Cost: one write and one read of 2 or 4 bytes per token; memory is one run's tokens while encoding, then one chunk plus
-25 bytes per document of the whole corpus.
+How: an Arrow IPC file per run, memory-mapped, tokens as lists of the cache's integer type. The file's name carries the
+digest of its content, so a file that is there is a file that is whole, whichever process wrote it.
+Cost: one write and one read of 2 or 4 bytes per token; memory is one run's tokens while encoding, then one chunk, and
+never grows with the corpus.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline_lib.compiled import kernel
+from pipeline_lib.stage import UserError, atomic_path, file_digest
+
 from .chunk_format import ChunkContent
-from .shards import ORDER, SPLIT, Run, below, hash_ids, read_batches
+from .chunk_ranges import ChunkRange
+from .shards import ORDER, SPLIT, Run, hash_ids, read_batches
 from .text_encoder import TextEncoder, text_buffers
 
-SPLITS = ("train", "val")
+_DESCRIBING = ("order", "id", "source", "bytes", "shard", "row", "duplicates")
+Selection = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(order keys, split keys) -> which documents are wanted, bool [documents]."""
 
 
-def encode_run(run: Run, encoder: TextEncoder, seed: int, path: Path) -> None:
-    """Encode a run's documents and write them to `path`, sorted by order key. Raises UserError for a null."""
-    batches = [_encode_batch(batch, encoder, seed) for batch in read_batches(run)]
-    table = pa.Table.from_batches(batches)
+def finished_run(folder: Path, run: Run) -> Path | None:
+    """Return the file of an encoded run, or None while there is none."""
+    return next(iter(sorted(folder.glob(f"{run.key}-*.arrow"))), None)
+
+
+def encode_run(run: Run, encoder: TextEncoder, seed: int, folder: Path, wanted: Selection | None = None) -> Path:
+    """Encode a run's documents (the wanted ones) and write them below `folder`, sorted by order key.
+
+    Raises UserError for a null in a column that must not have one.
+    """
+    batches, tokens = [], []
+    for batch in read_batches(run):
+        described, encoded = _encode_batch(batch, run, encoder, seed, wanted)
+        batches.append(described)
+        tokens.append(encoded)
+    table = pa.Table.from_batches(batches).combine_chunks()
     order = np.argsort(table.column("order").to_numpy(), kind="stable")
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        for start in range(0, len(order), 1 << 14):
-            writer.write_table(table.take(pa.array(order[start : start + (1 << 14)])).combine_chunks())
+    lengths = table.column("tokens").to_numpy()
+    values = _in_order(np.concatenate(tokens), lengths, order)
+    sorted_table = table.take(pa.array(order)).combine_chunks()
+    ends = np.concatenate([[0], np.cumsum(lengths[order])])
+    lists = pa.LargeListArray.from_arrays(pa.array(ends), pa.array(values))
+    sorted_table = sorted_table.set_column(table.schema.get_field_index("tokens"), "tokens", lists)
+    temporary = folder / f"{run.key}.arrow"
+    with (
+        atomic_path(temporary) as path,
+        pa.OSFile(str(path), "wb") as sink,
+        pa.ipc.new_file(sink, sorted_table.schema) as writer,
+    ):
+        writer.write_table(sorted_table, max_chunksize=max(1, len(sorted_table)))
+    digest = file_digest(temporary).removeprefix("xxh3:")
+    final = folder / f"{run.key}-{digest}.arrow"
+    temporary.replace(final)
+    return final
 
 
-def _encode_batch(batch: pa.RecordBatch, encoder: TextEncoder, seed: int) -> pa.RecordBatch:
-    text, ids = batch.column("text"), batch.column("id")
+def _encode_batch(
+    batch: pa.RecordBatch, run: Run, encoder: TextEncoder, seed: int, wanted: Selection | None
+) -> tuple[pa.RecordBatch, np.ndarray]:
+    order, split = (hash_ids(batch.column("id"), seed, purpose) for purpose in (ORDER, SPLIT))
+    if wanted is not None:
+        chosen = np.flatnonzero(wanted(order, split))
+        batch, order, split = batch.take(pa.array(chosen)), order[chosen], split[chosen]
+    text = batch.column("text")
     tokens, offsets = encoder.encode_documents(text)
     _, boundaries = text_buffers(text)
-    lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(tokens))
-    return pa.record_batch(
+    described = pa.record_batch(
         {
-            "order": hash_ids(ids, seed, ORDER),
-            "split": hash_ids(ids, seed, SPLIT),
-            "id": ids.cast(pa.large_string()),
+            "order": order,
+            "split": split,
+            "id": batch.column("id").cast(pa.large_string()),
             "source": batch.column("source").cast(pa.string()),
             "bytes": np.diff(boundaries),
-            "tokens": lists,
+            "shard": np.full(len(text), run.shard_number, np.uint32),
+            "row": batch.column("row"),
+            "duplicates": batch.column("duplicates"),
+            "tokens": np.diff(offsets),
         }
     )
+    return described, tokens
+
+
+def _in_order(tokens: np.ndarray, lengths: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Return the documents' tokens in another order of documents."""
+    starts = np.concatenate([[0], np.cumsum(lengths)])[:-1]
+    sizes = lengths[order]
+    ends = np.cumsum(sizes)
+    out = np.empty(len(tokens), tokens.dtype)
+    _copy(tokens, starts[order], sizes, ends - sizes, out)
+    return out
 
 
 @dataclass
-class DocumentTable:
-    """One row per document of the whole corpus, in the order of the cache: first train, then val, each shuffled.
+class RunStatistics:
+    """Keys and sizes of one run's documents: order and split keys uint64, tokens int64, all [documents]."""
 
-    run: int32, which file; row: int32, where in it; val: bool; tokens: int64, its length.
-    """
-
-    run: np.ndarray
-    row: np.ndarray
-    val: np.ndarray
+    order: np.ndarray
+    split: np.ndarray
     tokens: np.ndarray
 
 
 class EncodedRuns:
-    """All encoded runs, memory-mapped, as one shuffled sequence of documents."""
+    """All encoded runs of a part, memory-mapped, as one shuffled sequence of documents."""
 
-    def __init__(self, paths: list[Path], val_fraction: float):
-        self.tables = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in paths]
-        orders, splits, lengths, runs, rows = [], [], [], [], []
+    def __init__(self, paths: list[Path | None]):
+        """Open the files. Raises UserError when one is not what its name says, FileNotFoundError when it is gone."""
+        self.tables = []
+        for path in paths:
+            if path is None:
+                raise FileNotFoundError("an encoded run")
+            if file_digest(path) != "xxh3:" + path.stem.rpartition("-")[2]:
+                raise UserError(f"{path} is damaged; delete it and start again: it is encoded anew")
+            self.tables.append(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
+
+    def statistics(self) -> Iterator[RunStatistics]:
+        """Yield the keys and sizes of one run after the other."""
+        for table in self.tables:
+            order, split = (table.column(name).to_numpy() for name in ("order", "split"))
+            yield RunStatistics(order, split, _list_lengths(table.column("tokens")))
+
+    def gather(self, wanted: ChunkRange) -> tuple[ChunkContent, np.ndarray]:
+        """Return the documents of a chunk as (content, bytes of text of each int64 [documents])."""
+        described, runs = [], []
         for number, table in enumerate(self.tables):
-            orders.append(table.column("order").to_numpy())
-            splits.append(table.column("split").to_numpy())
-            lengths.append(_list_lengths(table.column("tokens")))
-            runs.append(np.full(len(table), number, np.int32))
-            rows.append(np.arange(len(table), dtype=np.int32))
-        order, split = np.concatenate(orders), np.concatenate(splits)
-        val = below(split, val_fraction)
-        self.val_is_one_document = bool(val_fraction > 0 and len(split) > 1 and not val.any())
-        if self.val_is_one_document:
-            val[np.argmin(split)] = True
-        place = np.lexsort((order, val))
-        self.documents = DocumentTable(
-            np.concatenate(runs)[place], np.concatenate(rows)[place], val[place], np.concatenate(lengths)[place]
-        )
-
-    def cut(self, chunk_tokens: int) -> list[tuple[int, int]]:
-        """Return the chunks as ranges of documents: per split, equal shares of about `chunk_tokens` tokens."""
-        chunks = []
-        for val in (False, True):
-            first, stop = np.searchsorted(self.documents.val, [val, True + val])
-            if first == stop:
-                continue
-            ends = np.cumsum(self.documents.tokens[first:stop])
-            count = max(1, round(int(ends[-1]) / chunk_tokens))
-            targets = ends[-1] * np.arange(1, count) // count
-            cuts = [first, *(first + 1 + np.searchsorted(ends, targets)), stop]
-            chunks += [(int(a), int(b)) for a, b in zip(cuts, cuts[1:], strict=False) if a < b]
-        return chunks
-
-    def gather(self, first: int, stop: int) -> tuple[ChunkContent, np.ndarray, str]:
-        """Return documents first..stop-1 as (content of a chunk, bytes of text of each int64 [documents], split)."""
-        run, row = self.documents.run[first:stop], self.documents.row[first:stop]
-        by_run = np.lexsort((row, run))
-        slices = []
-        for number in np.unique(run):
-            mine = row[run == number]
-            slices.append(
-                self.tables[number]
-                .slice(int(mine.min()), int(mine.max() - mine.min() + 1))
-                .take(pa.array(np.sort(mine) - mine.min()))
-            )
-        table = pa.concat_tables(slices).take(pa.array(np.argsort(by_run, kind="stable"))).combine_chunks()
-        tokens = table.column("tokens").chunk(0)
-        offsets = tokens.offsets.to_numpy()
-        sources = sorted(set(table.column("source").unique().to_pylist()))
-        codes = pc.index_in(table.column("source"), pa.array(sources)).to_numpy()
+            order = table.column("order").to_numpy()
+            first = np.searchsorted(order, wanted.first_key, "left")
+            stop = np.searchsorted(order, wanted.last_key, "right")
+            rows = first + np.flatnonzero(wanted.in_split(table.column("split").to_numpy()[first:stop]))
+            if len(rows):
+                described.append(table.select(_DESCRIBING).take(pa.array(rows)))
+                runs.append((number, rows))
+        together = pa.concat_tables(described).combine_chunks()
+        keys = [together.column(name).to_numpy() for name in ("row", "shard", "order")]
+        place = np.lexsort(keys)  # the last key decides first: order, and shard and row where ids are equal
+        together = together.take(pa.array(place)).combine_chunks()
+        tokens, offsets = self._tokens(runs, place)
+        sources = sorted(set(together.column("source").unique().to_pylist()))
+        codes = pc.index_in(together.column("source"), pa.array(sources)).to_numpy()
         content = ChunkContent(
-            tokens.values.to_numpy()[offsets[0] : offsets[-1]],
-            offsets - offsets[0],
-            table.column("id").to_pylist(),
+            tokens,
+            offsets,
+            together.column("id").to_pylist(),
             codes.astype(np.uint16),
             sources,
+            *(together.column(name).to_numpy() for name in ("shard", "row", "duplicates")),
         )
-        return content, table.column("bytes").to_numpy(), SPLITS[int(self.documents.val[first])]
+        return content, together.column("bytes").to_numpy()
+
+    def _tokens(self, runs: list[tuple[int, np.ndarray]], place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Copy the documents of (run, rows) to where `place` sorts them; return (tokens, offsets)."""
+        views = []
+        for number, rows in runs:
+            lists = self.tables[number].column("tokens").chunk(0)
+            ends = lists.offsets.to_numpy()
+            views.append((lists.values.to_numpy(), ends[rows], ends[rows + 1] - ends[rows]))
+        lengths = np.concatenate([length for _, _, length in views])
+        offsets = np.concatenate([[0], np.cumsum(lengths[place])])
+        target = np.empty(len(lengths), np.int64)
+        target[place] = offsets[:-1]
+        tokens = np.empty(int(offsets[-1]), views[0][0].dtype)
+        done = 0
+        for values, starts, length in views:
+            _copy(values, starts, length, target[done : done + len(starts)], tokens)
+            done += len(starts)
+        return tokens, offsets
+
+
+def amounts_by_source(content: ChunkContent, text_bytes: np.ndarray) -> dict[str, dict[str, int]]:
+    """Return {source: documents, bytes of text and tokens} of a chunk."""
+    lengths = np.diff(content.offsets)
+    amounts: dict[str, Any] = {}
+    for code, source in enumerate(content.sources):
+        mine = content.source == code
+        amounts[source] = {
+            "documents": int(mine.sum()),
+            "bytes": int(text_bytes[mine].sum()),
+            "tokens": int(lengths[mine].sum()),
+        }
+    return amounts
+
+
+@kernel
+def _copy(values, starts, lengths, targets, out):
+    """Copy pieces of `values` to their places in `out`."""
+    for i in range(len(starts)):
+        out[targets[i] : targets[i] + lengths[i]] = values[starts[i] : starts[i] + lengths[i]]
 
 
 def _list_lengths(column: pa.ChunkedArray) -> np.ndarray:

@@ -1,22 +1,28 @@
 """The plan of one context length: which pieces of which documents make up each packed sequence, as a Parquet table.
 
-One row per piece, sorted by sequence: sequence int64 (train first, then val; every chunk's sequences side by side),
-chunk int32, document int32 (within the chunk), start int32 and length int32 (tokens of the document), split.
-The tokens are not touched: a new context length costs seconds, and reads the document offsets of the chunks only.
+One row per piece, sorted by split, then sequence; docs/packed_cache.md lists the columns. The tokens are not touched: a
+new context length costs seconds, and reads the document lengths of the chunks only.
+
+How often a document appears in an epoch is decided here as well. Its number of copies is the weight of its source times
+the rehydration of its duplicates (FineWeb2, Penedo et al. 2025: text that many sites repeat is worth repeating some),
+and a fraction is settled by a hash of its id: 2.3 is two copies, and a third for three documents in ten.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from pipeline_lib.stage import StageFailure
 
 from .best_fit import Packing, pack
 from .chunk_format import ChunkFile
+from .shards import COPIES, hash_ids
 
 SCHEMA = pa.schema(
     {
@@ -25,14 +31,17 @@ SCHEMA = pa.schema(
         "document": pa.int32(),
         "start": pa.int32(),
         "length": pa.int32(),
-        "split": pa.dictionary(pa.int8(), pa.string()),
+        "position": pa.int64(),
     }
 )
 
 
 @dataclass
 class SplitPlan:
-    """What a plan does to one split; padding and cut documents are counts of tokens and of documents."""
+    """What a plan does to one split; tokens, padding: tokens in an epoch; the rest are counts of documents or pieces.
+
+    documents_left_out: not in an epoch, by a weight below 1; documents_repeated: more than once, by one above 1.
+    """
 
     sequences: int = 0
     pieces: int = 0
@@ -40,11 +49,45 @@ class SplitPlan:
     padding: int = 0
     documents: int = 0
     documents_cut: int = 0
+    documents_left_out: int = 0
+    documents_repeated: int = 0
 
-    @property
-    def padding_share(self) -> float:
-        """Padding as a share of all positions."""
-        return self.padding / max(1, self.padding + self.tokens)
+
+@dataclass(frozen=True)
+class Mixture:
+    """weights: copies of a document per epoch, by source (1 if not named); rehydration: factor by least duplicates."""
+
+    weights: dict[str, float] = field(default_factory=dict)
+    rehydration: dict[int, float] = field(default_factory=dict)
+    seed: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings for the index."""
+        return {
+            "weights": self.weights,
+            "rehydration": {str(least): factor for least, factor in sorted(self.rehydration.items())},
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Mixture":
+        """Read what `to_json` wrote."""
+        rehydration = {int(least): factor for least, factor in value["rehydration"].items()}
+        return cls(value["weights"], rehydration, value["seed"])
+
+    def copies(self, chunk: ChunkFile) -> np.ndarray:
+        """Return how often each document of a chunk appears in an epoch, int64 [documents]; val is never repeated."""
+        count = chunk.header["documents"]
+        if chunk.header["split"] == "val" or not (self.weights or self.rehydration):
+            return np.ones(count, np.int64)
+        factor = np.array([self.weights.get(source, 1.0) for source in chunk.header["sources"]])[chunk.source]
+        rehydrated = np.ones(count)
+        for least, value in sorted(self.rehydration.items()):
+            rehydrated[chunk.duplicates >= least] = value
+        wanted = factor * rehydrated
+        whole = np.floor(wanted)
+        chance = hash_ids(pa.array(chunk.ids), self.seed, COPIES).astype(np.float64) / float(1 << 64)
+        return (whole + (chance < wanted - whole)).astype(np.int64)
 
 
 def plan_file_name(context: int) -> str:
@@ -52,24 +95,66 @@ def plan_file_name(context: int) -> str:
     return f"plan-{context}.parquet"
 
 
-def write_plan(chunks: Sequence[ChunkFile], context: int, path: Path) -> dict[str, dict[str, int]]:
-    """Pack every chunk and write the plan; return {split: counts}. Raises StageFailure if a token would be lost."""
-    totals: dict[str, SplitPlan] = {}
-    first_sequence = 0
+def write_plan(chunks: Sequence[ChunkFile], context: int, path: Path, mixture: Mixture) -> dict[str, Any]:
+    """Pack every chunk and write the plan; return {splits: {split: counts}, chunks: digest of each chunk's rows}.
+
+    Raises StageFailure if a token would be lost.
+    """
+    totals = {split: SplitPlan() for split in ("train", "val")}
+    digests: dict[int, str] = {}
     with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
-        for number, chunk in enumerate(chunks):
-            lengths = np.diff(chunk.offsets)
-            packing = pack(lengths, context)
-            check_complete(packing, lengths, context)
-            split = chunk.header["split"]
-            writer.write_table(_as_table(packing, first_sequence, number, split))
-            first_sequence += packing.sequences
-            _add(totals.setdefault(split, SplitPlan()), packing, lengths, context)
-    return {split: asdict(total) for split, total in sorted(totals.items())}
+        for split, total in totals.items():
+            for number, chunk in enumerate(chunks):
+                if chunk.header["split"] == split:
+                    table = _pack_chunk(chunk, number, context, mixture, total)
+                    writer.write_table(table)
+                    digests[number] = rows_digest(table)
+    splits = {split: asdict(total) for split, total in totals.items() if total.sequences}
+    return {"splits": splits, "chunks": [digests[number] for number in range(len(chunks))]}
+
+
+def _pack_chunk(chunk: ChunkFile, number: int, context: int, mixture: Mixture, total: SplitPlan) -> pa.Table:
+    lengths, copies = chunk.lengths.astype(np.int64), mixture.copies(chunk)
+    document = np.repeat(np.arange(len(lengths)), copies)
+    packing = pack(lengths[document], context)
+    check_complete(packing, lengths[document], context)
+    first_sequence = total.sequences
+    tokens = int(lengths[document].sum())
+    total.sequences += packing.sequences
+    total.pieces += len(packing.sequence)
+    total.tokens += tokens
+    total.padding += packing.sequences * context - tokens
+    total.documents += len(lengths)
+    total.documents_cut += int((lengths > context).sum())
+    total.documents_left_out += int((copies == 0).sum())
+    total.documents_repeated += int((copies > 1).sum())
+    of_chunk = document[packing.document]
+    return pa.table(
+        [
+            pa.array(packing.sequence + first_sequence),
+            pa.array(np.full(len(of_chunk), number, np.int32)),
+            pa.array(of_chunk.astype(np.int32)),
+            pa.array(packing.start.astype(np.int32)),
+            pa.array(packing.length.astype(np.int32)),
+            pa.array(chunk.offsets[of_chunk] + packing.start),
+        ],
+        schema=SCHEMA,
+    )
+
+
+def rows_digest(table: pa.Table) -> str:
+    """Return the xxh3-128 of a table's numbers, column after column, little-endian."""
+    state = xxhash.xxh3_128()
+    for column in table.columns:
+        for part in column.chunks:
+            state.update(np.ascontiguousarray(part.to_numpy()))
+    return state.hexdigest()
 
 
 def check_complete(packing: Packing, lengths: np.ndarray, context: int) -> None:
     """Raise StageFailure unless every token is in one piece, no sequence overflows and no cut is needless."""
+    if not len(lengths):
+        return
     pieces = np.bincount(packing.document, minlength=len(lengths))
     order = np.lexsort((packing.start, packing.document))
     document, start, stop = packing.document[order], packing.start[order], (packing.start + packing.length)[order]
@@ -81,27 +166,3 @@ def check_complete(packing: Packing, lengths: np.ndarray, context: int) -> None:
     needed = (lengths + context - 1) // context
     if not (whole and filled.max() <= context and filled.min() > 0 and np.array_equal(pieces, needed)):
         raise StageFailure(f"the packing plan for context {context} does not hold every token exactly once")
-
-
-def _as_table(packing: Packing, first_sequence: int, chunk: int, split: str) -> pa.Table:
-    pieces = len(packing.sequence)
-    return pa.table(
-        [
-            pa.array(packing.sequence + first_sequence),
-            pa.array(np.full(pieces, chunk, np.int32)),
-            pa.array(packing.document.astype(np.int32)),
-            pa.array(packing.start.astype(np.int32)),
-            pa.array(packing.length.astype(np.int32)),
-            pa.DictionaryArray.from_arrays(np.zeros(pieces, np.int8), pa.array([split])),
-        ],
-        schema=SCHEMA,
-    )
-
-
-def _add(total: SplitPlan, packing: Packing, lengths: np.ndarray, context: int) -> None:
-    total.sequences += packing.sequences
-    total.pieces += len(packing.sequence)
-    total.tokens += int(lengths.sum())
-    total.padding += packing.sequences * context - int(lengths.sum())
-    total.documents += len(lengths)
-    total.documents_cut += int((lengths > context).sum())

@@ -2,44 +2,47 @@
 
     cache = PackedCache("runs/demo/03_packed")
     for batch in cache.batches(context=512, batch_size=32, seed=42):
-        batch["input_ids"]        # int64 [32, 512]
+        batch["input_ids"]        # torch.int64 [32, 512]
         state = batch["state"]    # JSON; batches(..., state=state) continues with the next batch
 
-What a batch holds, all numpy int64 [batch, context] (this module never imports torch):
+What a batch holds, all int64 [batch, context], tensors of torch or, with `arrays="numpy"`, arrays (then nothing here
+imports torch):
     input_ids     token ids; unused places hold the pad id
     labels        the same ids at the same places, the convention of Hugging Face models, which shift them inside: -100
                   on padding and on the first token of every piece, because what stands before it is another document
     position_ids  0, 1, 2 ... from the start of every piece, and again over the padding
     segment_ids   1, 2, 3 ... per piece, 0 on padding: attention must stay among equal numbers
-and `sequences`, int64 [batch], the numbers of the sequences for `locate`.
+and `sequences`, int64 [batch], the numbers of the sequences for `sequence` and `pieces`.
 
-Resume is exact because the state is one number: how many sequences of the global order have been handed out, over all
-ranks. Rank r of w takes rows r*b to (r+1)*b of every global batch of w*b, so the ranks together read what one rank with
-the batch size w*b reads, and a run may continue on another number of ranks or with another batch size.
+Resume is exact because the state says only how many sequences of the global order all ranks together have read, in
+which epoch, and of which data. Rank r of w takes rows r*b to (r+1)*b of every global batch of w*b, so the ranks
+together read what one rank with the batch size w*b reads, and a run may continue on another number of ranks, with
+another batch size, and on a cache that has grown.
 """
 
-import json
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from pipeline_lib.compiled import kernel
-from pipeline_lib.stage import UserError, file_digest, json_digest
+from pipeline_lib.stage import UserError, json_digest
 
+from .cache_index import read_index, tokenizer_digests
 from .chunk_format import ChunkFile
-from .packing_plan import plan_file_name
-from .reading_order import ReadingOrder
+from .plan_table import Plan, SplitTable
+from .prefetch import prefetched
+from .reading_order import Position, ReadingOrder
 
 IGNORED = -100
-FORMAT = "packed-cache"
-VERSION = 1
+ARRAYS = ("input_ids", "labels", "position_ids", "segment_ids")
+_OPEN_FILES = 256
 
 
 @dataclass(frozen=True)
@@ -52,56 +55,45 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a token of a packed sequence comes from; offset: which token of the document it is."""
+class Piece:
+    """A span of a packed sequence and where it comes from.
 
+    first, length: places in the sequence; id, source: of the document; offset: which token of the document comes first;
+    chunk, document: where the cache has it; shard, digest, row: where the cleaned text has it.
+    """
+
+    first: int
+    length: int
     id: str
     source: str
+    offset: int
     chunk: int
     document: int
-    offset: int
-
-
-class Plan:
-    """A plan in memory: per sequence a range of pieces (20 bytes each)."""
-
-    def __init__(self, path: Path, digest: str, context: int, splits: list[str]):
-        if not path.is_file() or file_digest(path) != digest:
-            raise UserError(f"{path} is missing or damaged (its checksum differs); run stage 03 again with --force")
-        self.context = context
-        table = pq.read_table(path)
-        self.chunk, self.document, self.start, self.length = (
-            table.column(name).to_numpy() for name in ("chunk", "document", "start", "length")
-        )
-        sequence = table.column("sequence").to_numpy()
-        sequences = int(sequence[-1]) + 1 if len(sequence) else 0
-        self.pieces = np.searchsorted(sequence, np.arange(sequences + 1))
-        chunk_of_sequence = self.chunk[self.pieces[:-1]]
-        self._bounds = np.searchsorted(chunk_of_sequence, np.arange(len(splits) + 1))
-        self._splits = splits
-
-    def bounds(self, split: str) -> np.ndarray:
-        """Return where the sequences of each chunk of a split begin and end, int64 [chunks of the split + 1]."""
-        chunks = [number for number, name in enumerate(self._splits) if name == split]
-        return self._bounds[chunks[0] : chunks[-1] + 2] if chunks else np.zeros(1, np.int64)
+    shard: str
+    digest: str
+    row: int
 
 
 class PackedCache:
-    """A folder made by stage 03, opened for reading."""
+    """A folder made by stage 03, opened for reading; safe to use from several threads."""
 
     def __init__(self, path: Path | str, window_chunks: int = 8):
-        """Open the cache; `window_chunks` decoded chunks are held and shuffled together. Raises UserError."""
+        """Open the cache; `window_chunks` decoded chunks are held and shuffled together. Raises UserError.
+
+        A tokenizer folder in the cache that is not the one its chunks were made with is refused.
+        """
         self.path = Path(path)
-        try:
-            self.index: dict[str, Any] = json.loads((self.path / "index.json").read_bytes())
-        except (FileNotFoundError, ValueError) as error:
-            raise UserError(f"{self.path / 'index.json'} cannot be read ({error}); run stage 03 again") from None
-        if (self.index.get("format"), self.index.get("version")) != (FORMAT, VERSION):
-            raise UserError(f"{self.path / 'index.json'} is no packed cache of version {VERSION}; run stage 03 again")
+        self.index: dict[str, Any] = read_index(self.path)
         self.window_chunks = window_chunks
-        self._splits = [chunk["split"] for chunk in self.index["chunks"]]
+        tokenizer = self.path / "tokenizer"
+        if tokenizer.is_dir() and tokenizer_digests(tokenizer) != self.index["tokenizer"]:
+            raise UserError(
+                f"{tokenizer} is not the tokenizer that the chunks beside it were made with; restore it with: python"
+                " scripts/03_tokenize_and_pack.py --mode repair"
+            )
         self._plans: dict[int, Plan] = {}
-        self._chunks: OrderedDict[int, tuple[ChunkFile, np.ndarray]] = OrderedDict()
+        self._files: OrderedDict[int, ChunkFile] = OrderedDict()
+        self._lock = threading.RLock()
 
     # -- what is in it ---------------------------------------------------------------------------------------------
 
@@ -136,18 +128,26 @@ class PackedCache:
 
     def sequences(self, context: int, split: str = "train") -> int:
         """Return the number of packed sequences of a split. Raises UserError for a context without a plan."""
-        bounds = self._plan(context).bounds(split)
-        return int(bounds[-1] - bounds[0])
+        return self._plan(context).split(split).sequences
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
     def sequence(self, number: int, context: int, split: str = "train") -> dict[str, np.ndarray]:
-        """Return one packed sequence of a split, 0 <= number < sequences, arrays int64 [context]. Raises IndexError."""
-        if not 0 <= number < self.sequences(context, split):
-            raise IndexError(f"sequence {number} of {self.sequences(context, split)}")
-        plan = self._plan(context)
-        rows = self._rows(plan, [int(plan.bounds(split)[0]) + number])
-        return {name: array[0] for name, array in rows.items()}
+        """Return one packed sequence of a split, 0 <= number < sequences, arrays int64 [context]. Raises IndexError.
+
+        Only the blocks that hold it are read and decoded.
+        """
+        table = self._plan(context).split(split)
+        pieces = _pieces(table, number)
+        lengths = table.length[pieces]
+        parts = [
+            self._file(int(chunk)).read(int(first), int(first + length))
+            for chunk, first, length in zip(table.chunk[pieces], table.position[pieces], lengths, strict=True)
+        ]
+        arrays = self._empty(1, context)
+        ends = np.cumsum(lengths, dtype=np.int64)
+        _fill(np.concatenate(parts), ends - lengths, lengths, *(array[0] for array in arrays.values()))
+        return {name: array[0] for name, array in arrays.items()}
 
     def batches(
         self,
@@ -160,116 +160,164 @@ class PackedCache:
         split: str = "train",
         epochs: int | None = 1,
         drop_last: bool = False,
+        prefetch: int = 2,
+        arrays: Literal["torch", "numpy"] = "torch",
     ) -> Iterator[dict[str, Any]]:
         """Yield this rank's batches of `epochs` epochs (None: forever), from the start or from where `state` ends.
 
         Epochs follow each other without a seam. The last global batch may be short; every rank then still gets a batch,
-        perhaps of 0 rows, so that ranks stay in step; `drop_last` leaves it out. Raises UserError when `state` belongs
-        to another cache, plan, split or seed.
+        perhaps of 0 rows, so that ranks stay in step; `drop_last` leaves it out. A thread reads `prefetch` batches
+        ahead (0: none). Raises UserError when `state` belongs to another cache, plan, split or seed.
         """
-        plan = self._plan(context)
-        order = ReadingOrder(plan.bounds(split), seed, self.window_chunks)
+        table = self._plan(context).split(split)
+        order = ReadingOrder(table.bounds, table.parts, seed, self.window_chunks)
         if order.sequences == 0:
             raise UserError(f"{self.path} has no {split} sequences; raise pack.val_fraction and run stage 03 again")
-        identity = {
-            "data": self._fingerprint(context),
-            "context": context,
-            "split": split,
-            "seed": seed,
-            "window": self.window_chunks,
-        }
-        position = self._position(state, identity)
-        numbers = order.iterate(position, epochs)
-        everyone = batch_size * world_size
-        while batch := list(islice(numbers, everyone)):
-            if len(batch) < everyone and drop_last:
-                return
-            position += len(batch)
-            mine = batch[rank * batch_size : (rank + 1) * batch_size]
-            sequences = np.array(mine, np.int64) - int(plan.bounds(split)[0])
-            yield {**self._rows(plan, mine), "sequences": sequences, "state": {**identity, "position": position}}
+        settings = {"context": context, "split": split, "seed": seed, "window": self.window_chunks}
+        start = order.start() if state is None else self._resume(state, settings)
+        made = self._batches(table, order, start, settings, (batch_size, rank, world_size), epochs, drop_last)
+        for batch in prefetched(made, prefetch):
+            yield _as_tensors(batch) if arrays == "torch" else batch
 
     def documents(self, split: str = "train") -> Iterator[Document]:
         """Yield every document of a split, whole, in the order of the cache."""
-        for number, name in enumerate(self._splits):
-            if name != split:
+        for number, entry in enumerate(self.index["chunks"]):
+            if entry["split"] != split:
                 continue
-            chunk, tokens = self._chunk(number)
-            sources = chunk.header["sources"]
+            chunk = self._file(number)
+            tokens, sources = chunk.tokens(), chunk.header["sources"]
             for place, identity in enumerate(chunk.ids):
                 start, stop = chunk.offsets[place : place + 2]
                 yield Document(identity, sources[chunk.source[place]], tokens[start:stop])
 
-    def locate(self, number: int, position: int, context: int, split: str = "train") -> Place | None:
-        """Return the origin of the token at `position` of a packed sequence, or None for padding."""
-        plan = self._plan(context)
-        absolute = int(plan.bounds(split)[0]) + number
-        for piece in range(plan.pieces[absolute], plan.pieces[absolute + 1]):
-            if position < plan.length[piece]:
-                chunk, _ = self._chunk(int(plan.chunk[piece]))
-                document = int(plan.document[piece])
-                source = chunk.header["sources"][chunk.source[document]]
-                offset = int(plan.start[piece]) + position
-                return Place(chunk.ids[document], source, int(plan.chunk[piece]), document, offset)
-            position -= int(plan.length[piece])
-        return None
+    def pieces(self, number: int, context: int, split: str = "train") -> list[Piece]:
+        """Return where each span of a packed sequence comes from, in order; the rest is padding. Raises IndexError."""
+        table = self._plan(context).split(split)
+        pieces, first, found = _pieces(table, number), 0, []
+        for row in range(pieces.start, pieces.stop):
+            chunk_number, document = int(table.chunk[row]), int(table.document[row])
+            chunk = self._file(chunk_number)
+            part = self.index["parts"][self.index["chunks"][chunk_number]["part"]]
+            shard = part["shards"][int(chunk.shard[document])]
+            found.append(
+                Piece(
+                    first=first,
+                    length=int(table.length[row]),
+                    id=chunk.ids[document],
+                    source=chunk.header["sources"][chunk.source[document]],
+                    offset=int(table.start[row]),
+                    chunk=chunk_number,
+                    document=document,
+                    shard=shard["file"],
+                    digest=shard["digest"],
+                    row=int(chunk.row[document]),
+                )
+            )
+            first += found[-1].length
+        return found
+
+    def order(self, context: int, seed: int, split: str = "train") -> ReadingOrder:
+        """Return the order in which `batches` visits the sequences of a split."""
+        table = self._plan(context).split(split)
+        return ReadingOrder(table.bounds, table.parts, seed, self.window_chunks)
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    def _fingerprint(self, context: int) -> str:
-        """Identify the tokens and their packing, so that a position is never continued in other data."""
-        plan = next(plan["digest"] for plan in self.index["plans"] if plan["context"] == context)
-        return json_digest([plan, *(chunk["digest"] for chunk in self.index["chunks"])])
+    def _batches(self, table, order, position, settings, share, epochs, drop_last) -> Iterator[dict[str, Any]]:
+        batch_size, rank, world_size = share
+        everyone = batch_size * world_size
+        numbers = order.iterate(position, epochs)
+        window = _DecodedChunks(self, self.window_chunks + 1)
+        known = len(self.index["parts"])
+        identity = {"data": self._fingerprint(settings["context"], known), **settings, "known_parts": known}
+        while batch := list(islice(numbers, everyone)):
+            if len(batch) < everyone and drop_last:
+                return
+            position = order.advance(position, len(batch))
+            mine = batch[rank * batch_size : (rank + 1) * batch_size]
+            rows = self._empty(len(mine), settings["context"])
+            for row, number in enumerate(mine):
+                pieces = _pieces(table, number)
+                tokens = window.tokens(int(table.chunk[pieces.start]))
+                into = (array[row] for array in rows.values())
+                _fill(tokens, table.position[pieces], table.length[pieces], *into)
+            state = {**identity, "epoch": position.epoch, "position": position.offset, "parts": position.parts}
+            yield {**rows, "sequences": np.array(mine, np.int64), "state": state}
 
-    @staticmethod
-    def _position(state: dict[str, Any] | None, identity: dict[str, Any]) -> int:
-        if state is None:
-            return 0
+    def _empty(self, count: int, context: int) -> dict[str, np.ndarray]:
+        fill = (self.pad_id, IGNORED, 0, 0)
+        return {name: np.full((count, context), value, np.int64) for name, value in zip(ARRAYS, fill, strict=True)}
+
+    def _fingerprint(self, context: int, parts: int) -> str:
+        """Identify the tokens and their packing in the first `parts` parts, which later parts do not change."""
+        plan = self._plan(context)
+        chunks = [
+            [chunk["digest"], rows]
+            for chunk, rows in zip(self.index["chunks"], plan.rows_digests, strict=True)
+            if chunk["part"] < parts
+        ]
+        return json_digest(chunks)
+
+    def _resume(self, state: dict[str, Any], settings: dict[str, Any]) -> Position:
+        known = min(int(state.get("known_parts", 0)), len(self.index["parts"]))
+        identity = {**settings, "data": self._fingerprint(settings["context"], known)}
         for name, value in identity.items():
             if state.get(name) != value:
                 raise UserError(
                     f"the saved data position has {name} = {state.get(name)!r}, the data now has {value!r}: continuing"
                     " would repeat or skip text; restore the setting, or start the stage again with --force"
                 )
-        return int(state["position"])
+        return Position(int(state["epoch"]), int(state["position"]), int(state["parts"]))
 
     def _plan(self, context: int) -> Plan:
-        if context not in self._plans:
-            if context not in self.contexts:
-                raise UserError(
-                    f"{self.path} has no plan for context {context} (it has {self.contexts}); add {context} to"
-                    " pack.contexts and run stage 03 again"
-                )
-            digest = next(plan["digest"] for plan in self.index["plans"] if plan["context"] == context)
-            self._plans[context] = Plan(self.path / plan_file_name(context), digest, context, self._splits)
-        return self._plans[context]
+        with self._lock:
+            if context not in self._plans:
+                entry = next((plan for plan in self.index["plans"] if plan["context"] == context), None)
+                if entry is None:
+                    raise UserError(
+                        f"{self.path} has no plan for context {context} (it has {self.contexts}); add {context} to"
+                        " pack.contexts and run stage 03 again"
+                    )
+                self._plans[context] = Plan(self.path, entry, self.index)
+            return self._plans[context]
 
-    def _chunk(self, number: int) -> tuple[ChunkFile, np.ndarray]:
-        """Return a chunk and its decoded tokens, from memory when it was used lately."""
-        if number in self._chunks:
-            self._chunks.move_to_end(number)
-        else:
-            entry = self.index["chunks"][number]
-            chunk = ChunkFile(self.path / entry["file"], entry["digest"])
-            self._chunks[number] = (chunk, chunk.tokens())
-            while len(self._chunks) > self.window_chunks + 1:
-                self._chunks.popitem(last=False)
-        return self._chunks[number]
+    def _file(self, number: int) -> ChunkFile:
+        """Return a chunk file, opened before or now; a few hundred stay open."""
+        with self._lock:
+            if number not in self._files:
+                entry = self.index["chunks"][number]
+                self._files[number] = ChunkFile(self.path / entry["file"], entry["digest"])
+                if len(self._files) > _OPEN_FILES:
+                    self._files.popitem(last=False)
+            self._files.move_to_end(number)
+            return self._files[number]
 
-    def _rows(self, plan: Plan, numbers: list[int]) -> dict[str, np.ndarray]:
-        shape = (len(numbers), plan.context)
-        rows = {
-            "input_ids": np.full(shape, self.pad_id, np.int64),
-            "labels": np.full(shape, IGNORED, np.int64),
-            "position_ids": np.empty(shape, np.int64),
-            "segment_ids": np.zeros(shape, np.int64),
-        }
-        for row, number in enumerate(numbers):
-            pieces = slice(plan.pieces[number], plan.pieces[number + 1])
-            chunk, tokens = self._chunk(int(plan.chunk[pieces.start]))
-            starts = chunk.offsets[plan.document[pieces]] + plan.start[pieces]
-            _fill(tokens, starts, plan.length[pieces], *(array[row] for array in rows.values()))
-        return rows
+
+class _DecodedChunks:
+    """The tokens of the chunks used last; the array of the oldest is filled again, which costs no new memory."""
+
+    def __init__(self, cache: PackedCache, count: int):
+        self._cache, self._count = cache, count
+        self._tokens: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    def tokens(self, chunk: int) -> np.ndarray:
+        if chunk not in self._tokens:
+            oldest = self._tokens.popitem(last=False)[1] if len(self._tokens) >= self._count else None
+            self._tokens[chunk] = self._cache._file(chunk).tokens(oldest)
+        self._tokens.move_to_end(chunk)
+        return self._tokens[chunk]
+
+
+def _pieces(table: SplitTable, number: int) -> slice:
+    if not 0 <= number < table.sequences:
+        raise IndexError(f"sequence {number} of {table.sequences}")
+    return slice(int(table.pieces[number]), int(table.pieces[number + 1]))
+
+
+def _as_tensors(batch: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    return {name: torch.from_numpy(value) if name != "state" else value for name, value in batch.items()}
 
 
 @kernel

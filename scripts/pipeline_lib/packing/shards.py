@@ -7,6 +7,7 @@ depend on the document and the seed only: never on its shard, on the number of w
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,26 +20,34 @@ from .pretoken_counts import DocumentBatch
 from .text_encoder import text_buffers
 
 COLUMNS = ("id", "source", "text")
-BATCH_DOCUMENTS = 1024
+DUPLICATES = "duplicates"
+"""Optional column: how many documents were removed in favour of this one."""
+BATCH_BYTES = 8 << 20
 RUN_BYTES = 64 << 20
-ORDER, SPLIT, SAMPLE = 0, 1, 2
-_TOP = float(1 << 64)
+ORDER, SPLIT, SAMPLE, COPIES = 0, 1, 2, 3
+_TOP = 1 << 64
 
 
 @dataclass(frozen=True)
 class Run:
-    """Some consecutive row groups of one shard: the unit of encoding. bytes: size of its text, about."""
+    """Some consecutive row groups of one shard: the unit of encoding.
+
+    shard_number: place of the shard in its part of the cache; first_row: of the shard; rows; bytes: of text, about.
+    """
 
     shard: Path
+    shard_number: int
     row_groups: tuple[int, ...]
+    first_row: int
+    rows: int
     bytes: int
     key: str
 
 
 def plan_runs(shards: list[Path]) -> list[Run]:
-    """Cut shards into runs of about RUN_BYTES of text. Raises UserError for a file that is no shard, or no text."""
+    """Cut shards into runs of about RUN_BYTES of text. Raises UserError for a file that is no shard."""
     runs = []
-    for shard in shards:
+    for number, shard in enumerate(shards):
         try:
             metadata = pq.read_metadata(shard)
         except (pa.ArrowInvalid, OSError) as error:
@@ -47,32 +56,51 @@ def plan_runs(shards: list[Path]) -> list[Run]:
         if missing := [name for name in COLUMNS if name not in names]:
             raise UserError(f"{shard} has no column {missing[0]!r}; a text shard has id, source and text")
         text = metadata.schema.names.index("text")
-        groups, size = [], 0
+        groups, size, first, rows = [], 0, 0, 0
         for group in range(metadata.num_row_groups if metadata.num_rows else 0):
             groups.append(group)
             size += metadata.row_group(group).column(text).total_uncompressed_size
+            rows += metadata.row_group(group).num_rows
             if size >= RUN_BYTES or group == metadata.num_row_groups - 1:
-                runs.append(Run(shard, tuple(groups), size, f"{shard.stem}.{groups[0]:04d}"))
-                groups, size = [], 0
-    if not runs:
-        raise UserError("there is no text to pack: stage 02 kept no document; loosen its rules or add a source")
+                key = f"{shard.stem}.{groups[0]:04d}"
+                runs.append(Run(shard, number, tuple(groups), first, rows, size, key))
+                groups, size, first, rows = [], 0, first + rows, 0
     return runs
 
 
-def read_batches(run: Run, columns: tuple[str, ...] = COLUMNS) -> Iterator[pa.RecordBatch]:
-    """Yield a run's documents in batches; memory is that of a few batches, not of the shard.
+def require_text(runs: list[Run]) -> None:
+    """Raise UserError when there is no document at all."""
+    if not runs:
+        raise UserError("there is no text to pack: stage 02 kept no document; loosen its rules or add a source")
 
-    Raises UserError, naming the shard, for a column that is not text or has a null.
+
+def read_batches(run: Run, columns: tuple[str, ...] = COLUMNS) -> Iterator[pa.RecordBatch]:
+    """Yield a run's documents in batches of about BATCH_BYTES of text, with their `row` in the shard (uint32).
+
+    `duplicates` (uint32, 0 where the shard has no such column) comes with all of COLUMNS. Memory is that of a few
+    batches, not of the shard. Raises UserError, naming the shard, for a column that is not text or has a null.
     """
+    row = run.first_row
+    documents = max(16, min(1 << 16, run.rows * BATCH_BYTES // max(1, run.bytes)))
     with pq.ParquetFile(run.shard) as file:
-        for batch in file.iter_batches(BATCH_DOCUMENTS, row_groups=list(run.row_groups), columns=list(columns)):
+        read = [*columns, DUPLICATES] if columns == COLUMNS and DUPLICATES in file.schema_arrow.names else [*columns]
+        for batch in file.iter_batches(documents, row_groups=list(run.row_groups), columns=read):
             for name in columns:
                 column = batch.column(name)
                 if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
                     raise UserError(f"{run.shard}: column {name!r} is {column.type}, not string; run stage 02 again")
                 if column.null_count:
                     raise UserError(f"{run.shard}: a document has no {name} (null); run stage 02 again")
-            yield batch
+            rows = pa.array(np.arange(row, row + len(batch), dtype=np.uint32))
+            counts = batch.column(DUPLICATES).cast(pa.uint32()) if DUPLICATES in read else _zeros(len(batch))
+            row += len(batch)
+            yield pa.record_batch(
+                [*(batch.column(name) for name in columns), rows, counts], names=[*columns, "row", DUPLICATES]
+            )
+
+
+def _zeros(count: int) -> pa.Array:
+    return pa.array(np.zeros(count, np.uint32))
 
 
 def hash_ids(ids: pa.Array, seed: int, purpose: int) -> np.ndarray:
@@ -82,22 +110,67 @@ def hash_ids(ids: pa.Array, seed: int, purpose: int) -> np.ndarray:
     return np.array(hashes, np.uint64)
 
 
-def below(hashes: np.ndarray, fraction: float) -> np.ndarray:
-    """Return which hashes fall into the lowest `fraction` of their range, bool [documents]."""
-    if fraction >= 1:
-        return np.ones(len(hashes), bool)
-    return hashes < np.uint64(int(fraction * _TOP))
+@dataclass
+class TrainingSample:
+    """Which documents a tokenizer is trained on, and what was taken.
+
+    fractions: share of each source's documents; a document is taken when its hash under purpose SAMPLE lies below it.
+    """
+
+    seed: int
+    fractions: dict[str, float]
+    documents: int = 0
+    bytes: int = 0
+
+    def batches(self, runs: list[Run]) -> Iterator[DocumentBatch]:
+        """Yield the text of the sample, counting it."""
+        thresholds = {source: int(min(1.0, fraction) * _TOP) for source, fraction in self.fractions.items()}
+        for run in runs:
+            for batch in read_batches(run):
+                text = batch.column("text")
+                if min(thresholds.values(), default=_TOP) < _TOP:
+                    text = text.filter(pa.array(self._chosen(batch, thresholds)))
+                data, offsets = text_buffers(text)
+                self.documents += len(text)
+                self.bytes += int(offsets[-1] - offsets[0])
+                yield data, offsets
+
+    def _chosen(self, batch: pa.RecordBatch, thresholds: dict[str, int]) -> np.ndarray:
+        hashes = hash_ids(batch.column("id"), self.seed, SAMPLE).tolist()
+        sources = batch.column("source").to_pylist()
+        return np.array([key < thresholds[source] for key, source in zip(hashes, sources, strict=True)], bool)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the rule with its numbers: enough to draw the same sample again."""
+        return {
+            "rule": "xxh3_64(id, seed = xxh3_64('2:<seed>')) < fraction of its source * 2^64",
+            "seed": self.seed,
+            "fractions": self.fractions,
+            "documents": self.documents,
+            "bytes": self.bytes,
+        }
 
 
-def training_batches(runs: list[Run], seed: int, training_bytes: int) -> Iterator[DocumentBatch]:
-    """Yield the text a tokenizer is trained on: everything, or a seeded sample of about `training_bytes`."""
-    fraction = training_bytes / max(1, sum(run.bytes for run in runs))
-    for run in runs:
-        for batch in read_batches(run, ("id", "text")):
-            text = batch.column("text")
-            if fraction < 1:
-                text = text.filter(pa.array(below(hash_ids(batch.column("id"), seed, SAMPLE), fraction)))
-            yield text_buffers(text)
+def weighted_sample(
+    bytes_by_source: dict[str, int], weights: dict[str, float], training_bytes: int, seed: int
+) -> TrainingSample:
+    """Return the sample of about `training_bytes`: each source's share of it follows its size and its weight.
+
+    Sources that have less text than their share give all they have, and the others take the rest of the room.
+    """
+    waiting = {source: size for source, size in bytes_by_source.items() if size and weights.get(source, 1.0) > 0}
+    fractions = dict.fromkeys(sorted(bytes_by_source), 0.0)
+    room = float(training_bytes)
+    while waiting:
+        scale = room / sum(size * weights.get(source, 1.0) for source, size in waiting.items())
+        whole = [source for source in sorted(waiting) if scale * weights.get(source, 1.0) >= 1]
+        if not whole:
+            fractions.update({source: scale * weights.get(source, 1.0) for source in waiting})
+            break
+        for source in whole:
+            fractions[source] = 1.0
+            room -= waiting.pop(source)
+    return TrainingSample(seed, fractions)
 
 
 def sample_texts(runs: list[Run], limit_bytes: int) -> list[str]:

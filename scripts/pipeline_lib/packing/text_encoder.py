@@ -7,8 +7,10 @@ of every run: see `check_against_hugging_face`.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +20,9 @@ from pipeline_lib.stage import StageFailure, UserError
 
 from .pretoken_counts import DocumentBatch
 from .tokenizer_folder import special_ids
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 PROBES = (
     "",
@@ -52,37 +57,30 @@ def text_buffers(array: pa.Array) -> DocumentBatch:
 class TextEncoder:
     """A tokenizer folder at work.
 
-    vocab_size: number of ids; special: ids that are not text; dtype: the smaller of uint16 and uint32 that holds an id.
+    vocab_size: number of ids; special: ids that are not text; dtype: the smaller of uint16 and uint32 that holds an id;
+    fallback: why Hugging Face tokenizers encodes instead of gigatoken, or None.
     """
 
     def __init__(self, folder: Path):
-        """Load a tokenizer folder. Raises UserError when gigatoken cannot reproduce that kind of tokenizer."""
-        import gigatoken
-
+        """Load a tokenizer folder. Raises UserError when no implementation reads it."""
         self.folder = folder
         self.special = special_ids(folder)
         content = json.loads((folder / "tokenizer.json").read_bytes())
+        self.fallback: str | None = None
         try:
-            self._vocabulary = gigatoken.Tokenizer.from_json(json.dumps(content)).vocab
-            content["added_tokens"] = [token for token in content.get("added_tokens") or [] if not token["special"]]
-            self._gigatoken = gigatoken.Tokenizer.from_json(json.dumps(content))
-        except ValueError as error:
-            raise UserError(f"{folder / 'tokenizer.json'}: gigatoken cannot encode with it ({error})") from None
+            self._engine: _Gigatoken | _HuggingFace = _Gigatoken(content)
+        except (ValueError, RuntimeError) as error:
+            self.fallback = str(error).splitlines()[0]
+            self._engine = _HuggingFace(folder, content)
+        self._vocabulary = self._engine.vocabulary
         self.vocab_size = 1 + max(self._vocabulary)
         self.dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
 
     def encode(self, array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         """Encode documents without special tokens; return (tokens uint32 [n], boundaries int64 [documents + 1])."""
-        import awkward
-
-        data, boundaries = text_buffers(array)
-        characters = awkward.contents.NumpyArray(data, parameters={"__array__": "char"})
-        strings = awkward.contents.ListOffsetArray(
-            awkward.index.Index64(boundaries), characters, parameters={"__array__": "string"}
-        )
-        encoded = self._gigatoken.encode_batch(awkward.Array(strings)).layout
-        offsets = np.asarray(encoded.offsets.data, np.int64)
-        return np.asarray(encoded.content.data)[: offsets[-1]], offsets
+        if len(array) == 0:
+            return np.zeros(0, np.uint32), np.zeros(1, np.int64)
+        return self._engine.encode(array)
 
     def encode_documents(self, array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         """Encode documents, each ended by the separator; return (tokens `dtype` [n], boundaries [documents + 1])."""
@@ -93,26 +91,20 @@ class TextEncoder:
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> bytes:
         """Return the bytes that the tokens spell."""
-        return self._gigatoken.decode(np.asarray(tokens, np.uint32))
+        return self._engine.decode(np.asarray(tokens, np.uint32))
 
     def token_bytes(self) -> np.ndarray:
         """Return how many bytes of text each id stands for, int32 [vocab_size]; 0 for special tokens and unused ids."""
         sizes = np.zeros(self.vocab_size, np.int32)
         for identity, spelled in self._vocabulary.items():
-            sizes[identity] = len(spelled)
+            sizes[identity] = spelled
         sizes[list(self.special.all)] = 0
         return sizes
 
     def check_against_hugging_face(self, texts: Sequence[str]) -> None:
         """Raise StageFailure unless Hugging Face tokenizers, from the same files, gives the same ids for every text."""
-        from tokenizers import Tokenizer
-
-        reference = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
-        reference.encode_special_tokens = True
-        reference.no_truncation()
-        reference.no_padding()
         tokens, offsets = self.encode(pa.array(texts, pa.large_string()))
-        for place, expected in enumerate(reference.encode_batch(list(texts), add_special_tokens=False)):
+        for place, expected in enumerate(_reference(self.folder).encode_batch(list(texts), add_special_tokens=False)):
             if tokens[offsets[place] : offsets[place + 1]].tolist() != expected.ids:
                 raise StageFailure(
                     f"gigatoken and Hugging Face tokenizers disagree under {self.folder / 'tokenizer.json'} about the"
@@ -128,6 +120,79 @@ class TextEncoder:
             if self.decode(own) != text.encode() or int(sizes[own].sum()) != len(text.encode()):
                 return False
         return True
+
+
+class _Gigatoken:
+    """gigatoken: the fast engine, for byte-level and SentencePiece BPE with a split rule it knows."""
+
+    def __init__(self, content: dict[str, Any]):
+        import gigatoken
+
+        spelled = gigatoken.Tokenizer.from_json(json.dumps(content)).vocab
+        self.vocabulary = {identity: len(text) for identity, text in spelled.items()}
+        plain = {**content, "added_tokens": [each for each in content.get("added_tokens") or [] if not each["special"]]}
+        self._tokenizer = gigatoken.Tokenizer.from_json(json.dumps(plain))
+
+    def encode(self, array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+        import awkward
+
+        data, boundaries = text_buffers(array)
+        characters = awkward.contents.NumpyArray(data, parameters={"__array__": "char"})
+        strings = awkward.contents.ListOffsetArray(
+            awkward.index.Index64(boundaries), characters, parameters={"__array__": "string"}
+        )
+        encoded = self._tokenizer.encode_batch(awkward.Array(strings)).layout
+        offsets = np.asarray(encoded.offsets.data, np.int64)
+        return np.asarray(encoded.content.data)[: offsets[-1]], offsets
+
+    def decode(self, tokens: np.ndarray) -> bytes:
+        return self._tokenizer.decode(tokens)
+
+
+class _HuggingFace:
+    """Hugging Face tokenizers: every model there is, ten to a hundred times slower, with lists of ids on the way."""
+
+    _DOCUMENTS = 256
+    _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+
+    def __init__(self, folder: Path, content: dict[str, Any]):
+        self._tokenizer = _reference(folder)
+        byte_level = "ByteLevel" in json.dumps(content.get("decoder"))
+        self.vocabulary = {
+            identity: len(token) if byte_level else self._bytes(token)
+            for token, identity in self._tokenizer.get_vocab().items()
+        }
+
+    def _bytes(self, token: str) -> int:
+        if self._BYTE.fullmatch(token):
+            return 1
+        return len(token.removeprefix("##").replace("\u2581", " ").encode())
+
+    def encode(self, array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+        parts, lengths = [], []
+        for start in range(0, len(array), self._DOCUMENTS):
+            texts = array.slice(start, self._DOCUMENTS).to_pylist()
+            for encoded in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False):
+                parts.append(np.array(encoded.ids, np.uint32))
+                lengths.append(len(parts[-1]))
+        return np.concatenate(parts), np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+    def decode(self, tokens: np.ndarray) -> bytes:
+        return self._tokenizer.decode(tokens.tolist(), skip_special_tokens=False).encode()
+
+
+def _reference(folder: Path) -> "Tokenizer":
+    """Load Hugging Face's implementation, set to take special tokens in a text for text."""
+    from tokenizers import Tokenizer
+
+    try:
+        reference = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the library raises nothing more specific
+        raise UserError(f"{folder / 'tokenizer.json'} cannot be loaded: {error}") from None
+    reference.encode_special_tokens = True
+    reference.no_truncation()
+    reference.no_padding()
+    return reference
 
 
 @kernel

@@ -5,11 +5,13 @@ files; nothing heavy is imported here.
 """
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline_lib.config import resolve_path
 from pipeline_lib.stage import UserError
 
 END_OF_TEXT, PAD, TURN_START, TURN_END = "<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>"
@@ -28,14 +30,43 @@ _COPIED = (
 )
 
 
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+def resolve_tokenizer(name: str) -> Path:
+    """Return the folder of a tokenizer that is given by its path or by its id on the Hugging Face hub.
+
+    A tokenizer of the hub that was fetched once is taken from the local cache, so that it never changes under a run.
+    Raises UserError when it is neither a folder nor can be fetched.
+    """
+    folder = resolve_path(name)
+    if folder.is_dir():
+        return folder
+    if not _HUB_ID.fullmatch(name):
+        raise UserError(f"{folder} is no folder; name a tokenizer folder or an id on the Hugging Face hub")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_COPIED), local_files_only=True))
+    except LocalEntryNotFoundError:
+        pass  # it was not fetched yet
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_COPIED)))
+    except (OSError, ValueError) as error:  # httpx, hub and offline errors are OSErrors
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"tokenizer {name!r} is no folder below {folder.parent} and could not be fetched from the hub ({reason})"
+        ) from None
+
+
 def copy_tokenizer(source: Path, folder: Path) -> None:
     """Copy an existing tokenizer's files unchanged. Raises UserError when it is not a folder with a tokenizer.json."""
     if not (source / "tokenizer.json").is_file():
         raise UserError(f"pack.tokenizer: {source} has no tokenizer.json; name a folder in Hugging Face's fast format")
     folder.mkdir(parents=True, exist_ok=True)
-    for name in _COPIED:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+    for path in tokenizer_files(source):
+        shutil.copyfile(path, folder / path.name)
 
 
 def tokenizer_files(source: Path) -> list[Path]:

@@ -102,14 +102,16 @@ class PackedData:
 
     def training_batches(self, state: dict[str, Any] | None) -> Iterator[tuple[Batch, dict[str, Any]]]:
         """Yield the batches of all steps from where `state` ends, with the state after each; epochs without end."""
-        rows = self.cache.batches(self.context, self._sequences, state=state, seed=self._seed, epochs=None)
+        rows = self.cache.batches(
+            self.context, self._sequences, state=state, seed=self._seed, epochs=None, arrays="numpy"
+        )
         for batch in rows:
             yield as_batch(batch), batch["state"]
 
     def validation_batches(self, sequences: int) -> Iterator[Batch]:
         """Yield the validation sequences, `sequences` at a time, always the same ones in the same order."""
         left = self._validation
-        for batch in self.cache.batches(self.context, sequences, seed=self._seed, split="val"):
+        for batch in self.cache.batches(self.context, sequences, seed=self._seed, split="val", arrays="numpy"):
             if left <= 0:
                 return
             yield as_batch({name: batch[name][:left] for name in _ARRAYS})

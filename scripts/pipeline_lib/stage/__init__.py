@@ -7,10 +7,11 @@ from .inputs import StageInput
 from .ledger import Ledger
 from .parallel import available_cores, ordered_map, ordered_threads
 from .plan import Estimate
-from .runner import ActionContext, run_stage
+from .runner import GO_ON, ActionContext, run_stage
 from .stage import Stage, Unit
 
 __all__ = [
+    "GO_ON",
     "ActionContext",
     "Estimate",
     "Ledger",

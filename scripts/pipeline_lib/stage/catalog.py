@@ -74,6 +74,9 @@ STAGES = (
     StageSpec("12_gates", "12_check_gates.py", "gates", ("11_eval",), "gives the verdicts"),
 )
 
+BEFORE_PACKED = ("02_clean", "03_packed")
+"""Stages that a run leaves out when it starts from a packed cache (`packed:` in its YAML)."""
+
 BY_NAME = {spec.name: spec for spec in STAGES}
 
 

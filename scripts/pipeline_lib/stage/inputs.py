@@ -18,11 +18,15 @@ def repairing_command(stage_name: str, arguments: str) -> str:
 class StageInput:
     """Read access to a finished stage's outputs."""
 
-    def __init__(self, run_folder: Path, name: str, arguments: str):
-        """Open the stage `name` of a run. Raises UserError, with the command to type, when it is not finished."""
+    def __init__(self, run_folder: Path, name: str, arguments: str, elsewhere: Path | None = None):
+        """Open the stage `name` of a run, or the folder `elsewhere` that stands for it.
+
+        Raises UserError, with the command to type, when it is not finished.
+        """
         self.name = name
-        self.path = run_folder / name
-        self._command = repairing_command(name, arguments)
+        self.elsewhere = elsewhere
+        self.path = elsewhere or run_folder / name
+        self._command = repairing_command(name, arguments) if elsewhere is None else "the script that made that folder"
         manifest = Manifest.read(self.path / MANIFEST)
         if manifest is None:
             state = "is damaged" if (self.path / MANIFEST).exists() else "is missing"

@@ -13,11 +13,15 @@ from pathlib import Path
 from .errors import UserError
 
 
+class StageIsLocked(UserError):
+    """Another live process writes the stage folder."""
+
+
 class StageLock:
     """Exclusive right to write one stage folder, held until `release` or the end of the process."""
 
     def __init__(self, path: Path, say: Callable[[str], None]):
-        """Take the lock at `path`. Raises UserError when another live process holds it."""
+        """Take the lock at `path`. Raises StageIsLocked when another live process holds it."""
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -26,7 +30,7 @@ class StageLock:
         except OSError:
             holder = self._holder()
             os.close(self._descriptor)
-            raise UserError(
+            raise StageIsLocked(
                 f"{path.parent} is being written by process {holder or 'unknown'}; wait for it or stop it"
             ) from None
         if stale := self._holder():

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .catalog import BY_NAME, StageSpec, next_stage
+from .catalog import BEFORE_PACKED, BY_NAME, StageSpec, next_stage
 from .code_version import SCRIPTS, code_digest, code_version
 from .digests import json_digest
 from .errors import StageFailure, StageInterrupted, UserError
 from .inputs import repairing_command
-from .lock import StageLock
+from .lock import StageIsLocked, StageLock
 from .manifest import MANIFEST, Manifest, describe_change
 from .memory import PeakMemory
 from .parallel import available_cores
@@ -35,16 +35,26 @@ from .workspace import WORK, Workspace, finish_publication
 if TYPE_CHECKING:
     import argparse
 
+_FOREIGN_SECONDS = 5.0
 _VERSIONED = ("numpy", "pyarrow", "torch", "transformers", "trl", "peft", "lm_eval", "gigatoken", "numba", "tokenizers")
 
 
 @dataclass(frozen=True)
 class ActionContext:
-    """What a script's own action flag (such as `--why ID`) gets: the settings and where the finished stage lies."""
+    """What a script's own action flag (such as `--why ID`) gets: the settings and where the finished stage lies.
+
+    run_folder: of the whole run; arguments: the flags that lead another script to the same run.
+    """
 
     config: Any
     settings: Any
     stage_folder: Path
+    run_folder: Path
+    arguments: str
+
+
+GO_ON = "go on"
+"""An action that returns this has prepared something, and the stage runs after it."""
 
 
 def run_stage(
@@ -53,19 +63,22 @@ def run_stage(
     estimate: Callable[[Stage], Estimate] | None = None,
     inputs: Callable[[Any], dict[str, Any]] | None = None,
     extra_arguments: Callable[["argparse.ArgumentParser"], None] | None = None,
-    actions: dict[str, Callable[[ActionContext, Any], None]] | None = None,
+    actions: dict[str, Callable[[ActionContext, Any], int | str | None]] | None = None,
+    join: Callable[[Stage], None] | None = None,
     argv: list[str] | None = None,
 ) -> None:
     """Run a numbered script from its command line and leave the process with the right exit code.
 
     run: does the work; estimate: the probe behind `--plan`; inputs: from the stage's settings, JSON that identifies
     data outside the run (file digests, package versions); extra_arguments and actions: flags of this script that do
-    something instead of running the stage.
+    something instead of running the stage, or before it (see GO_ON; another number is the exit code); the values of all
+    of them are in `stage.flags`. join: takes a share of the work while another process runs the same stage; without
+    it, a second process is refused.
     """
     spec = BY_NAME[stage] if isinstance(stage, str) else stage
     arguments = sys.argv[1:] if argv is None else argv
     try:
-        code = _main(spec, run, estimate, inputs, extra_arguments, actions or {}, arguments)
+        code = _main(spec, run, estimate, inputs, extra_arguments, actions or {}, join, arguments)
     except UserError as error:
         code = _complain(error, 2)
     except StageFailure as error:
@@ -97,7 +110,7 @@ def _complain(message: object, code: int) -> int:
     return code
 
 
-def _main(spec, run, estimate, inputs, extra_arguments, actions, argv) -> int:
+def _main(spec, run, estimate, inputs, extra_arguments, actions, join, argv) -> int:
     from pipeline_lib.config.command_line import read_command_line
 
     # Idle OpenMP threads sleep instead of spinning. On a machine with other work, spinning threads take the very core
@@ -109,14 +122,20 @@ def _main(spec, run, estimate, inputs, extra_arguments, actions, argv) -> int:
     stage = Stage(spec, options.config, run_folder, options.config.threads or available_cores(), options.arguments)
     for name, action in actions.items():
         if (value := options.extra.get(name)) is not None:
-            action(ActionContext(options.config, stage.settings, stage.folder), value)
-            return 0
+            folder = stage.elsewhere(spec.name) or stage.folder
+            context = ActionContext(options.config, stage.settings, folder, run_folder, options.arguments)
+            if (outcome := action(context, value)) != GO_ON:
+                return outcome or 0
+    if options.config.packed and spec.name in BEFORE_PACKED:
+        print(f"{spec.name}: nothing to do, the run starts from the packed cache {options.config.packed}", flush=True)
+        return 0
     if options.plan:
         fingerprint, problem = _try_fingerprint(stage, spec, inputs)
         status = problem or _status(stage, fingerprint, options.force)
         print_plan(stage, options.origins, status, estimate)
         return 0
-    return _execute(stage, spec, run, inputs, options.force)
+    stage.flags, stage.forced = options.extra, options.force
+    return _execute(stage, spec, run, inputs, join)
 
 
 def _fingerprint(stage: Stage, spec: StageSpec, inputs: Callable[[Any], dict[str, Any]] | None) -> dict[str, Any]:
@@ -168,10 +187,11 @@ def _why_not_up_to_date(stage: Stage, manifest: Manifest | None, fingerprint: di
     return None
 
 
-def _execute(stage: Stage, spec: StageSpec, run: Callable[[Stage], None], inputs, force: bool) -> int:
+def _execute(stage: Stage, spec: StageSpec, run: Callable[[Stage], None], inputs, join) -> int:
     _make_folder(stage.folder)
     stage.open_log()
-    lock = StageLock(stage.folder / ".lock", stage.say)
+    lock = _lock_or_share(stage, spec, inputs, join)
+    force = stage.forced
     try:
         if finish_publication(stage.folder):
             stage.say(f"{stage.name}: finished moving its outputs into place")
@@ -188,6 +208,35 @@ def _execute(stage: Stage, spec: StageSpec, run: Callable[[Stage], None], inputs
         lock.release()
 
 
+def _lock_or_share(stage: Stage, spec: StageSpec, inputs, join) -> StageLock:
+    """Return the lock of the stage folder; while another process has it, help that process if the stage knows how.
+
+    Raises UserError when the stage cannot be shared, or the other process makes it from other settings or inputs.
+    """
+    foreign_since = None
+    while True:
+        try:
+            return StageLock(stage.folder / ".lock", stage.say)
+        except StageIsLocked:
+            if join is None or stage.forced:
+                raise
+            workspace = Workspace(stage.folder, _fingerprint(stage, spec, inputs))
+            begun = workspace.begun()
+            if begun is not False:
+                foreign_since = None
+            elif foreign_since is None:
+                foreign_since = time.monotonic()  # perhaps leftovers that the other one is about to discard
+            elif time.monotonic() - foreign_since > _FOREIGN_SECONDS:
+                raise UserError(
+                    f"{stage.folder} is being written by another process from other settings, inputs or code; wait"
+                    " for it, or give both the same ones"
+                ) from None
+            if begun:
+                stage.share(workspace)
+                join(stage)
+            time.sleep(0.1)
+
+
 def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -198,6 +247,8 @@ def _make_folder(folder: Path) -> None:
 def _warn_of_stale_inputs(stage: Stage) -> None:
     """An input made with other settings than this config has now is used, but never without a word."""
     for name, source in sorted(stage.inputs.items()):
+        if source.elsewhere:
+            continue
         current = getattr(stage.config, BY_NAME[name].section).model_dump(mode="json")
         made_with = source.manifest.fingerprint["settings"]
         if made_with != current:

@@ -8,16 +8,17 @@ start finds the finished units and does the others, so the outputs cannot depend
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from .atomic import commit, fsync_tree, remove, temporary_beside
-from .catalog import StageSpec
+from .catalog import BEFORE_PACKED, StageSpec
 from .digests import file_digest
 from .errors import StageFailure, StageInterrupted
 from .inputs import StageInput
 from .ledger import Ledger
-from .manifest import FileEntry
+from .manifest import MANIFEST, FileEntry, Manifest
 from .progress import PlainProgress, RichProgress, progress
 from .signals import SignalRequest
 from .workspace import Workspace
@@ -76,8 +77,11 @@ class Stage:
         self.notes: list[str] = []
         self.inputs: dict[str, StageInput] = {}
         self.adopted: dict[str, bool] = {}
+        self.flags: dict[str, Any] = {}
+        self.forced = False
         self.signals = SignalRequest()
         self._units: dict[str, dict[str, Any]] = {}
+        self._kept: dict[str, FileEntry] = {}
         self._workspace: Workspace | None = None
         self._log_path: Path | None = None
 
@@ -88,8 +92,17 @@ class Stage:
         if name not in self.spec.needs:
             raise ValueError(f"{self.name} does not declare {name} in catalog.py, so its digest would not be watched")
         if name not in self.inputs:
-            self.inputs[name] = StageInput(self.run_folder, name, self.arguments)
+            self.inputs[name] = StageInput(self.run_folder, name, self.arguments, self.elsewhere(name))
         return self.inputs[name]
+
+    def elsewhere(self, name: str) -> Path | None:
+        """Return the folder that the run starts from instead of its own stages up to `name`, if it does."""
+        given = self.config.packed if name == BEFORE_PACKED[-1] else None
+        if given is None:
+            return None
+        from pipeline_lib.config import resolve_path
+
+        return resolve_path(given)
 
     def open_log(self) -> None:
         """Keep what is said from here on in log.txt (called by the runner once the stage folder exists)."""
@@ -125,6 +138,10 @@ class Stage:
         """Attach the work folder that another process opened and writes; this one says nothing and keeps no notes."""
         self._workspace = workspace
         self.say = self.note = lambda line: None
+
+    def share(self, workspace: Workspace) -> None:
+        """Look into the work folder of another process that runs this stage, without its journal (see runner.py)."""
+        self._workspace = workspace
 
     @property
     def work(self) -> Path:
@@ -195,6 +212,23 @@ class Stage:
             raise StageFailure(f"{self.name} promised {name} and did not write it")
         self.adopted[name] = record
 
+    def keep_published(self, name: str) -> None:
+        """Make a file that the last publication left in the stage folder an output again, as it is.
+
+        Raises StageFailure when the manifest of that publication does not list it.
+        """
+        if self._published is None or name not in self._published.files:
+            raise StageFailure(f"{self.folder / name} is to stay, and the manifest that is there does not list it")
+        self._kept[name] = self._published.files[name]
+
+    def published_result(self) -> dict[str, Any]:
+        """Return the numbers of the last publication, or nothing when there was none."""
+        return self._published.result if self._published else {}
+
+    @cached_property
+    def _published(self) -> Manifest | None:
+        return Manifest.read(self.folder / MANIFEST)
+
     # -- interruption and the end ----------------------------------------------------------------------------------
 
     @property
@@ -209,7 +243,7 @@ class Stage:
 
     def collect(self) -> tuple[dict[str, FileEntry], Ledger]:
         """Return every output with its digest, made durable, and the whole ledger (called by the runner)."""
-        files: dict[str, FileEntry] = {}
+        files: dict[str, FileEntry] = dict(self._kept)
         ledger = Ledger()
         ledger.merge(self.ledger)
         for record in self._units.values():

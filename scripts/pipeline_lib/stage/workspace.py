@@ -57,6 +57,11 @@ class Workspace:
         self.journal = Journal(self.folder / _JOURNAL)
         self.resuming = mine
 
+    def begun(self) -> bool | None:
+        """Say whether unfinished work of this very fingerprint lies here; None while there is none at all."""
+        state = read_json(self.folder / _STATE)
+        return None if state is None else state.get("fingerprint") == self.fingerprint
+
     def finished_units(self) -> dict[str, dict[str, Any]]:
         """Return {unit key: journal record} for units whose files are still there with the recorded sizes."""
         units = {}

@@ -1,0 +1,91 @@
+"""Plans and index of a cache whose chunks are all there, and what the card says about it."""
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline_lib.stage import file_digest, write_json_atomic
+
+from .cache_index import INDEX, describe_cache, recipe_of
+from .chunk_format import ChunkFile
+from .kept_parts import CacheLayout
+from .packing_plan import Mixture, plan_file_name, write_plan
+from .text_encoder import TextEncoder
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline_lib.stage import Stage
+
+
+def chunk_path(stage: "Stage", name: str) -> "Path":
+    """Return where a chunk lies now: in the work folder if it was made by this start, else where it stays."""
+    made = stage.work / name
+    return made if made.is_file() else stage.folder / name
+
+
+def write_plans(stage: "Stage", chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Write one packing plan per context length; return their index entries."""
+    mixture = Mixture(stage.settings.weights, stage.settings.rehydration, stage.seed)
+    unknown = set(mixture.weights) - {source for chunk in chunks for source in chunk["sources"]}
+    for source in sorted(unknown):
+        stage.note(f"pack.weights names {source}, and no document has that source")
+    keys = {f"plan-{context}": context for context in stage.settings.contexts}
+    for key in stage.todo(keys, "planning sequences", "context lengths"):
+        with stage.unit(key) as unit:
+            files = [ChunkFile(chunk_path(stage, chunk["file"]), chunk["digest"]) for chunk in chunks]
+            unit.result = write_plan(files, keys[key], unit.path(plan_file_name(keys[key])), mixture)
+    return [
+        {
+            "context": context,
+            "file": plan_file_name(context),
+            "digest": file_digest(stage.work / plan_file_name(context)),
+            "mixture": mixture.to_json(),
+            **stage.unit_result(key),
+        }
+        for key, context in keys.items()
+    ]
+
+
+def write_index(
+    stage: "Stage", layout: CacheLayout, encoder: TextEncoder, chunks: list[dict[str, Any]], plans: list[dict[str, Any]]
+) -> None:
+    """Write index.json, enter every chunk in the ledger, and give the card its numbers."""
+    index = describe_cache(recipe_of(stage.settings, stage.seed), encoder, layout.parts, chunks, plans)
+    write_json_atomic(stage.work / INDEX, index)
+    stage.adopt(INDEX)
+    for chunk in chunks:
+        made = (stage.work / chunk["file"]).is_file()
+        stage.adopt(chunk["file"]) if made else stage.keep_published(chunk["file"])
+        for source, amounts in chunk["sources"].items():
+            stage.ledger.enter("text", source, **amounts)
+            stage.ledger.keep("text", source, **amounts)
+    stage.result = summarise(index, stage.unit_result("tokenizer"))
+
+
+def summarise(index: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers of the card."""
+    stored = sum(chunk["bytes"] for chunk in index["chunks"])
+    result: dict[str, Any] = {
+        "tokens": index["tokens"],
+        "documents": index["documents"],
+        "vocabulary": index["vocab_size"],
+        "bytes_per_token": round(index["text_bytes"] / max(1, index["tokens"] - index["documents"]), 3),
+        "chunks": len(index["chunks"]),
+        "parts": len(index["parts"]),
+        "stored_bytes_per_token": round(stored / max(1, index["tokens"]), 3),
+        "times_smaller_than_text": round(index["text_bytes"] / max(1, stored), 2),
+    }
+    for plan in index["plans"]:
+        splits = plan["splits"]
+        padding, tokens = (sum(split[name] for split in splits.values()) for name in ("padding", "tokens"))
+        row = {f"{split}_sequences": splits.get(split, {}).get("sequences", 0) for split in ("train", "val")}
+        row["padding_percent"] = round(100 * padding / max(1, padding + tokens), 4)
+        if plan["mixture"]["weights"] or plan["mixture"]["rehydration"]:
+            row["tokens_per_epoch"] = tokens
+            for name in ("documents_left_out", "documents_repeated"):
+                row[name] = sum(split[name] for split in splits.values())
+        else:
+            row["tokens_lost"] = index["tokens"] - tokens
+        result[f"context_{plan['context']}"] = row
+    if training:
+        result["tokenizer_training"] = training
+    return result

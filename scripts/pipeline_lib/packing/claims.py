@@ -1,0 +1,70 @@
+"""The claim table: several processes share a list of units of work, and each unit is made once.
+
+What: a file with one byte per unit. Whoever holds the lock on a byte is making that unit; a unit is finished when its
+output, renamed into place, is there. One process may go through the list from the front, another from the back.
+How: POSIX record locks (fcntl.lockf) on single bytes. The kernel gives a lock back when its holder dies, however it
+dies, so there are no stale claims to detect, no times to compare and no process numbers to trust; it works between
+machines on a shared file system whose lock service runs.
+Trap: closing any descriptor of a file gives all locks of the process on that file back, so there must be one table
+object per file and process.
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+_POLL_SECONDS = 0.05
+
+
+class ClaimTable:
+    """The units of one list, shared by every process that opens the same file with the same keys."""
+
+    def __init__(self, path: Path, keys: Sequence[str]):
+        self._keys = list(keys)
+        path.parent.mkdir(exist_ok=True)  # never its parents: they go when the work is published
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    def close(self) -> None:
+        """Give every claim back."""
+        os.close(self._descriptor)
+
+    def unfinished(
+        self,
+        finished: Callable[[str], bool],
+        backwards: bool = False,
+        found: Callable[[str], None] = lambda key: None,
+    ) -> Iterator[str]:
+        """Yield each unit that is not finished once it is claimed; the claim ends when the next one is asked for.
+
+        Ends when all units are finished: units that others hold are waited for, and taken over when the holder dies.
+        `found` is told of every unit that this process did not make.
+        """
+        places = list(enumerate(self._keys))
+        waiting = places[::-1] if backwards else places
+        while waiting:
+            held_by_others = []
+            for place, key in waiting:
+                if finished(key):
+                    found(key)
+                elif not self._claim(place):
+                    held_by_others.append((place, key))
+                else:
+                    try:
+                        if finished(key):  # its maker let it go between the two looks
+                            found(key)
+                        else:
+                            yield key
+                    finally:
+                        fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, place)
+            if len(held_by_others) == len(waiting):
+                time.sleep(_POLL_SECONDS)
+            waiting = held_by_others
+
+    def _claim(self, place: int) -> bool:
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+        except OSError:
+            return False
+        return True

@@ -1,0 +1,114 @@
+"""What of a cache that is there stays: nothing is tokenised twice.
+
+A part of the published cache stays when its shards are all still there, byte for byte, and nothing changed that decides
+the content of chunks. Then only its missing or damaged chunks are made again, and shards that belong to no part make up
+a new one at the end. Whatever changed, the decision is taken once and kept in the work folder, so that a killed start
+continues with it and a second process shares it.
+"""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pipeline_lib.stage import UserError, file_digest, write_json_atomic
+from pipeline_lib.stage.manifest import MANIFEST, Manifest
+from pipeline_lib.stage.workspace import read_json
+
+from .cache_index import INDEX, Shard, read_index, recipe_of, tokenizer_digests
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pipeline_lib.stage import Stage
+
+_DECISION = "kept.json"
+
+
+@dataclass
+class CacheLayout:
+    """The parts of the cache that is being made.
+
+    parts: shards of each, the new one last; paths: where a shard lies now, by its digest; chunks: index entries of the
+    parts that stay; whole: names of published files that are as they were written; tokenizer: its digests, if it stays.
+    """
+
+    parts: list[list[Shard]]
+    paths: "dict[str, Path]"
+    kept: int = 0
+    chunks: list[dict[str, Any]] = field(default_factory=list)
+    whole: set[str] = field(default_factory=set)
+    tokenizer: dict[str, str] | None = None
+
+    def shards(self, part: int) -> "list[Path]":
+        """Return the files of a part's shards."""
+        return [self.paths[shard.digest] for shard in self.parts[part]]
+
+
+def lay_out(stage: "Stage") -> CacheLayout:
+    """Decide which parts stay and which shards are new, or return what was decided when this work began."""
+    clean = stage.input("02_clean")
+    paths = clean.files("part-*.parquet")
+    shards = [Shard(path.name, clean.manifest.files[path.name].digest) for path in paths]
+    by_digest = {shard.digest: path for shard, path in zip(shards, paths, strict=True)}
+    decision = read_json(stage.work / _DECISION)
+    if decision is None:
+        kept, reason = (0, "") if stage.forced else _parts_that_stay(stage, by_digest)
+        decision = {"parts": kept, "reason": reason}
+        write_json_atomic(stage.work / _DECISION, decision)
+    if decision["reason"]:
+        stage.note(decision["reason"])
+    return _layout(stage, decision["parts"], shards, by_digest)
+
+
+def _layout(stage: "Stage", kept: int, shards: list[Shard], by_digest: "dict[str, Path]") -> CacheLayout:
+    if not kept:
+        return CacheLayout([shards], by_digest)
+    index = read_index(stage.folder)
+    manifest = Manifest.read(stage.folder / MANIFEST)
+    parts = [[Shard(**shard) for shard in part["shards"]] for part in index["parts"][:kept]]
+    old = {shard.digest for part in parts for shard in part}
+    new = [shard for shard in shards if shard.digest not in old]
+    return CacheLayout(
+        parts=[*parts, new] if new else parts,
+        paths=by_digest,
+        kept=kept,
+        chunks=[chunk for chunk in index["chunks"] if chunk["part"] < kept],
+        whole=set(manifest.files) - set(manifest.damaged_files(stage.folder)),
+        tokenizer=index["tokenizer"],
+    )
+
+
+def _parts_that_stay(stage: "Stage", by_digest: "dict[str, Path]") -> tuple[int, str]:
+    """Return how many parts of the published cache stay, and a line to say when a cache is there and none does."""
+    manifest = Manifest.read(stage.folder / MANIFEST)
+    if manifest is None or INDEX not in manifest.files:
+        return 0, ""
+    try:
+        index = read_index(stage.folder)
+    except UserError as error:
+        return 0, f"the cache that is there is made again: {error}"
+    if file_digest(stage.folder / INDEX) != manifest.files[INDEX].digest:
+        return 0, "the cache that is there is made again: index.json was altered (--mode repair restores it)"
+    if index["recipe"] != recipe_of(stage.settings, stage.seed):
+        return 0, "the cache that is there is made again: a setting changed that decides the content of its chunks"
+    if stage.settings.tokenizer is not None and index["tokenizer"] != _given_tokenizer(stage):
+        return 0, "the cache that is there is made again: it was made with another tokenizer"
+    for number, part in enumerate(index["parts"]):
+        gone = [shard["file"] for shard in part["shards"] if shard["digest"] not in by_digest]
+        if gone:
+            line = f"part {number} of the cache is made again: {gone[0]} changed or is gone since it was packed"
+            return number, line
+    return len(index["parts"]), ""
+
+
+def _given_tokenizer(stage: "Stage") -> dict[str, str]:
+    from .tokenizer_folder import resolve_tokenizer, tokenizer_files
+
+    return {path.name: file_digest(path) for path in tokenizer_files(resolve_tokenizer(stage.settings.tokenizer))}
+
+
+def published_tokenizer(stage: "Stage", layout: CacheLayout) -> "Path | None":
+    """Return the tokenizer folder of the cache that stays, or None when it must be made (again)."""
+    folder = stage.folder / "tokenizer"
+    if layout.tokenizer is None or not folder.is_dir() or tokenizer_digests(folder) != layout.tokenizer:
+        return None
+    return folder

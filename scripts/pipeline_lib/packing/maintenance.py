@@ -1,0 +1,154 @@
+"""Looking after a finished cache: read every byte, name what is damaged, restore the index.
+
+Nothing is deleted here. A damaged file is marked by a new modification time, so that the next start of the stage reads
+it, finds another digest than the manifest has, and makes that file again and no other.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline_lib.config.pack import PackSettings
+from pipeline_lib.stage import UserError, file_digest
+from pipeline_lib.stage.atomic import write_json_atomic
+from pipeline_lib.stage.lock import StageIsLocked, StageLock
+from pipeline_lib.stage.manifest import MANIFEST, Manifest
+from pipeline_lib.stage.progress import progress, size
+
+from .cache_index import INDEX, Shard, describe_cache, describe_chunk, read_index, recipe_of, tokenizer_digests
+from .chunk_format import ChunkDamaged, ChunkFile
+from .packing_plan import Mixture, plan_file_name, write_plan
+from .text_encoder import TextEncoder
+
+
+def verify_cache(folder: Path) -> int:
+    """Read a whole cache and print what is wrong with it; return the exit code, 1 if anything is."""
+    index = read_index(folder)
+    problems = [f"{folder / name}: {what}" for name, what in _damage(folder, index)]
+    for line in problems:
+        print(f"  {line}")
+    stored = sum(chunk["bytes"] for chunk in index["chunks"])
+    verdict = f"{len(problems)} problems" if problems else "whole"
+    print(
+        f"{folder}: {verdict}; {len(index['chunks'])} chunks, {size(stored)}, {index['documents']:,} documents,"
+        f" {index['tokens']:,} tokens, contexts {[plan['context'] for plan in index['plans']]}"
+    )
+    if problems:
+        print("make what is damaged again with: python scripts/03_tokenize_and_pack.py --mode repair")
+    return 1 if problems else 0
+
+
+def _damage(folder: Path, index: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (name of a file, what is wrong with it)."""
+    yield from _files_that_differ(folder)
+    if tokenizer_digests(folder / "tokenizer") != index["tokenizer"] if (folder / "tokenizer").is_dir() else True:
+        yield "tokenizer", "it is not the tokenizer that the chunks were made with"
+    whole = []
+    with progress(len(index["chunks"]), "reading chunks", "chunks") as bar:
+        for entry in index["chunks"]:
+            try:
+                chunk = ChunkFile(folder / entry["file"], entry["digest"])
+                chunk.verify()
+                if chunk.header["tokenizer"] != index["tokenizer_digest"]:
+                    yield entry["file"], "it was made with another tokenizer"
+                whole.append(chunk)
+            except ChunkDamaged as error:
+                yield entry["file"], str(error)
+            bar.advance(1)
+    if len(whole) == len(index["chunks"]):
+        yield from _plans_that_differ(folder, index, whole)
+
+
+def _files_that_differ(folder: Path) -> Iterator[tuple[str, str]]:
+    """Compare every file but the chunks, which have checksums of their own, with the manifest."""
+    manifest = Manifest.read(folder / MANIFEST)
+    if manifest is None:
+        yield MANIFEST, "it is missing or damaged"
+        return
+    for name, entry in sorted(manifest.files.items()):
+        if not name.startswith("chunks/"):
+            path = folder / name
+            if not path.is_file():
+                yield name, "it is missing"
+            elif file_digest(path) != entry.digest:
+                yield name, "its checksum differs"
+
+
+def _plans_that_differ(folder: Path, index: dict[str, Any], chunks: list[ChunkFile]) -> Iterator[tuple[str, str]]:
+    """Pack again: a plan must be the one that these chunks give, which also proves that it holds every token."""
+    for plan in index["plans"]:
+        path = folder / plan["file"]
+        if not path.is_file() or file_digest(path) != plan["digest"]:
+            yield plan["file"], "it is not the plan that the index lists"
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            mixture = Mixture.from_json(plan["mixture"])
+            again = write_plan(chunks, plan["context"], Path(scratch) / plan["file"], mixture)
+        if {"splits": plan["splits"], "chunks": plan["chunks"]} != again:
+            yield plan["file"], "it is not the plan that the chunks give"
+
+
+def mark_damage(folder: Path) -> None:
+    """Mark every damaged file of a finished cache, so that the stage makes it again. Does nothing while it runs."""
+    manifest = Manifest.read(folder / MANIFEST)
+    if manifest is None:
+        return
+    try:
+        lock = StageLock(folder / ".lock", print)
+    except StageIsLocked:
+        return  # the process that has it marked the damage
+    try:
+        with progress(len(manifest.files), "reading the cache", "files") as bar:
+            for name, entry in sorted(manifest.files.items()):
+                path = folder / name
+                if path.is_file() and file_digest(path) != entry.digest:
+                    print(f"  {path} is damaged")
+                    os.utime(path)
+                elif not path.is_file():
+                    print(f"  {path} is missing")
+                bar.advance(1)
+    finally:
+        lock.release()
+
+
+def restore_index(folder: Path, settings: PackSettings, seed: int) -> None:
+    """Write index.json again from the headers of the chunks, if it is damaged and they are all there.
+
+    What is written must have the digest that the manifest recorded; otherwise nothing is, and the stage makes the cache
+    again from the shards.
+    """
+    manifest = Manifest.read(folder / MANIFEST)
+    if manifest is None or INDEX not in manifest.files:
+        return
+    path = folder / INDEX
+    if path.is_file() and file_digest(path) == manifest.files[INDEX].digest:
+        return
+    try:
+        index = _index_from_chunks(folder, manifest, settings, seed)
+    except UserError as error:
+        print(f"  {path} cannot be restored: {error}")
+        return
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        write_json_atomic(Path(scratch) / INDEX, index)
+        if file_digest(Path(scratch) / INDEX) == manifest.files[INDEX].digest:
+            os.replace(Path(scratch) / INDEX, path)
+            print(f"  {path} was restored from the headers of {len(index['chunks'])} chunks")
+        else:
+            print(f"  {path} cannot be restored: the settings are not those that the cache was made with")
+
+
+def _index_from_chunks(folder: Path, manifest: Manifest, settings: PackSettings, seed: int) -> dict[str, Any]:
+    chunks = [ChunkFile(folder / name) for name in sorted(manifest.files) if name.startswith("chunks/")]
+    entries = [describe_chunk(chunk, f"chunks/{chunk.path.name}") for chunk in chunks]
+    parts = [[Shard(**shard) for shard in c.header["shards"]] for c in chunks if "shards" in c.header]
+    mixture = Mixture(settings.weights, settings.rehydration, seed)
+    plans = []
+    for context in settings.contexts:
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / plan_file_name(context)
+            counts = write_plan(chunks, context, path, mixture)
+            digest = file_digest(path)
+        plans.append({"context": context, "file": path.name, "digest": digest, "mixture": mixture.to_json(), **counts})
+    return describe_cache(recipe_of(settings, seed), TextEncoder(folder / "tokenizer"), parts, entries, plans)
