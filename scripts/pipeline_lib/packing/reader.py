@@ -241,7 +241,13 @@ class PackedCache:
                 tokens = window.tokens(int(table.chunk[pieces.start]))
                 into = (array[row] for array in rows.values())
                 _fill(tokens, table.position[pieces], table.length[pieces], *into)
-            state = {**identity, "epoch": position.epoch, "position": position.offset, "parts": position.parts}
+            state = {
+                **identity,
+                "position": position.total,
+                "epoch": position.epoch,
+                "offset": position.offset,
+                "parts": position.parts,
+            }
             yield {**rows, "sequences": np.array(mine, np.int64), "state": state}
 
     def _empty(self, count: int, context: int) -> dict[str, np.ndarray]:
@@ -267,7 +273,7 @@ class PackedCache:
                     f"the saved data position has {name} = {state.get(name)!r}, the data now has {value!r}: continuing"
                     " would repeat or skip text; restore the setting, or start the stage again with --force"
                 )
-        return Position(int(state["epoch"]), int(state["position"]), int(state["parts"]))
+        return Position(*(int(state[name]) for name in ("epoch", "offset", "parts", "position")))
 
     def _plan(self, context: int) -> Plan:
         with self._lock:

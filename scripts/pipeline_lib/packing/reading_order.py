@@ -34,11 +34,15 @@ def epoch_key(seed: int, epoch: int) -> int:
 
 @dataclass(frozen=True)
 class Position:
-    """Where reading stands: `offset` sequences of epoch `epoch`, which began when the cache had `parts` parts."""
+    """Where reading stands: `offset` sequences of epoch `epoch`, which began when the cache had `parts` parts.
+
+    total: sequences of this and all earlier epochs.
+    """
 
     epoch: int
     offset: int
     parts: int
+    total: int
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class ReadingOrder:
 
     def start(self, epoch: int = 0) -> Position:
         """Return the position at the start of an epoch that begins now."""
-        return Position(epoch, 0, len(self.parts) - 1)
+        return Position(epoch, 0, len(self.parts) - 1, epoch * self.sequences)
 
     def epoch_windows(self, epoch: int, parts: int | None = None) -> list[np.ndarray]:
         """Return the chunks of each window of an epoch that began with `parts` parts, as positions into `bounds`."""
@@ -97,4 +101,4 @@ class ReadingOrder:
         epoch, parts, offset = position.epoch, position.parts, position.offset + sequences
         while offset > self.sequences:
             epoch, parts, offset = epoch + 1, len(self.parts) - 1, offset - self.sequences
-        return Position(epoch, offset, parts)
+        return Position(epoch, offset, parts, position.total + sequences)
