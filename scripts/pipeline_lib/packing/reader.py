@@ -43,6 +43,7 @@ from .reading_order import Position, ReadingOrder
 IGNORED = -100
 ARRAYS = ("input_ids", "labels", "position_ids", "segment_ids")
 _OPEN_FILES = 256
+_PREFETCH_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ class PackedCache:
 
         Epochs follow each other without a seam. The last global batch may be short; every rank then still gets a batch,
         perhaps of 0 rows, so that ranks stay in step; `drop_last` leaves it out. A thread reads `prefetch` batches
-        ahead (0: none). Raises UserError when `state` belongs to another cache, plan, split or seed.
+        ahead (0: none), fewer where they would fill more than 64 MB. Raises UserError when `state` belongs to another cache, plan, split or seed.
         """
         table = self._plan(context).split(split)
         order = ReadingOrder(table.bounds, table.parts, seed, self.window_chunks)
@@ -176,7 +177,8 @@ class PackedCache:
         settings = {"context": context, "split": split, "seed": seed, "window": self.window_chunks}
         start = order.start() if state is None else self._resume(state, settings)
         made = self._batches(table, order, start, settings, (batch_size, rank, world_size), epochs, drop_last)
-        for batch in prefetched(made, prefetch):
+        batch_bytes = len(ARRAYS) * 8 * batch_size * context
+        for batch in prefetched(made, min(prefetch, _PREFETCH_BYTES // batch_bytes)):
             yield _as_tensors(batch) if arrays == "torch" else batch
 
     def documents(self, split: str = "train") -> Iterator[Document]:
