@@ -168,7 +168,8 @@ class PackedCache:
 
         Epochs follow each other without a seam. The last global batch may be short; every rank then still gets a batch,
         perhaps of 0 rows, so that ranks stay in step; `drop_last` leaves it out. A thread reads `prefetch` batches
-        ahead (0: none), fewer where they would fill more than 64 MB. Raises UserError when `state` belongs to another cache, plan, split or seed.
+        ahead (0: none), fewer where they would fill more than 64 MB. Raises UserError when `state` belongs to another
+        cache, plan, split or seed.
         """
         table = self._plan(context).split(split)
         order = ReadingOrder(table.bounds, table.parts, seed, self.window_chunks)
