@@ -1,4 +1,4 @@
-"""Quality scores and personal data: documents per second on one core against datatrove's filters, with the agreement.
+"""Quality scores: documents per second on one core against datatrove's filters, with the agreement.
 
 The corpus is text that every machine has: the long descriptions and licences of the installed packages, cut at 8 KB.
 datatrove gets our words through its own interface for word splitters, which is faster than its default (spaCy) and
@@ -16,13 +16,11 @@ from pathlib import Path
 import pyarrow as pa
 from datatrove.data import Document
 from datatrove.pipeline.filters import FineWebQualityFilter, GopherQualityFilter, GopherRepetitionFilter
-from datatrove.pipeline.formatters import PIIFormatter
 from datatrove.utils.word_tokenizers import WordTokenizer
 
 from pipeline_lib.config.clean import CleanSettings
 from pipeline_lib.text_cleaning.document_scores import score_documents
 from pipeline_lib.text_cleaning.normalise import normalise
-from pipeline_lib.text_cleaning.personal_data import KINDS, PersonalData
 from pipeline_lib.text_cleaning.rules import KEPT, active_rules, first_broken
 from pipeline_lib.text_cleaning.words import split_words
 
@@ -127,17 +125,6 @@ def compare_scores(texts: list[str]) -> None:
     )
 
 
-def compare_personal_data(texts: list[str]) -> None:
-    """Time the replacement of seven validated kinds against e-mail and IP addresses."""
-    ours_block, theirs_block = PersonalData(KINDS), PIIFormatter()
-    ours, theirs = [], []
-    for _ in range(RUNS):
-        ours.append(timed(lambda: [ours_block.replace(text) for text in texts])[0])
-        theirs.append(timed(lambda: [theirs_block.format(text) for text in texts])[0])
-    row("personal data", ours, theirs, texts, f"{len(KINDS)} validated kinds against 2")
-
-
 if __name__ == "__main__":
     documents = real_texts()
     compare_scores(documents)
-    compare_personal_data(documents)

@@ -148,6 +148,8 @@ def test_the_ledger_balances_in_bytes_and_counts_each_rule_once(finished):
     assert total["documents"] == len(kept)
     assert total["bytes"] == sum(len(row["text"].encode()) for row in kept.values())
     assert sum(manifest.result["removed"].values()) == len(receipts_of(finished))
+    found = {source: entry["found"] for source, entry in manifest.ledger["text"].items() if "found" in entry}
+    assert list(found.values()) == [{"email": 1, "phone": 1}]
 
 
 def test_worker_count_does_not_show_in_the_files(finished, tmp_path, monkeypatch):

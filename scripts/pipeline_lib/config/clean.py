@@ -12,16 +12,16 @@ from pydantic import Field
 from .base import Section
 
 QualityGroup = Literal["gopher_repetition", "gopher_quality", "c4", "fineweb"]
-PersonalDataKind = Literal["email", "ipv4", "phone", "card", "iban", "ssn", "secret"]
+PersonalDataKind = Literal["private_key", "jwt", "api_key", "email", "iban", "card", "phone", "ssn", "ip"]
 
 
 class PersonalDataSettings(Section):
     """Personal data and credentials that are replaced inside the text."""
 
-    kinds: list[PersonalDataKind] = ["email", "ipv4", "phone", "card", "iban", "ssn", "secret"]
+    kinds: list[PersonalDataKind] = ["private_key", "jwt", "api_key", "email", "iban", "card", "phone", "ssn", "ip"]
     """Kinds that are replaced; each candidate is validated (card: Luhn, IBAN: modulo 97, IP address: public)."""
-    replacement: Literal["tag", "example"] = "tag"
-    """What a find becomes: a tag such as [EMAIL], or a harmless example of the same shape such as email@example.com."""
+    replacement: Literal["tag", "stable"] = "tag"
+    """What a find becomes: tag = [EMAIL]; stable = user04212391@example.com, the same for the same value."""
 
 
 class LanguageSettings(Section):

@@ -5,6 +5,7 @@ tokens: entered, kept, and dropped per reason. A stage whose ledger does not bal
 entered must be what the stage before it kept: the ledgers chain from download to packed sequence.
 Trap: cleaning changes the length of a text. Such a change is a drop of 0 documents and some bytes ("rewritten",
 negative where text grew), so that `kept` is exactly what the next stage will read.
+Beside the amounts stand counts of what was found inside the documents (mailboxes replaced, say). They balance nothing.
 """
 
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ class Entry:
     entered: Amount = _ZERO
     kept: Amount = _ZERO
     dropped: dict[str, Amount] = field(default_factory=dict)
+    found: dict[str, int] = field(default_factory=dict)
 
     def balance(self) -> Amount:
         """Return entered - kept - dropped, which must be zero in every measure."""
@@ -63,6 +65,11 @@ class Ledger:
         entry = self._entry(flow, source)
         entry.dropped[reason] = _plus(entry.dropped.get(reason, _ZERO), (int(documents), int(bytes), int(tokens)))
 
+    def count(self, flow: str, source: str, what: str, number: int) -> None:
+        """Record how many of something were found inside the documents; this enters no balance."""
+        found = self._entry(flow, source).found
+        found[what] = found.get(what, 0) + int(number)
+
     def merge(self, other: "Ledger") -> None:
         """Add another ledger's counts to this one."""
         for (flow, source), entry in other._entries.items():
@@ -70,6 +77,8 @@ class Ledger:
             self.keep(flow, source, *entry.kept)
             for reason, amount in entry.dropped.items():
                 self.drop(flow, source, reason, *amount)
+            for what, number in entry.found.items():
+                self.count(flow, source, what, number)
 
     def items(self) -> Iterator[tuple[str, str, Entry]]:
         """Yield (flow, source, entry) in a fixed order."""
@@ -121,7 +130,10 @@ class Ledger:
         return amount[MEASURES.index(measure)]
 
     def to_json(self) -> dict[str, Any]:
-        """Return {flow: {source: {"in": amounts, "kept": amounts, "dropped": {reason: amounts}}}} without zeros."""
+        """Return {flow: {source: {"in": amounts, "kept": amounts, "dropped": {reason: amounts}}}} without zeros.
+
+        An entry with counts also has "found": {what: number}.
+        """
 
         def spell(amount: Amount) -> dict[str, int]:
             return {measure: count for measure, count in zip(MEASURES, amount, strict=True) if count}
@@ -134,6 +146,8 @@ class Ledger:
                 "kept": spell(entry.kept),
                 "dropped": dropped,
             }
+            if entry.found:
+                result[flow][source]["found"] = {what: entry.found[what] for what in sorted(entry.found)}
         return result
 
     @classmethod
@@ -146,4 +160,6 @@ class Ledger:
                 ledger.keep(flow, source, **{"documents": 0, **entry["kept"]})
                 for reason, amount in entry["dropped"].items():
                     ledger.drop(flow, source, reason, **{"documents": 0, **amount})
+                for what, number in entry.get("found", {}).items():
+                    ledger.count(flow, source, what, number)
         return ledger

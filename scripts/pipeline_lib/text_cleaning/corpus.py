@@ -126,7 +126,7 @@ def clean_shards(stage: Stage, shards: list[Shard]) -> None:
         [jobs[piece.unit] for piece in waiting],
         workers,
         initializer=start_cleaner,
-        initargs=(stage.settings, evaluation_files(stage)),
+        initargs=(stage.settings, evaluation_files(stage), stage.seed),
     )
     for key, result in zip(stage.todo(list(jobs), "cleaning", "pieces"), results, strict=True):
         with stage.unit(key) as unit:
@@ -142,6 +142,8 @@ def _enter(ledger: Ledger, tally: dict[str, Any]) -> None:
         ledger.drop(FLOW, source, rule, **{"documents": 0, measure: amount})
     for source, amount in tally["rewritten"]:
         ledger.drop(FLOW, source, "rewritten", documents=0, bytes=amount)
+    for source, kind, finds in tally["replaced"]:
+        ledger.count(FLOW, source, kind, finds)
 
 
 def _stop_if_nothing_is_left(stage: Stage, shards: list[Shard]) -> None:
@@ -265,7 +267,8 @@ def summarise(stage: Stage, shards: list[Shard]) -> dict[str, Any]:
     cleaned = [stage.unit_result(piece.unit) for piece in _pieces_of(shards)]
     final = [stage.unit_result(shard.name) for shard in shards]
     for result in cleaned:
-        replaced.update(result["tally"]["replaced"])
+        for _, kind, finds in result["tally"]["replaced"]:
+            replaced[kind] += finds
     for dropped in [result["tally"]["dropped"] for result in cleaned] + [result["dropped"] for result in final]:
         for _, rule, measure, amount in dropped:
             removed[rule] += amount if measure == "documents" else 0

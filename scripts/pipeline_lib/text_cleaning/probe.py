@@ -26,7 +26,7 @@ def estimate_cleaning(stage: Stage) -> Estimate:
     sample = first_documents(files)
     if not sample.num_rows:
         return Estimate(None, None, None, "01_download has no documents")
-    cleaner = DocumentCleaner(stage.settings, evaluation_files(stage))
+    cleaner = DocumentCleaner(stage.settings, evaluation_files(stage), stage.seed)
     cleaner.clean(sample.slice(0, 1), Tally())
     started = time.perf_counter()
     kept = cleaner.clean(sample, Tally()).kept

@@ -40,7 +40,7 @@ class Tally:
     entered: Counter = field(default_factory=Counter)  # (source, measure)
     rewritten: Counter = field(default_factory=Counter)  # source -> bytes taken out by rewriting
     dropped: Counter = field(default_factory=Counter)  # (source, rule, measure)
-    replaced: Counter = field(default_factory=Counter)  # kind of personal data -> finds
+    replaced: Counter = field(default_factory=Counter)  # (source, kind of personal data) -> finds
 
     def to_json(self) -> dict[str, Any]:
         """Return nested lists in a fixed order."""
@@ -48,7 +48,7 @@ class Tally:
             "entered": [[source, measure, n] for (source, measure), n in sorted(self.entered.items())],
             "rewritten": sorted(map(list, self.rewritten.items())),
             "dropped": [[*key, n] for key, n in sorted(self.dropped.items())],
-            "replaced": dict(sorted(self.replaced.items())),
+            "replaced": [[*key, n] for key, n in sorted(self.replaced.items())],
         }
 
 
@@ -63,11 +63,11 @@ class Cleaned:
 class DocumentCleaner:
     """Everything that is loaded once per process: rules, expressions, language model, evaluation index."""
 
-    def __init__(self, settings: "CleanSettings", evaluation_files: list[Path]):
+    def __init__(self, settings: "CleanSettings", evaluation_files: list[Path], seed: int):
         self.settings = settings
         self.rules = active_rules(settings)
         self._exempt = frozenset(settings.exempt_sources)
-        self._personal_data = PersonalData(settings.personal_data.kinds, settings.personal_data.replacement)
+        self._personal_data = PersonalData(settings.personal_data.kinds, settings.personal_data.replacement, seed)
         self._language = LanguageIdentifier(settings.language) if settings.language.keep else None
         self._index: EvaluationIndex | None = None
         if settings.contamination.enabled:
@@ -76,7 +76,7 @@ class DocumentCleaner:
     def clean(self, batch: pa.Table, tally: Tally) -> Cleaned:
         """Clean one batch with INPUT_COLUMNS and count what happened."""
         exempt = np.array([source in self._exempt for source in batch["source"].to_pylist()], np.bool_)
-        texts, extra = self._rewrite(batch["text"].to_pylist(), exempt.tolist(), tally)
+        texts, extra = self._rewrite(batch, exempt.tolist(), tally)
         array = pa.array(texts, pa.large_string())
         columns: dict[str, Any] = score_documents(
             array, self.settings.gopher_quality.stop_words, self.settings.fineweb.short_line_characters
@@ -95,23 +95,23 @@ class DocumentCleaner:
         self._count(batch, array, verdicts, tally)
         return Cleaned(table.filter(pa.array(verdicts == KEPT)), self._receipts(table, verdicts, copied_from))
 
-    def _rewrite(self, texts: list[str], exempt: list[bool], tally: Tally) -> tuple[list[str], dict[str, np.ndarray]]:
-        rewritten = []
-        finds = np.zeros(len(texts), np.int32)
-        c4_scores = np.zeros((len(texts), len(C4_COLUMNS)))
-        c4 = self.settings.c4 if "c4" in self.settings.quality_rules else None
-        for i, text in enumerate(texts):
-            text, found = self._personal_data.replace(normalise(text, self.settings.normalise))
-            if found:
-                tally.replaced.update(found)
-                finds[i] = sum(found.values())
-            if c4 and not exempt[i]:
-                text, *c4_scores[i] = apply_c4(text, c4)
-            rewritten.append(text)
-        columns = {"personal_data": finds}
-        if c4:
+    def _rewrite(self, batch: pa.Table, exempt: list[bool], tally: Tally) -> tuple[list[str], dict[str, np.ndarray]]:
+        repaired = [normalise(text, self.settings.normalise) for text in batch["text"].to_pylist()]
+        replaced, finds = self._personal_data.replace_batch(pa.array(repaired, pa.large_string()))
+        self._count_finds(batch["source"].to_pylist(), finds, tally)
+        texts = replaced.to_pylist()
+        columns = {"personal_data": finds.sum(axis=1, dtype=np.int32)}
+        if "c4" in self.settings.quality_rules:
+            c4_scores = np.zeros((len(texts), len(C4_COLUMNS)))
+            for i, text in enumerate(texts):
+                if not exempt[i]:
+                    texts[i], *c4_scores[i] = apply_c4(text, self.settings.c4)
             columns |= {name: c4_scores[:, k] for k, name in enumerate(C4_COLUMNS)}
-        return rewritten, columns
+        return texts, columns
+
+    def _count_finds(self, sources: list[str], finds: np.ndarray, tally: Tally) -> None:
+        for document, kind in np.argwhere(finds).tolist():
+            tally.replaced[sources[document], self._personal_data.kinds[kind]] += int(finds[document, kind])
 
     def _identify(self, texts: list[str]) -> dict[str, np.ndarray]:
         found = [self._language.identify(text) for text in texts]
@@ -165,10 +165,10 @@ class ShardJob:
 _cleaner: DocumentCleaner
 
 
-def start_cleaner(settings: "CleanSettings", evaluation_files: list[Path]) -> None:
+def start_cleaner(settings: "CleanSettings", evaluation_files: list[Path], seed: int) -> None:
     """Prepare this process for `clean_shard` (the initializer of the worker pool)."""
     global _cleaner
-    _cleaner = DocumentCleaner(settings, evaluation_files)
+    _cleaner = DocumentCleaner(settings, evaluation_files, seed)
 
 
 def clean_shard(job: ShardJob) -> dict[str, Any]:
