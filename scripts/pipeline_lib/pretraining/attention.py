@@ -135,12 +135,14 @@ def _block_mask(documents: Tensor) -> Any:
     return create_block_mask(inside, batch, None, length, length, device=documents.device)
 
 
-# -- what the models call; tensors [batch, heads, length, features] in, [batch, length, heads, features] out
+# -- what the models call; tensors [batch, heads, length, features] in, [batch, length, heads, features] out. Under
+#    autocast the rotary positions leave queries and keys in float32 while values come in 16 bits.
 
 
 def _by_document(module, query, key, value, attention_mask, scaling, layout, **_) -> tuple[Tensor, None]:
     from .cpu_attention import document_attention
 
+    query, key = query.to(value.dtype), key.to(value.dtype)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
@@ -148,6 +150,7 @@ def _by_document(module, query, key, value, attention_mask, scaling, layout, **_
 
 
 def _flexible(module, query, key, value, attention_mask, scaling, layout, **_) -> tuple[Tensor, None]:
+    query, key = query.to(value.dtype), key.to(value.dtype)
     output = _flex_kernel(query.device.type)(
         query, key, value, block_mask=layout, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
     )
@@ -167,7 +170,7 @@ def _end_to_end(kernel: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, No
 
     def attend(module, query, key, value, attention_mask, scaling, layout, **_) -> tuple[Tensor, None]:
         batch, heads, length, features = query.shape
-        rows = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (query, key, value))
+        rows = (tensor.transpose(1, 2).flatten(0, 1).to(value.dtype) for tensor in (query, key, value))
         return kernel(*rows, layout, length, scaling).view(batch, length, heads, features), None
 
     return attend

@@ -1,0 +1,117 @@
+"""Validation bits per byte against time, on this machine's cores: stage 05 against Hugging Face's Trainer and litgpt.
+
+All start from the same initial weights (litgpt from its own initialisation of the same shape), read the same packed
+tokens and are judged on the same validation text. A peer gets its best batch and learning rate of a sweep whose runs
+last a fifth of the time; we use the rules of docs/models.md and no sweep. Then every peer trains for the whole time
+and we for half of it, three seeds each, in turn. Claimed is the time we needed over the peer's, where we arrived at
+the peer's final value or below it.
+
+    python benchmarks/pretrain_time_to_quality.py                      10 minutes a run: about two hours
+    python benchmarks/pretrain_time_to_quality.py --seconds 60 --seeds 1
+
+litgpt pins an older huggingface_hub and cannot share our environment: --litgpt names the Python of one that has it.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from pretraining_peers.contest import CONTEXT, ROOT, Result, batch_tokens, prepare_run, run_ours, run_peer
+
+SWEEP = [(batch, lr) for batch in (8, 16) for lr in (1e-3, 2e-3, 4e-3)]
+SWEEP_SHARE = 0.2
+OUR_SHARE = 0.5
+OUR_FLAGS = ("--batch_tokens", "8192", "--micro_batch", "8", "--keep_best", "false")
+
+
+def best_settings(program: str, python: str, seconds: float, common: dict) -> tuple[int, float, bool]:
+    """Return (batch, learning rate, compiled) of a peer's best run of the sweep, printing every run to stderr."""
+    results = {}
+    for batch, lr in SWEEP:
+        result = run_peer(program, python, **common, batch=batch, lr=lr, seconds=seconds, seed=0, compile=False)
+        results[batch, lr, False] = result.bits_per_byte
+        print(f"  sweep {program} batch {batch} lr {lr}: {result.bits_per_byte}", file=sys.stderr)
+    batch, lr, _ = min(results, key=results.get)
+    compiled = run_peer(program, python, **common, batch=batch, lr=lr, seconds=seconds, seed=0, compile=True)
+    results[batch, lr, True] = compiled.bits_per_byte
+    print(f"  sweep {program} batch {batch} lr {lr} compiled: {compiled.bits_per_byte}", file=sys.stderr)
+    return min(results, key=results.get)
+
+
+def time_to(result: Result, target: float) -> float | None:
+    """Return the first moment on the curve at which `target` was reached, or None."""
+    return next((seconds for seconds, value in result.curve if value <= target), None)
+
+
+def main() -> None:
+    """Run the contest and print one row per peer."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--run-dir", type=Path, default=ROOT / "runs" / "benchmark_pretrain")
+    parser.add_argument("--litgpt", default=os.environ.get("LITGPT_PYTHON"))
+    options = parser.parse_args()
+    config = prepare_run(options.run_dir)
+    threads = len(os.sched_getaffinity(0))
+    programs = {"Hugging Face Trainer": ("hf_trainer.py", sys.executable)}
+    if options.litgpt:
+        programs["litgpt"] = ("litgpt_pretrain.py", options.litgpt)
+    with tempfile.TemporaryDirectory() as scratch:
+        common = {
+            "packed": options.run_dir / "03_packed",
+            "model": options.run_dir / "04_init",
+            "context": CONTEXT,
+            "threads": threads,
+            "scratch": scratch,
+        }
+        sweep = options.seconds * SWEEP_SHARE
+        settings = {name: best_settings(*program, sweep, common) for name, program in programs.items()}
+        probe = run_ours(config, options.run_dir, 40 * batch_tokens(OUR_FLAGS), 0, *OUR_FLAGS, validations=1)
+        tokens = int(probe.tokens / probe.seconds * options.seconds * OUR_SHARE)
+        ours, theirs = [], {name: [] for name in programs}
+        for seed in range(options.seeds):
+            ours.append(run_ours(config, options.run_dir, tokens, seed + 1, *OUR_FLAGS))
+            for name, program in programs.items():
+                batch, lr, compiled = settings[name]
+                theirs[name].append(
+                    run_peer(
+                        *program, **common, batch=batch, lr=lr, seconds=options.seconds, seed=seed + 1, compile=compiled
+                    )
+                )
+    for name, results in theirs.items():
+        report(name, settings[name], ours, results)
+
+
+def report(name: str, settings: tuple, ours: list[Result], theirs: list[Result]) -> None:
+    """Print the row of one peer."""
+    target = statistics.median(result.bits_per_byte for result in theirs)
+    times = [time_to(result, target) for result in ours]
+    peer_seconds = statistics.median(result.seconds for result in theirs)
+    reached = None if None in times else statistics.median(times)
+    print(
+        json.dumps(
+            {
+                "claim": f"seconds to the {target:.4f} bits per byte that {name} reaches in {peer_seconds:.0f} s",
+                "ours": f"{reached:.0f} s" if reached is not None else f"not within {ours[0].seconds:.0f} s",
+                "peer": f"{peer_seconds:.0f} s",
+                "ratio": round(peer_seconds / reached, 2) if reached is not None else "below 2",
+                "quality": {
+                    "ours": [result.bits_per_byte for result in ours],
+                    "peer": [result.bits_per_byte for result in theirs],
+                    "peer's best batch, learning rate, compiled": settings,
+                    "tokens": [ours[0].tokens, theirs[0].tokens],
+                    "our curve": ours[0].curve,
+                    "peer's curve": theirs[0].curve,
+                },
+            }
+        ),
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
