@@ -19,7 +19,7 @@ from pipeline_lib.stage import UserError
 
 from .normalise import TextBatch
 
-BYTES_PER_BATCH = 4 << 20
+BYTES_PER_BATCH = 1 << 21
 BYTES_PER_PIECE = 64 << 20
 MOST_ROWS_PER_READ = 8192
 READ_BUFFER = 1 << 20

@@ -343,6 +343,7 @@ class DedupJob:
         Raises UserError for files that cannot be used, OSError when the disk is full; what is finished stays.
         """
         self.corpus.check()
+        self.limit.prepare()
         self._forget_another_run()
         waiting = [unit for unit, file in enumerate(self.sketch_files) if not file.is_done()]
         if len(waiting) >= 2 * self.workers:
