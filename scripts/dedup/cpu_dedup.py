@@ -112,18 +112,24 @@ def _check_one_schema(corpus: Corpus) -> None:
             )
 
 
-def write_kept(corpus: Corpus, stays: np.ndarray, path: Path) -> None:
-    """Write the rows of all files that stay (bool[rows]) to one file."""
+def write_kept(corpus: Corpus, stays: np.ndarray, path: Path, extra: dict[str, np.ndarray] | None = None) -> None:
+    """Write the rows of all files that stay (bool[rows]) to one file, with the `extra` columns (one value per row)."""
     schema = pq.read_schema(corpus.files[0])
+    for name, values in (extra or {}).items():
+        schema = schema.append(pa.field(name, pa.from_numpy_dtype(values.dtype)))
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         for piece in corpus.pieces():
             first = piece.first
             for table in corpus.read(piece):
+                for name, values in (extra or {}).items():
+                    table = table.append_column(name, pa.array(values[first : first + len(table)]))
                 writer.write_table(table.filter(pa.array(stays[first : first + len(table)])))
                 first += len(table)
 
 
-def write_kept_shards(corpus: Corpus, stays: np.ndarray, folder: Path, workers: int) -> None:
+def write_kept_shards(
+    corpus: Corpus, stays: np.ndarray, folder: Path, workers: int, extra: dict[str, np.ndarray] | None = None
+) -> None:
     """Write each file's rows that stay to a file of the same name in `folder`, on `workers` threads.
 
     Raises UserError when two files have the same name, or one that is needed for the receipts.
@@ -135,8 +141,9 @@ def write_kept_shards(corpus: Corpus, stays: np.ndarray, folder: Path, workers: 
     starts = np.concatenate([[0], np.cumsum([pq.read_metadata(file).num_rows for file in corpus.files])])
 
     def write(number: int) -> None:
-        alone = replace(corpus, files=(corpus.files[number],))
-        write_kept(alone, stays[starts[number] : starts[number + 1]], folder / names[number])
+        rows = slice(starts[number], starts[number + 1])
+        added = {name: values[rows] for name, values in (extra or {}).items()}
+        write_kept(replace(corpus, files=(corpus.files[number],)), stays[rows], folder / names[number], added)
 
     for _ in ordered_threads(write, range(len(names)), workers):
         pass

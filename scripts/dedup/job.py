@@ -15,10 +15,11 @@ was divided can show in the result. Text is read in the first step and, only whe
 import mmap
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -44,20 +45,27 @@ SET_PAGE = 8192
 """Shingles (64 KiB) to which the sets of a piece are aligned in their file, so that no two writers share a page."""
 
 
+class Table(NamedTuple):
+    """One column of an indexed source, sorted for look-up; among equal keys the better document comes first."""
+
+    keys: np.ndarray  # uint64, ascending
+    rows: np.ndarray  # int64, counted within the source
+    first: int  # row of the source's first document
+
+
 @dataclass(frozen=True)
 class Known:
     """What an index already keeps: its documents stay, and new ones are compared with them.
 
-    Rows count over its pieces; new rows come after them. `tables` maps a column ("digest_high" or a band) to one pair
-    (ascending keys, rows) per indexed source, oldest first; among equal keys the better document comes first.
+    Rows count over its pieces; new rows come after them. `tables` maps a column ("digest_high" or a band) to one Table
+    per indexed source, oldest first.
     """
 
-    corpora: tuple[Corpus, ...] = ()
     pieces: tuple[tuple[Corpus, Piece], ...] = ()
     sketches: tuple[Path, ...] = ()
     eras: tuple[int, ...] = ()  # first row of each indexed source
     rows: int = 0
-    tables: dict[str, list[Records]] = field(default_factory=dict)
+    tables: dict[str, list[Table]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -342,16 +350,8 @@ class DedupJob:
 
         Raises UserError for files that cannot be used, OSError when the disk is full; what is finished stays.
         """
-        self.corpus.check()
-        self.limit.prepare()
+        self.sketch_all(say, pause)
         self._forget_another_run()
-        waiting = [unit for unit, file in enumerate(self.sketch_files) if not file.is_done()]
-        if len(waiting) >= 2 * self.workers:
-            self._each("sketches", self.sketch, waiting, say, pause)
-        else:  # fewer pieces than threads: the threads share a piece
-            for unit in waiting:
-                self.sketch(unit, self.workers)
-                pause()
         if not self.copies_file.exists():
             self.exact()
             pause()
@@ -363,6 +363,20 @@ class DedupJob:
         self._each("shingle sets", self.sets, units, say, pause)
         groups = [group for group in self.groups if not self.resolved_file(group).exists()]
         self._each("comparisons", lambda group: self.resolve(group, self.workers), groups, say, pause)
+
+    def sketch_all(
+        self, say: Callable[[str], None] = lambda line: None, pause: Callable[[], None] = lambda: None
+    ) -> None:
+        """Sketch the pieces that have no valid sketch yet."""
+        self.corpus.check()
+        self.limit.prepare()
+        waiting = [unit for unit, file in enumerate(self.sketch_files) if not file.is_done()]
+        if len(waiting) >= 2 * self.workers:
+            self._each("sketches", self.sketch, waiting, say, pause)
+        else:  # fewer pieces than threads: the threads share a piece
+            for unit in waiting:
+                self.sketch(unit, self.workers)
+                pause()
 
     def _each(self, name: str, work: Callable[[int], None], units: list[int], say, pause) -> None:
         for done, _ in enumerate(ordered_threads(work, units, self.workers), 1):
@@ -431,16 +445,16 @@ def _page_release(stored: np.memmap) -> Callable[[], None]:
     return lambda: mapping.madvise(mmap.MADV_DONTNEED)
 
 
-def with_known(blocks, tables: list[Records], limit: int):
+def with_known(blocks: Iterator[Records], tables: list[Table], limit: int) -> Iterator[Records]:
     """Yield the blocks with, beside each key that a table has, up to `limit` of that table's rows."""
     for keys, rows in blocks:
         distinct = np.unique(keys) if tables else keys
         extra = [(keys, rows)]
-        for known_keys, known_rows in tables:
+        for known_keys, known_rows, first in tables:
             low = np.searchsorted(known_keys, distinct, side="left")
             count = np.minimum(np.searchsorted(known_keys, distinct, side="right") - low, limit)
             at = np.repeat(low - (np.cumsum(count) - count), count) + np.arange(int(count.sum()))
-            extra.append((np.repeat(distinct, count), known_rows[at]))
+            extra.append((np.repeat(distinct, count), known_rows[at] + first))
         if len(extra) == 1:
             yield keys, rows
             continue
@@ -449,7 +463,7 @@ def with_known(blocks, tables: list[Records], limit: int):
         yield keys[order], rows[order]
 
 
-def whole_groups(parts, least_rows: int):
+def whole_groups(parts: Iterator[Records], least_rows: int) -> Iterator[Records]:
     """Yield (rows, groups) with about `least_rows`, never cutting a group."""
     rows, groups = np.empty(0, np.int64), np.empty(0, np.int64)
     for more_rows, more_groups in parts:

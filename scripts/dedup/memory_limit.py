@@ -23,6 +23,7 @@ def parse_size(text: str | int) -> int:
         raise UserError(f"dedup: {text!r} is no memory size; write a number with K, M, G or T, such as 512M")
     return int(float(found[1]) * UNITS[found[2].upper()])
 
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 GIVE_BACK_FROM = 1 << 18
 

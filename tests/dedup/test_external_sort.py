@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dedup.components import NO_BUCKET, bucket_matrix, groups_of, join_neighbours
 from dedup.external_sort import BYTES_PER_RECORD, ExternalSorter, repeated
-from dedup.job import whole_groups, with_known
+from dedup.job import Table, whole_groups, with_known
 
 small_keys = st.lists(st.lists(st.integers(0, 12), max_size=40), max_size=6)
 
@@ -54,7 +54,7 @@ def test_repeated_keys_are_the_groups_of_two_and_more(tmp_path_factory, batches,
 
 def test_known_rows_join_their_keys_up_to_the_limit():
     blocks = [(np.array([3, 5], np.uint64), np.array([100, 101])), (np.array([5, 9], np.uint64), np.array([102, 103]))]
-    table = np.array([1, 5, 5, 5, 9], np.uint64), np.array([0, 1, 2, 3, 4])
+    table = Table(np.array([1, 5, 5, 5, 9], np.uint64), np.array([-10, -9, -8, -7, -6]), 10)
     parts = [
         dict(zip(*map(np.ndarray.tolist, block[::-1]), strict=True)) for block in with_known(iter(blocks), [table], 2)
     ]

@@ -1,0 +1,119 @@
+"""The command line of dedup: every command, its exit codes, and a run that is killed or finds the disk full."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import dedup_files
+
+SCRIPT = Path(dedup_files.__file__)
+
+
+def text(seed: int, tail: str = "") -> str:
+    return " ".join(f"{seed}word{n}" for n in range(60)) + tail
+
+
+@pytest.fixture
+def shards(tmp_path) -> Path:
+    """Two files: document 1 twice, an edited copy of it, and 400 others."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    texts = [text(1), text(1), text(1, " edited"), *(text(n) for n in range(2, 402))]
+    for number in range(2):
+        part = texts[number::2]
+        ids = [f"{number}-{n}" for n in range(len(part))]
+        pq.write_table(pa.table({"id": ids, "text": part}), folder / f"part-{number}.parquet", row_group_size=20)
+    return folder
+
+
+def kept(folder: Path) -> dict[str, list[str]]:
+    return {path.name: pq.read_table(path)["text"].to_pylist() for path in sorted(folder.glob("part-*.parquet"))}
+
+
+def test_run_keeps_the_shards_and_writes_receipts(shards, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert dedup_files.exit_code(["run", str(shards), str(out), "--max-ram", "4G", "--workers", "2"]) == 0
+    assert "0 exact and 2 fuzzy duplicates, 401 documents stay" in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == ["part-0.parquet", "part-1.parquet", "removed.parquet"]
+    assert sum(map(len, kept(out).values())) == 401
+    assert pq.read_table(out / "removed.parquet").num_rows == 2
+
+
+def test_subtract_removes_what_is_known(shards, tmp_path):
+    pq.write_table(pa.table({"id": ["k"], "text": [text(1)]}), tmp_path / "known.parquet")
+    arguments = ["subtract", str(shards), str(tmp_path / "out"), "--known", str(tmp_path / "known.parquet")]
+    assert dedup_files.exit_code(arguments) == 0
+    assert sum(map(len, kept(tmp_path / "out").values())) == 400
+
+
+def test_an_index_from_the_command_line(shards, tmp_path, capsys):
+    index = str(tmp_path / "index")
+    first, second = (str(shards / f"part-{n}.parquet") for n in range(2))
+    assert dedup_files.exit_code(["index", "add", index, "one", first]) == 0
+    assert dedup_files.exit_code(["index", "add", index, "two", second]) == 0
+    assert dedup_files.exit_code(["index", "export", index, "two", str(tmp_path / "out")]) == 0
+    assert dedup_files.exit_code(["index", "undo", index, "one"]) == 0
+    assert dedup_files.exit_code(["index", "show", index]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "two: 201 documents, 0 removed"
+    assert pq.read_table(tmp_path / "out" / "part-1.parquet").num_rows == 200
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--parameters", "{"], "cannot be used"),
+        (["--parameters", '{"jacard": 1}'], "jacard"),
+        (["--max-ram", "lots"], "no memory size"),
+        (["--max-ram", "10M"], "give at least"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_two(shards, tmp_path, capsys, arguments, message):
+    assert dedup_files.exit_code(["run", str(shards), str(tmp_path / "out"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def start(shards: Path, out: Path, **options) -> subprocess.Popen:
+    command = [sys.executable, str(SCRIPT), "run", str(shards), str(out), "--workers", "1"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_a_full_disk_stops_cleanly_and_the_next_start_finishes(shards, tmp_path):
+    reference = tmp_path / "reference"
+    assert dedup_files.exit_code(["run", str(shards), str(reference)]) == 0
+    small = lambda: (  # noqa: E731
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY)),
+    )
+    out = tmp_path / "out"
+    stopped = start(shards, out, preexec_fn=small)
+    error = stopped.communicate()[1]
+    assert stopped.returncode == 1 and "disk full" in error and "Traceback" not in error
+    assert list(out.glob("*.parquet")) == []
+    assert dedup_files.exit_code(["run", str(shards), str(out)]) == 0
+    assert kept(out) == kept(reference)
+
+
+def test_a_killed_run_goes_on_and_keeps_the_same_documents(shards, tmp_path):
+    reference, out = tmp_path / "reference", tmp_path / "out"
+    assert dedup_files.exit_code(["run", str(shards), str(reference)]) == 0
+    killed = start(shards, out)
+    work = out / ".dedup-work"
+    while killed.poll() is None and not (work / "bands").is_dir():
+        time.sleep(0.002)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL, "it was faster than the kill"
+    sketches = {path: path.stat().st_mtime_ns for path in (work / "sketches").iterdir()}
+    assert sketches and dedup_files.exit_code(["run", str(shards), str(out)]) == 0
+    assert kept(out) == kept(reference)
+    assert pq.read_table(out / "removed.parquet").equals(pq.read_table(reference / "removed.parquet"))
+    assert not work.exists()
