@@ -14,7 +14,7 @@ from pipeline_lib.stage import file_digest
 
 def tensors(seed: int) -> dict[str, torch.Tensor]:
     chance = torch.Generator().manual_seed(seed)
-    weight = torch.randn(300, 500, generator=chance)
+    weight = torch.randn(30, 50, generator=chance)
     return {
         "weight": weight,
         "tied": weight,
