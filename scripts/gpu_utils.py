@@ -14,7 +14,7 @@ _HOMES = {
     "check_fp8_available": "gpu_fp8",
     "get_fp8_accelerator": "gpu_fp8",
     "OOMHandler": "oom_handler",
-    "get_safe_batch_size": "oom_handler",
+    "get_safe_batch_size": "memory_estimate",
     "oom_recovery_context": "oom_handler",
     "with_oom_retry": "oom_handler",
     "CurriculumCallback": "training_callbacks",

@@ -23,7 +23,7 @@ def detect_gpu_type() -> GPUInfo:
 
     is_h100: the H100 or a later data-centre generation (compute capability 9 and above); is_a100: capability 8.0;
     compile_mode: the torch.compile mode worth its compile time there; batch_size: a first guess in sequences, which
-    `oom_handler.get_safe_batch_size` replaces by a computed one.
+    `memory_estimate.get_safe_batch_size` replaces by a computed one.
     """
     import torch
 

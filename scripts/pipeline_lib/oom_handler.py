@@ -1,7 +1,8 @@
 """Running out of memory as an event one recovers from: recognise it, free what can be freed, use smaller batches.
 
 What: a handler that halves the batch size (down to a minimum) each time memory runs out, a decorator that calls a
-function again with the smaller size, and an estimate of the size to start with.
+function again with the smaller size, a memory of the sizes that were safe, which also lets them grow back, and an
+estimate of the size to start with (memory_estimate.py).
 Trap: a `with` block cannot run its body again, so `oom_recovery_context` only carries the handler and reports; the
 loop inside must ask `handler.handle_oom(error)` and repeat the same batch, or data is lost.
 """
@@ -14,9 +15,85 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_CPU_ALLOCATOR_TEXT = "can't allocate memory"
-_LARGEST_BATCH = 32
-_VOCABULARY = 32_768  # for the logits, which at small widths outweigh the layers
+_CPU_TEXTS = ("can't allocate memory", "not enough memory")
+_GPU_TEXTS = ("out of memory", "alloc_failed")  # the second is cuBLAS, which has its own workspace
+_GPU_NAMES = ("cuda", "cublas", "cudnn", "hip", "gpu", "xpu")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an exception means that memory ran out, on the GPU or on the CPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    on_gpu = any(name in text for name in _GPU_NAMES) and (
+        any(words in text for words in _GPU_TEXTS) or "oom" in text.split()
+    )
+    return isinstance(error, RuntimeError) and (on_gpu or any(words in text for words in _CPU_TEXTS))
+
+
+def free_memory() -> None:
+    """Collect garbage and give the GPU allocator's cached blocks back.
+
+    Call it outside of the `except` block: the traceback holds the frames of the failed pass, and they its activations.
+    """
+    gc.collect()
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.synchronize()
+
+
+class SafeBatchSizes:
+    """How many sequences of each context length fit into memory: halved when they did not, doubled after a while.
+
+    After `grow_after` successes at a reduced size the double is tried; each time that fails, the next try waits twice
+    as long. The state is JSON and belongs into the checkpoint, because the number of pieces a batch is cut into
+    decides how its gradient is rounded.
+    """
+
+    def __init__(self, largest: int, grow_after: int = 200, state: dict[str, Any] | None = None):
+        """`largest`: the size to start with and to return to, in sequences. Raises ValueError below 1."""
+        if largest < 1 or grow_after < 1:
+            raise ValueError(f"largest and grow_after must be at least 1, got {largest}, {grow_after}")
+        self.largest = largest
+        self.grow_after = grow_after
+        self.events = int(state["events"]) if state else 0
+        self._lengths: dict[str, dict[str, int]] = {
+            length: {**entry, "size": min(entry["size"], largest)}
+            for length, entry in (state["lengths"] if state else {}).items()
+        }
+
+    def size(self, length: int) -> int:
+        """Return the sequences of `length` tokens to take at once."""
+        return self._lengths[str(length)]["size"] if str(length) in self._lengths else self.largest
+
+    def succeeded(self, length: int) -> None:
+        """Count a batch that went through at the present size; now and then double the size of the next one."""
+        entry = self._lengths.get(str(length))
+        if entry is None or entry["size"] >= self.largest:
+            return
+        entry["successes"] += 1
+        if entry["successes"] >= entry["patience"]:
+            entry.update(size=min(self.largest, 2 * entry["size"]), successes=0, patience=2 * entry["patience"])
+
+    def failed(self, length: int, tried: int | None = None) -> bool:
+        """Halve the size after memory ran out with `tried` sequences at once; return False when it was one already."""
+        self.events += 1
+        size = min(self.size(length), tried or self.size(length))
+        entry = self._lengths.setdefault(str(length), {"size": size, "successes": 0, "patience": self.grow_after})
+        if size == 1:
+            return False
+        entry.update(size=size // 2, successes=0)
+        return True
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the state as JSON."""
+        return {"events": self.events, "lengths": {length: dict(entry) for length, entry in self._lengths.items()}}
+
+    def sizes(self) -> dict[str, int]:
+        """Return {context length: sequences} of the lengths at which memory ever ran out."""
+        return {length: entry["size"] for length, entry in sorted(self._lengths.items(), key=lambda item: int(item[0]))}
 
 
 class OOMHandler:
@@ -48,20 +125,11 @@ class OOMHandler:
 
     def clear_gpu_memory(self) -> None:
         """Collect garbage and give the allocator's cached blocks back."""
-        gc.collect()
-        import torch
-
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-            torch.cuda.synchronize()
+        free_memory()
 
     def is_oom_error(self, error: BaseException) -> bool:
         """Say whether an exception means that memory ran out, on the GPU or on the CPU."""
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-            return True
-        text = str(error).lower()
-        on_gpu = ("cuda" in text or "gpu" in text) and ("out of memory" in text or "oom" in text.split())
-        return isinstance(error, RuntimeError) and (on_gpu or _CPU_ALLOCATOR_TEXT in text)
+        return is_out_of_memory(error)
 
     def reduce_batch_size(self) -> int:
         """Multiply the batch size by the factor, at least the minimum, and return it."""
@@ -77,13 +145,18 @@ class OOMHandler:
         if not self.is_oom_error(error):
             return False
         self.oom_count += 1
-        if self.retry_count >= self.max_retries or self.batch_size <= self.min_batch_size:
+        if self.exhausted:
             return False
         self.retry_count += 1
         self.clear_gpu_memory()
         self.reduce_batch_size()
         time.sleep(self.cooldown_seconds)
         return True
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether another reduction is impossible: retries used up, or already at the minimum."""
+        return self.retry_count >= self.max_retries or self.batch_size <= self.min_batch_size
 
     def reset(self) -> None:
         """Allow all retries again after a success; the reduced size and the count of events stay."""
@@ -142,38 +215,11 @@ def with_oom_retry(
                 try:
                     return function(*bound.args, **bound.kwargs)
                 except (RuntimeError, MemoryError) as error:
-                    if not handler.handle_oom(error):
+                    if not handler.is_oom_error(error) or handler.exhausted:
                         raise
+                    failure = error.with_traceback(None)  # the frames of the failed call hold its memory
+                handler.handle_oom(failure)
 
         return call
 
     return decorate
-
-
-def get_safe_batch_size(
-    model_params_billions: float = 7.0,
-    gpu_memory_gb: float | None = None,
-    sequence_length: int = 2048,
-    dtype_bytes: int = 2,
-    safety_factor: float = 0.8,
-) -> int:
-    """Return how many sequences fit when a Llama of this size trains with AdamW; 0 when not even the model fits.
-
-    Held throughout: weights and gradients in `dtype_bytes`, two float32 moments. Per sequence: 17 values of the width
-    per token and layer (the activations of a transformer layer with fused attention; Korthikanti et al., 2022,
-    arXiv 2205.05198) and the logits in float32 and `dtype_bytes`. Width and depth follow from the number of parameters
-    at the usual 128 columns per layer. Without a GPU and without `gpu_memory_gb` the answer is 1. At most 32.
-    """
-    if gpu_memory_gb is None:
-        import torch
-
-        if not torch.cuda.is_available():
-            return 1
-        gpu_memory_gb = torch.cuda.get_device_properties(0).total_memory / 1e9
-    parameters = model_params_billions * 1e9
-    width = (parameters * 128 / 12) ** (1 / 3)
-    layers = max(1.0, width / 128)
-    held = parameters * (2 * dtype_bytes + 8)
-    per_sequence = sequence_length * (17 * dtype_bytes * width * layers + _VOCABULARY * (4 + dtype_bytes))
-    room = gpu_memory_gb * 1e9 * safety_factor - held
-    return max(0, min(_LARGEST_BATCH, int(room / per_sequence)))

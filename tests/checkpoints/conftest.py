@@ -1,4 +1,4 @@
-"""Some of these tests fork; a forked process that inherits torch's thread pool would wait for threads it does not have."""
+"""Some of these tests fork; a fork of a process with torch's thread pool would wait for threads it does not have."""
 
 import torch
 

@@ -10,7 +10,9 @@ from pipeline_lib.config.model import ModelSettings
 from pipeline_lib.config.pretrain import OptimizerSettings, PretrainSettings
 from pipeline_lib.models.initialise import build_model
 from pipeline_lib.models.shapes import resolve_shape
+from pipeline_lib.oom_handler import is_out_of_memory
 from pipeline_lib.packing.reader import PackedCache
+from pipeline_lib.pretraining import accumulation
 from pipeline_lib.pretraining.attention import use_attention
 from pipeline_lib.pretraining.batches import PackedData
 from pipeline_lib.pretraining.choices import Choices
@@ -18,7 +20,6 @@ from pipeline_lib.pretraining.forward import TokenLoss, summed_loss
 from pipeline_lib.pretraining.horizon import resolve_horizon
 from pipeline_lib.pretraining.logbook import open_logbook
 from pipeline_lib.pretraining.loop import _next_step, optimizer_step
-from pipeline_lib.pretraining.machine import is_out_of_memory
 from pipeline_lib.pretraining.optimizers import make_optimizers, parameter_groups
 from pipeline_lib.pretraining.run_state import TrainingRun, checkpoint_content, restore_run
 from pipeline_lib.pretraining.saving import Saving
@@ -157,7 +158,9 @@ def test_memory_that_runs_out_half_way_through_an_update_is_not_saved_over(data,
         torch.empty(1 << 60, dtype=torch.uint8)
 
     run.optimizers["adamw"].step = exhaust  # Muon has already moved the matrices when AdamW asks for its moments
-    with pytest.raises(StageFailure, match="out of memory at step 1 with pretrain.micro_batch 8; set it to 4"):
+    with pytest.raises(
+        StageFailure, match="out of memory in the update at step 1; the last checkpoint stands"
+    ):
         saving = Saving(SETTINGS, tmp_path / "checkpoints", book)
         _next_step(run, data.training_batches(None), data, book, saving, SETTINGS)
     assert newest_valid_checkpoint(tmp_path / "checkpoints") is None
@@ -190,6 +193,64 @@ def test_8_bit_moments_take_a_quarter_of_the_memory_and_step_like_full_ones():
         used.append(sum(value.nbytes for value in state.values() if torch.is_tensor(value) and value.numel() > 256))
     assert used[1] < 0.3 * used[0]
     assert float((matrices[1] - matrices[0]).norm()) < 0.1 * float(matrices[0].norm())
+
+
+def limited(monkeypatch, largest: int, error: Exception) -> list[int]:
+    """Let memory run out, in the backward pass too, when more than `largest` sequences are taken; return the sizes."""
+    tried = []
+
+    def loss(run, batch, chunk):
+        tried.append(len(batch.inputs))
+        value = summed_loss(run, batch, chunk)
+        if len(batch.inputs) > largest:
+            value.backward()  # so that part of a gradient is already there
+            raise error
+        return value
+
+    monkeypatch.setattr(accumulation, "summed_loss", loss)
+    return tried
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")])
+def test_memory_that_runs_out_repeats_the_same_batch_with_the_same_gradient(data, monkeypatch, error):
+    batch = first_batches(data, 1)[0][0]
+    loss, norm, expected = step_gradients(make_run(), batch, SETTINGS)
+    tried = limited(monkeypatch, 2, error)
+    run = make_run()
+    loss_in_halves, norm_in_halves, gradients = step_gradients(run, batch, SETTINGS)
+    assert tried == [8, 4, 2, 2, 2, 2] and run.save_soon
+    assert run.micro_batches.sizes() == {"64": 2} and run.micro_batches.events == 2
+    assert loss_in_halves == pytest.approx(loss, rel=1e-6) and norm_in_halves == pytest.approx(norm, rel=1e-6)
+    whole = math.sqrt(sum(float(gradient.double().square().sum()) for gradient in expected.values()))
+    apart = math.sqrt(
+        sum(float((gradient - expected[name]).double().square().sum()) for name, gradient in gradients.items())
+    )
+    assert apart < 1e-6 * whole
+
+
+def test_the_safe_size_is_in_the_checkpoint_grows_back_and_waits_longer_after_each_failure(data, monkeypatch, tmp_path):
+    tried = limited(monkeypatch, 4, MemoryError())
+    settings = SETTINGS.model_copy(update={"micro_batch_grows_after": 2})
+    run = make_run(settings)
+    run.micro_batches.grow_after = 2
+    stream = data.training_batches(None)
+    for _ in range(5):
+        batch, run.data = next(stream)
+        optimizer_step(run, batch, settings, nothing)
+    assert tried == [8, 4, 4, 4, 4, 8, 4, 4, 4, 4, 4, 4]  # 8 is tried again after two good steps, then after four
+    save_checkpoint(tmp_path / checkpoint_name(run.step), *checkpoint_content(run))
+    again = make_run(settings)
+    restore_run(again, tmp_path, print)
+    assert again.micro_batches.to_json() == run.micro_batches.to_json()
+    assert again.micro_batches.size(64) == 4 and again.micro_batches.size(128) == 8
+
+
+def test_one_sequence_that_does_not_fit_is_an_error_that_leaves_no_gradient(data, monkeypatch):
+    limited(monkeypatch, 0, MemoryError())
+    run = make_run()
+    with pytest.raises(MemoryError):
+        optimizer_step(run, first_batches(data, 1)[0][0], SETTINGS, nothing)
+    assert all(parameter.grad is None for parameter in run.model.parameters()) and run.step == 0
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw", "adamw_8bit"])

@@ -59,7 +59,9 @@ class PretrainSettings(Section):
     batch_tokens: int | None = Field(default=None, gt=0)
     """Tokens per optimizer step; follows from the horizon when not given (docs/models.md)."""
     micro_batch: int = Field(default=8, ge=1)
-    """Sequences that go through the model at once; changes memory and speed, not the gradient."""
+    """Sequences that go through the model at once, halved when memory runs out; changes speed, not the gradient."""
+    micro_batch_grows_after: int = Field(default=200, ge=1)
+    """Steps without running out of memory after which a halved micro-batch is doubled again."""
     optimizer: OptimizerSettings = OptimizerSettings()
     """Optimizer and learning rates."""
     schedule: ScheduleSettings = ScheduleSettings()

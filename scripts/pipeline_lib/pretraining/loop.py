@@ -24,19 +24,19 @@ import torch
 
 from pipeline_lib.checkpoints import rng_state
 from pipeline_lib.config.pretrain import PretrainSettings
+from pipeline_lib.oom_handler import is_out_of_memory
 from pipeline_lib.stage import Stage, StageFailure, StageInterrupted
 
+from .accumulation import accumulate_gradient, drop_gradients, with_memory
 from .batches import Batch, PackedData
-from .forward import summed_loss
 from .gradients import clip, norms_by_block, parameter_norms
 from .logbook import Logbook
-from .machine import is_out_of_memory
 from .optimizers import set_learning_rates
 from .progress_line import ProgressLine
 from .run_state import TrainingRun
 from .saving import Saving
 from .schedule import schedule_factor
-from .validation import validate
+from .validation import ValidationResult, validate
 
 
 def train(stage: Stage, run: TrainingRun, data: PackedData, book: Logbook) -> Saving:
@@ -68,6 +68,11 @@ def _train(stage: Stage, run: TrainingRun, data: PackedData, book: Logbook, savi
     while run.step < run.horizon.steps:
         began = time.monotonic()
         line = _next_step(run, batches, data, book, saving, settings)
+        if "micro_batch_reduced_to" in line:
+            stage.note(
+                f"step {run.step:,}: memory ran out, the same batch was done again in pieces of"
+                f" {line['micro_batch_reduced_to']} sequences; the gradient is the same"
+            )
         for name, height in line.get("spikes", {}).items():
             stage.say(f"  step {run.step:,}: {name} stands {height} deviations above the steps before")
         _finish_step(stage, run, data, book, saving, line)
@@ -100,22 +105,13 @@ def optimizer_step(
     the gradient (beyond rounding). `before_update` is called when the gradient is known and before anything that a
     checkpoint holds is changed. Raises FloatingPointError, with the weights untouched, when loss or norm is not finite.
     """
-    processes = run.processes
-    targets = batch.target_count
-    total = torch.zeros((), device=run.device)
-    parts = list(batch.part(processes.rank, processes.size).to(run.device).split(settings.micro_batch))
-    for part in parts:
-        with processes.accumulating(run.network, last=part is parts[-1]):
-            loss = summed_loss(run, part, settings.loss_chunk) / targets
-            (loss * processes.size).backward()  # the average over the processes is then the sum of their parts
-        total += loss.detach()
-    processes.sum(total)
+    total = accumulate_gradient(run, batch, settings)
     named = [(name, parameter.grad) for name, parameter in run.model.named_parameters() if parameter.grad is not None]
     gradients = [gradient for _, gradient in named]
-    norms = parameter_norms(gradients, processes)
+    norms = parameter_norms(gradients, run.processes)
     norm = float(torch.linalg.vector_norm(norms))
     if not (math.isfinite(norm) and math.isfinite(float(total))):
-        _drop_gradients(run)
+        drop_gradients(run)
         raise FloatingPointError(f"loss {float(total)}, gradient norm {norm}")
     run.block_norms = {}
     if settings.block_norm_steps is not None and (run.step + 1) % settings.block_norm_steps == 0:
@@ -126,7 +122,7 @@ def optimizer_step(
     set_learning_rates(run.optimizers.values(), schedule_factor(run.step + 1, run.horizon.steps, settings.schedule))
     for optimizer in run.optimizers.values():
         optimizer.step()
-    _drop_gradients(run)
+    drop_gradients(run)
     run.step += 1
     run.random = rng_state()
     run.between_steps = True
@@ -149,7 +145,7 @@ def _next_step(
     settings: PretrainSettings,
 ) -> dict[str, Any]:
     """Do the next step and return its metrics line."""
-    step = run.step + 1
+    step, events = run.step + 1, run.micro_batches.events
     with book.spending("loader"):
         batch, data_state = next(batches)
     try:
@@ -163,12 +159,9 @@ def _next_step(
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        _drop_gradients(run)
+        drop_gradients(run)
         saving.emergency(run)
-        raise StageFailure(
-            f"out of memory at step {step} with pretrain.micro_batch {settings.micro_batch}; set it to"
-            f" {max(1, settings.micro_batch // 2)}: the batch and the result stay the same"
-        ) from None
+        raise StageFailure(_out_of_memory(run, step, settings, batch)) from None
     run.data = data_state
     run.score = None
     run.tokens.add(batch, data.rows_seen_before(data_state, len(batch.inputs)))
@@ -176,9 +169,29 @@ def _next_step(
     line = {"step": step, "loss": loss, "grad_norm": norm, "lr": run.horizon.rates.matrices * factor}
     if spikes := run.spikes.find({"loss": loss, "grad_norm": norm}):
         line["spikes"] = spikes
+    if run.micro_batches.events > events:
+        line["micro_batch_reduced_to"] = run.micro_batches.size(batch.inputs.shape[1])
     if run.block_norms:
         line["block_grad_norms"] = run.block_norms
     return line
+
+
+def _out_of_memory(run: TrainingRun, step: int, settings: PretrainSettings, batch: Batch) -> str:
+    """Say what to change when memory ran out for good."""
+    if not run.between_steps:
+        return (
+            f"out of memory in the update at step {step}; the last checkpoint stands: use a smaller model or"
+            " an optimizer with smaller moments"
+        )
+    if run.processes.size > 1:
+        return (
+            f"out of memory at step {step} with pretrain.micro_batch {settings.micro_batch}; set it to"
+            f" {max(1, settings.micro_batch // 2)}: the batch and the result stay the same"
+        )
+    return (
+        f"out of memory at step {step}: not even one sequence of {batch.inputs.shape[1]:,} tokens fits; shorten"
+        " pretrain.context, lower pretrain.loss_chunk or use a smaller model"
+    )
 
 
 def _finish_step(
@@ -187,9 +200,13 @@ def _finish_step(
     """Validate if it is time, then write the line of `run.step`. On a signal save the line unwritten and leave."""
     settings: PretrainSettings = stage.settings
     if _validation_due(run, settings):
-        batches = data.validation_batches(settings.micro_batch * run.processes.size)
+
+        def measure(size: int) -> ValidationResult | None:
+            batches = data.validation_batches(size * run.processes.size)
+            return validate(run, batches, data.token_bytes, settings.loss_chunk, lambda: _interrupted(stage, run))
+
         with book.spending("validation"):
-            result = validate(run, batches, data.token_bytes, settings.loss_chunk, lambda: _interrupted(stage, run))
+            result = with_memory(run, data.context, data.validation_sequences, measure)
         if result is None:
             if run.step:
                 run.unwritten = line
@@ -208,8 +225,3 @@ def _finish_step(
 def _validation_due(run: TrainingRun, settings: PretrainSettings) -> bool:
     at_an_end = run.step in (0, run.horizon.steps)
     return at_an_end or (settings.validation_steps is not None and run.step % settings.validation_steps == 0)
-
-
-def _drop_gradients(run: TrainingRun) -> None:
-    for optimizer in run.optimizers.values():
-        optimizer.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""Which device there is, how fast it multiplies in which format, and how it says that memory ran out."""
+"""Which device there is, and how fast it multiplies in which format."""
 
 from __future__ import annotations
 
@@ -56,11 +56,3 @@ def timed(action: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an exception means that memory ran out, on the device or on the host."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)

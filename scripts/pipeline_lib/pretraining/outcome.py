@@ -68,6 +68,7 @@ class Outcome:
             "val_loss_before": before["val_loss"],
             "val_loss_after": after["val_loss"],
             "train_loss_last": after["loss"],
+            "out_of_memory": {"events": run.micro_batches.events, **run.micro_batches.sizes()},
             "spikes": sum("spikes" in line for line in lines),
             "seconds": run.seconds,
             "tokens_per_second": counts.total / run.seconds,

@@ -7,6 +7,7 @@
     random       state of every random generator
     tokens       tokens by use so far, and wall seconds
     spikes       what ordinary steps look like
+    micro_batches  how many sequences fit into memory at once, by context length
     best_score   best validation so far
     unwritten    the metrics line of `step` if a signal came while its validation was still running
 
@@ -32,6 +33,7 @@ from pipeline_lib.checkpoints import (
     rng_state,
     set_rng_state,
 )
+from pipeline_lib.oom_handler import SafeBatchSizes
 
 from .choices import Choices
 from .distribution import Processes, alone, part, whole
@@ -62,6 +64,7 @@ class TrainingRun:
     step: int = 0
     tokens: TokenCounts = field(default_factory=TokenCounts)
     spikes: SpikeDetector = field(default_factory=lambda: SpikeDetector(None))
+    micro_batches: SafeBatchSizes = field(default_factory=lambda: SafeBatchSizes(8))
     block_norms: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     unwritten: dict[str, Any] | None = None
@@ -96,6 +99,7 @@ def checkpoint_content(run: TrainingRun) -> tuple[dict[str, dict[str, torch.Tens
         "random": run.random,
         "tokens": run.tokens.to_json(),
         "spikes": run.spikes.state(),
+        "micro_batches": run.micro_batches.to_json(),
         "seconds": run.seconds,
         "unwritten": run.unwritten,
         "best_score": run.best_score,
@@ -134,6 +138,8 @@ def restore_run(run: TrainingRun, folder: Path, say: Callable[[str], None]) -> P
     run.data = loaded.state["data"]
     run.tokens = TokenCounts(**loaded.state["tokens"])
     run.spikes.restore(loaded.state["spikes"])
+    sizes = run.micro_batches
+    run.micro_batches = SafeBatchSizes(sizes.largest, sizes.grow_after, loaded.state["micro_batches"])
     run.seconds = loaded.state["seconds"]
     run.unwritten = loaded.state["unwritten"]
     run.best_score = loaded.state["best_score"]

@@ -12,6 +12,7 @@ import torch
 from pipeline_lib.checkpoints import seed_everything
 from pipeline_lib.config.pretrain import PretrainSettings
 from pipeline_lib.kernel_optimizations import setup_kernel_optimizations
+from pipeline_lib.oom_handler import SafeBatchSizes
 from pipeline_lib.stage import Stage, write_json_atomic
 from pipeline_lib.stage.workspace import read_json
 
@@ -70,7 +71,8 @@ def equip(
     network = processes.wrap(TokenLoss(model, choices.attention, choices.kernels, dtype))
     optimizers = make_optimizers(model, settings.optimizer, horizon.rates, dtype)
     spikes = SpikeDetector(settings.spike_deviations)
-    return TrainingRun(model, network, optimizers, horizon, choices, processes, spikes=spikes)
+    sizes = SafeBatchSizes(settings.micro_batch, settings.micro_batch_grows_after)
+    return TrainingRun(model, network, optimizers, horizon, choices, processes, spikes=spikes, micro_batches=sizes)
 
 
 def _choices_of_the_first(stage: Stage, processes: Processes, make: Callable[[], Choices]) -> Choices:
