@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from pipeline_lib.stage import UserError, file_digest, write_json_atomic
+from pipeline_lib.stage.atomic import fsync_folder, fsync_tree
 
 from .array_files import load_arrays, save_arrays
 from .corpus import Corpus, Piece
@@ -171,6 +172,8 @@ class DedupIndex:
             other_size=removals.other_size,
         )
         sketches = [file.path for file in job.sketch_files]
+        for path in [*written, *sketches, folder / "tables", folder / "sketches", folder]:
+            fsync_tree(path) if path.is_file() else fsync_folder(path)
         return {
             "name": name,
             "keep_all": keep_all,

@@ -23,11 +23,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 
-from pipeline_lib.stage import StageFailure, bytes_digest, ordered_threads, write_bytes_atomic
+from pipeline_lib.stage import StageFailure, bytes_digest, ordered_threads
 from pipeline_lib.stage.digests import canonical_json
 
-from .array_files import load_arrays, save_arrays
+from .array_files import is_whole, load_arrays, save_arrays, scratch_path
 from .clusters import NO_LIMIT, SURVIVES, resolve
 from .components import bucket_matrix, groups_of, join_neighbours
 from .corpus import Corpus, Piece, text_batch
@@ -270,6 +271,7 @@ class DedupJob:
         rows, begin = self.candidates["row"][low:high], self.candidates["begin"][low:high]
         high = self.sketches.take(rows, ["digest_high"])[0].to_numpy()
         sizes = np.zeros(len(rows), np.int64)
+        seen = xxhash.xxh3_128()
         first, at = piece.first, 0
         self.sets_path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.sets_path, os.O_CREAT | os.O_RDWR, 0o644)
@@ -286,11 +288,11 @@ class DedupJob:
                     for place, start, end in zip(begin[at : at + count], starts[:-1], starts[1:], strict=True):
                         _write_all(descriptor, hashes[start:end], int(place) * 8)
                     sizes[at : at + count] = np.diff(starts)
+                    seen.update(hashes[: starts[-1]])
                 first, at = first + len(table), at + count
-            os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        save_arrays(self.size_file(unit), size=sizes)
+        save_arrays(self.size_file(unit), size=sizes, digest=_digest_words(seen))
 
     # Step 6 ----------------------------------------------------------------------------------------------------------
 
@@ -352,6 +354,7 @@ class DedupJob:
         """
         self.sketch_all(say, pause)
         self._forget_another_run()
+        self._forget_damage()
         if not self.copies_file.exists():
             self.exact()
             pause()
@@ -384,6 +387,32 @@ class DedupJob:
                 say(f"dedup: {name} {done}/{len(units)}")
             pause()
 
+    def _forget_damage(self) -> None:
+        """Delete results that a power cut left without their content, so that they are made again."""
+        results = [path for name in ("bands", "resolved") for path in sorted((self.folder / name).glob("*.npz"))]
+        for path in (self.copies_file, self.groups_file, *results):
+            if path.exists() and not is_whole(path):
+                path.unlink()
+        if not self.groups_file.exists():
+            shutil.rmtree(self.folder / "resolved", ignore_errors=True)  # the next grouping can be another one
+            return
+        for unit in self.pieces_with_candidates:
+            if self.size_file(unit).exists() and not self._sets_are_whole(unit):
+                self.size_file(unit).unlink()
+
+    def _sets_are_whole(self, unit: int) -> bool:
+        if not is_whole(self.size_file(unit)) or not self.sets_path.exists():
+            return False
+        record = load_arrays(self.size_file(unit))
+        _, piece = self.pieces[unit]
+        low, high = np.searchsorted(self.candidates["row"], [piece.first, piece.first + piece.rows])
+        seen = xxhash.xxh3_128()
+        with open(self.sets_path, "rb") as stream:
+            for begin, size in zip(self.candidates["begin"][low:high].tolist(), record["size"].tolist(), strict=True):
+                stream.seek(begin * 8)
+                seen.update(stream.read(size * 8))
+        return bool((record["digest"] == _digest_words(seen)).all())
+
     def _forget_another_run(self) -> None:
         """Delete results (not sketches, which know what they are of) that belong to other documents or parameters."""
         identity = canonical_json(
@@ -398,7 +427,8 @@ class DedupJob:
         if mark.is_file() and mark.read_bytes() == identity:
             return
         clear_results(self.folder)
-        write_bytes_atomic(mark, identity)
+        with scratch_path(mark) as temporary:
+            temporary.write_bytes(identity)
 
 
 def clear_results(folder: Path) -> None:
@@ -407,6 +437,10 @@ def clear_results(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("copies.npz", "groups.npz", "shingles.u64", "run.json"):
         (folder / name).unlink(missing_ok=True)
+
+
+def _digest_words(state: xxhash.xxh3_128) -> np.ndarray:
+    return np.frombuffer(state.digest(), np.uint64)
 
 
 def _changed_text(piece: Piece, row: int) -> StageFailure:

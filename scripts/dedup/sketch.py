@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline_lib.compiled import kernel
-from pipeline_lib.stage import atomic_path, file_digest, ordered_threads, write_json_atomic
+from pipeline_lib.stage import file_digest, ordered_threads
 
+from .array_files import scratch_path
 from .corpus import Corpus, Piece, bytes_of, large_strings, text_batch
 from .exact import digests
 from .minhash import band_keys, permutations, signatures
@@ -193,7 +194,7 @@ def write_sketch(corpus: Corpus, piece: Piece, parameters: DedupParameters, targ
 
     rows = 0
     with (
-        atomic_path(target.path) as temporary,
+        scratch_path(target.path) as temporary,
         pa.OSFile(str(temporary), "wb") as sink,
         pa.ipc.new_file(sink, schema(parameters)) as writer,
     ):
@@ -201,7 +202,8 @@ def write_sketch(corpus: Corpus, piece: Piece, parameters: DedupParameters, targ
             writer.write_batch(batch)
             rows += len(batch)
     record = {"made_from": target.made_from, "rows": rows, "digest": file_digest(target.path)}
-    write_json_atomic(target.record, record)
+    with scratch_path(target.record) as temporary:
+        temporary.write_text(json.dumps(record))
 
 
 class SketchSet:
