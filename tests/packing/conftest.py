@@ -65,8 +65,18 @@ class PackingRun:
         self._finish_cleaning(documents, shards)
 
     def _finish_cleaning(self, documents: list[dict[str, str]], shards: int) -> None:
+        write_shards(self.folder / "02_clean", documents, shards)
+        self._describe_cleaning(documents)
+
+    def add_text(self, documents: list[dict[str, str]], added: list[dict[str, str]]) -> None:
+        """Let stage 02 have kept `added` in a shard of its own besides `documents`."""
+        number = len(list((self.folder / "02_clean").glob("part-*.parquet")))
+        write_shards(self.folder / "added", added, 1)[0].rename(self.folder / "02_clean" / f"part-{number:05d}.parquet")
+        self._describe_cleaning([*documents, *added])
+
+    def _describe_cleaning(self, documents: list[dict[str, str]]) -> None:
         clean = self.folder / "02_clean"
-        paths = write_shards(clean, documents, shards)
+        paths = sorted(clean.glob("part-*.parquet"))
         ledger = Ledger()
         for document in documents:
             size = len((document["text"] or "").encode())

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from pipeline_lib.packing.shards import weighted_sample
 from pipeline_lib.packing.text_encoder import PROBES, TextEncoder, text_buffers
-from pipeline_lib.packing.tokenizer_folder import SPECIAL_TOKENS, copy_tokenizer
+from pipeline_lib.packing.tokenizer_folder import SPECIAL_TOKENS, copy_tokenizer, resolve_tokenizer
 from pipeline_lib.stage import StageFailure, UserError
+from pipeline_lib.stage.manifest import Manifest
 
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -174,3 +176,85 @@ def test_folder_without_an_end_of_text_token_is_refused(folder: Path, tmp_path: 
         TextEncoder(tmp_path)
     with pytest.raises(UserError, match=r"no tokenizer\.json"):
         copy_tokenizer(tmp_path / "nowhere", tmp_path / "copy")
+
+
+def individual_digits(folder: Path, texts: list[str]) -> None:
+    """Write a tokenizer whose split rule gigatoken does not know."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=["<end>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    folder.mkdir(exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
+
+
+def test_outside_the_schemes_of_gigatoken_hugging_face_encodes_and_the_card_says_so(packing_run, documents, tmp_path):
+    individual_digits(tmp_path / "given", [document["text"] for document in documents])
+    encoder = TextEncoder(tmp_path / "given")
+    assert "pre_tokenizer" in encoder.fallback and encoder.is_lossless([*PROBES, "2026 12"])
+    assert encode(encoder, "2026") == encode(encoder, "2") + encode(encoder, "0") + encode(encoder, "26")
+    encoder.check_against_hugging_face(PROBES)
+    run = packing_run(documents[:12], tokenizer=str(tmp_path / "given"))
+    code, out, err = run.run()
+    assert code == 0, out + err
+    assert "note" in out and "Hugging Face tokenizers encodes, many times slower" in out
+
+
+def test_the_report_compares_bytes_per_token_by_source(packing_run, packed_run, documents, folder: Path):
+    report = json.loads((packed_run.packed / "tokenizer_report.json").read_text())
+    assert report["reference"] is None and report["sources"].keys() == {"library", "other"}
+    run = packing_run(documents, vocab_size=400, reference_tokenizer=str(folder))
+    assert run.run()[0] == 0
+    sources = json.loads((run.packed / "tokenizer_report.json").read_text())["sources"]
+    for name, row in sources.items():
+        assert row["reference_bytes_per_token"] == report["sources"][name]["bytes_per_token"] > row["bytes_per_token"]
+        assert row["bytes"] == sum(len(each["text"].encode()) for each in documents if each["source"] == name)
+
+
+def test_a_tokenizer_that_is_nowhere_is_one_clear_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name in ("no-such-owner/no-such-tokenizer", "/no/such/folder"):
+        with pytest.raises(UserError, match="folder"):
+            resolve_tokenizer(name)
+
+
+def test_a_tokenizer_of_the_hub_comes_from_the_cache(monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path):
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / ("0" * 40)
+    copy_tokenizer(folder, snapshot)
+    (tmp_path / "models--owner--name" / "refs").mkdir()
+    (tmp_path / "models--owner--name" / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert resolve_tokenizer("owner/name") == snapshot
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from("abc"), st.integers(0, 10**6), min_size=1),
+    st.dictionaries(st.sampled_from("abc"), st.floats(0, 4)),
+    st.integers(1, 10**6),
+)
+def test_a_weighted_sample_has_the_wanted_size_or_everything(sizes, weights, wanted):
+    sample = weighted_sample(sizes, weights, wanted, seed=1)
+    taken = sum(sample.fractions[source] * size for source, size in sizes.items())
+    available = sum(size for source, size in sizes.items() if weights.get(source, 1) > 0)
+    assert all(0 <= fraction <= 1 for fraction in sample.fractions.values())
+    assert taken == pytest.approx(min(wanted, available), rel=1e-6)
+
+
+def test_the_sample_and_its_rule_are_in_the_manifest(packing_run, documents):
+    run = packing_run(documents, training_bytes=60_000, vocab_size=300, weights={"other": 3.0})
+    assert run.run()[0] == 0
+    training = Manifest.read(run.packed / "manifest.json").result["tokenizer_training"]
+    assert training["seed"] == 7 and "xxh3_64" in training["rule"]
+    assert training["fractions"]["other"] == pytest.approx(3 * training["fractions"]["library"])
+    assert 0 < training["documents"] < len(documents) and 20_000 < training["bytes"] < 120_000

@@ -148,7 +148,7 @@ def _write(
         description = _description(layout, encoder, by_name[name])
         description["text_bytes"] = int(text_bytes.sum())
         description["amounts"] = amounts_by_source(content, text_bytes)
-        data = encode_chunk(content, description, stage.settings.lz4_level)
+        data = encode_chunk(content, description, stage.settings.lz4_level, stage.threads)
         if by_name[name].digest not in (None, chunk_digest(data)):
             raise StageFailure(
                 f"{name} made again from the recorded shards is not the chunk that the index lists: another version of"
@@ -196,11 +196,16 @@ def _shared(stage, table, keys, finished, backwards, label, unit, rate) -> Itera
     if before and before < len(keys):
         stage.say(f"  {label}: {before} of {len(keys)} {unit} were finished before, continuing")
     claims = ClaimTable(Path(stage.work) / "claims" / table, keys)
+    own = 0
     try:
         with stage.progress(len(keys), label, unit) as bar:
             for key in claims.unfinished(finished, backwards, lambda key: bar.advance(1, str(rate))):
                 yield key
+                own += 1
                 bar.advance(1, str(rate))
                 stage.stop_if_interrupted()
     finally:
         claims.close()
+    if before + own < len(keys):
+        others = len(keys) - before - own
+        stage.say(f"  {label}: this process made {own} of {len(keys)} {unit}, others {others}")

@@ -26,7 +26,7 @@ import lz4.frame
 import numpy as np
 import xxhash
 
-from pipeline_lib.stage import UserError
+from pipeline_lib.stage import UserError, ordered_threads
 
 from .token_code import LANE, SLACK, TokenCode, TokenDecoder, best_code
 
@@ -40,6 +40,7 @@ _STORED = 1 << 31
 _TYPES = {"uint8": "<u1", "uint16": "<u2", "uint32": "<u4", "uint64": "<u8"}
 _FRAME_HEAD = 15
 """Bytes of an LZ4 frame before its first block: magic, flags, content size, header checksum."""
+_FRAME_END = bytes(4)
 
 
 class ChunkDamaged(UserError):
@@ -70,13 +71,15 @@ class ChunkContent:
                 setattr(self, name, np.zeros(len(self.ids), np.uint32))
 
 
-def encode_chunk(content: ChunkContent, description: dict[str, Any], lz4_level: int = 0) -> bytes:
+def encode_chunk(
+    content: ChunkContent, description: dict[str, Any], lz4_level: int = 0, threads: int = 1
+) -> bytes:
     """Return the bytes of a chunk file; `description` (JSON) is kept in its header under its own keys.
 
-    `description["vocab_size"]` must be above every token id.
+    `description["vocab_size"]` must be above every token id. The bytes do not depend on `threads`.
     """
     code = best_code(content.tokens, description["vocab_size"])
-    tokens, block_tables = _encode_tokens(content.tokens, code, lz4_level)
+    tokens, block_tables = _encode_tokens(content.tokens, code, lz4_level, threads)
     ids = _encode_ids(content.ids)
     arrays = {
         "widths": code.width,
@@ -124,27 +127,48 @@ def chunk_digest(data: bytes) -> str:
     return _PREFIX.unpack_from(data)[2].hex()
 
 
-def _encode_tokens(tokens: np.ndarray, code: TokenCode, lz4_level: int) -> tuple[bytes, dict[str, np.ndarray]]:
+def _encode_tokens(
+    tokens: np.ndarray, code: TokenCode, lz4_level: int, threads: int
+) -> tuple[bytes, dict[str, np.ndarray]]:
     """Return the LZ4 frame of the coded tokens and the tables that find a lane and a block in it."""
-    coded, lanes = code.encode(tokens)
-    coded = np.concatenate([coded, np.zeros(SLACK, np.uint8)])
-    starts = lanes[:-1:4].tolist() or [0]
-    compressor = lz4.frame.LZ4FrameCompressor(
-        block_size=lz4.frame.BLOCKSIZE_MAX64KB, block_linked=False, auto_flush=True, compression_level=lz4_level
-    )
-    head = compressor.begin(source_size=len(coded))
-    if len(head) != _FRAME_HEAD:
-        raise RuntimeError(f"the LZ4 library writes a frame header of {len(head)} bytes instead of {_FRAME_HEAD}")
-    plain = memoryview(coded)
-    blocks = [
-        compressor.compress(plain[start:stop]) for start, stop in zip(starts, [*starts[1:], len(coded)], strict=True)
-    ]
+    share = -(-len(tokens) // (threads * BLOCK)) * BLOCK or BLOCK
+    shares = [tokens[start : start + share] for start in range(0, len(tokens), share)] or [tokens]
+    jobs = [(part, code, lz4_level, part is shares[-1]) for part in shares]
+    blocks, lane_bytes = [], []
+    for made, lanes in ordered_threads(lambda job: _encode_blocks(*job), jobs, threads):
+        blocks += made
+        lane_bytes.append(np.diff(lanes).astype(np.uint16))
     tables = {
-        "lane_bytes": np.diff(lanes).astype(np.uint16),
+        "lane_bytes": np.concatenate(lane_bytes),
         "block_bytes": np.array([len(block) for block in blocks], np.uint16),
         "block_xxh3_64": np.array([xxhash.xxh3_64_intdigest(block) for block in blocks], np.uint64),
     }
-    return b"".join([head, *blocks, compressor.flush()]), tables
+    compressor = _compressor(lz4_level)
+    head = compressor.begin(source_size=int(tables["lane_bytes"].sum(dtype=np.int64)) + SLACK)
+    if len(head) != _FRAME_HEAD:
+        raise RuntimeError(f"the LZ4 library writes a frame header of {len(head)} bytes instead of {_FRAME_HEAD}")
+    return b"".join([head, *blocks, _FRAME_END]), tables
+
+
+def _encode_blocks(
+    tokens: np.ndarray, code: TokenCode, lz4_level: int, is_last: bool
+) -> tuple[list[bytes], np.ndarray]:
+    """Return the LZ4 blocks of some consecutive tokens, and where their lanes begin in what is compressed."""
+    coded, lanes = code.encode(tokens)
+    if is_last:
+        coded = np.concatenate([coded, np.zeros(SLACK, np.uint8)])
+    plain = memoryview(coded)
+    starts = lanes[:-1:4].tolist() or [0]
+    compressor = _compressor(lz4_level)
+    compressor.begin()
+    blocks = [compressor.compress(plain[a:b]) for a, b in zip(starts, [*starts[1:], len(coded)], strict=True)]
+    return blocks, lanes
+
+
+def _compressor(lz4_level: int) -> lz4.frame.LZ4FrameCompressor:
+    return lz4.frame.LZ4FrameCompressor(
+        block_size=lz4.frame.BLOCKSIZE_MAX64KB, block_linked=False, auto_flush=True, compression_level=lz4_level
+    )
 
 
 def _encode_ids(ids: list[str]) -> dict[str, Any]:

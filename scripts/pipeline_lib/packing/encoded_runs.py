@@ -22,6 +22,7 @@ from pipeline_lib.stage import UserError, atomic_path, file_digest
 
 from .chunk_format import ChunkContent
 from .chunk_ranges import ChunkRange
+from .prefetch import prefetched
 from .shards import ORDER, SPLIT, Run, hash_ids, read_batches
 from .text_encoder import TextEncoder, text_buffers
 
@@ -41,7 +42,7 @@ def encode_run(run: Run, encoder: TextEncoder, seed: int, folder: Path, wanted: 
     Raises UserError for a null in a column that must not have one.
     """
     batches, tokens = [], []
-    for batch in read_batches(run):
+    for batch in prefetched(read_batches(run), 2):
         described, encoded = _encode_batch(batch, run, encoder, seed, wanted)
         batches.append(described)
         tokens.append(encoded)

@@ -13,6 +13,7 @@ Trap: numba checks signed indices for being negative; with unsigned ones the sam
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -49,26 +50,30 @@ class TokenCode:
 
     def encode(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (code uint8 [bytes], where each lane begins in it, int64 [lanes + 1])."""
-        codes = self._codes()
         lanes = np.zeros(-(-len(tokens) // LANE) + 1, np.int64)
-        out = np.empty(int(_coded_bytes(tokens, self.width, lanes)), np.uint8)
-        _encode(tokens, codes, self.width, out)
-        return out, lanes
+        out = np.empty(3 * len(tokens) + SLACK, np.uint8)
+        _encode(tokens, self._codes, out, lanes)
+        return out[: int(lanes[-1])], lanes
 
     def decoder(self, kind: np.dtype) -> "TokenDecoder":
         """Return what decodes to ids of that integer type."""
         return TokenDecoder(*self._tables(kind))
 
+    @cached_property
     def _codes(self) -> np.ndarray:
-        """The code of every id as a number whose bytes are written from the highest to the lowest."""
+        """Per id, uint32: the three bytes to write, unused ones 0, from the lowest eight bits up; then the width."""
         ids = np.argsort(self.width, kind="stable")
         narrow, wide = self.bounds
         middle = int((self.width == 2).sum())
         codes = np.empty(len(ids), np.uint32)
         codes[ids[:narrow]] = np.arange(narrow)
-        codes[ids[narrow : narrow + middle]] = (narrow << 8) + np.arange(middle)
-        codes[ids[narrow + middle :]] = (wide << 16) + np.arange(len(ids) - narrow - middle)
-        return codes
+        of_two = np.arange(middle)
+        codes[ids[narrow : narrow + middle]] = narrow + (of_two >> 8) | (of_two & 255) << 8
+        of_three = np.arange(len(ids) - narrow - middle)
+        codes[ids[narrow + middle :]] = (
+            wide + (of_three >> 16) | (of_three >> 8 & 255) << 8 | (of_three & 255) << 16
+        )
+        return codes | self.width.astype(np.uint32) << 24
 
     def _tables(self, kind: np.dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """For each first byte: where its ids begin, and how far the two bytes behind it are shifted down."""
@@ -98,7 +103,8 @@ class TokenDecoder:
 
 def best_code(tokens: np.ndarray, vocabulary: int) -> TokenCode:
     """Return the code of `vocabulary` ids under which these tokens take the fewest bytes; ties favour fewer widths."""
-    counts = np.bincount(tokens, minlength=vocabulary)
+    counts = np.zeros(vocabulary, np.int64)
+    _count(tokens, counts)
     order = np.argsort(-counts, kind="stable")
     reached = np.concatenate([[0], np.cumsum(counts[order])])
     best = None
@@ -122,33 +128,24 @@ def best_code(tokens: np.ndarray, vocabulary: int) -> TokenCode:
 
 
 @kernel
-def _coded_bytes(tokens, width, lanes):
-    """Enter where each lane begins, the end last, and return the end."""
-    size = np.int64(0)
+def _count(tokens, counts):
     for i in range(len(tokens)):
-        if i % LANE == 0:
-            lanes[i // LANE] = size
-        size += width[tokens[i]]
-    lanes[len(lanes) - 1] = size
-    return size
+        counts[np.uint64(tokens[i])] += 1
 
 
 @kernel
-def _encode(tokens, codes, width, out):
+def _encode(tokens, codes, out, lanes):
+    """Write every code as three bytes, of which the next one overwrites those that do not belong: no branch."""
     place = np.uint64(0)
-    for i in range(len(tokens)):
-        token = np.uint64(tokens[i])
-        code, size = codes[token], width[token]
-        if size == 1:
-            out[place] = code
-        elif size == 2:
-            out[place] = code >> 8
-            out[place + _ONE] = code & 255
-        else:
-            out[place] = code >> 16
+    for lane in range(len(lanes) - 1):
+        lanes[lane] = place
+        for i in range(lane * LANE, min(lane * LANE + LANE, len(tokens))):
+            code = codes[np.uint64(tokens[np.uint64(i)])]
+            out[place] = code & 255
             out[place + _ONE] = (code >> 8) & 255
-            out[place + _TWO] = code & 255
-        place += np.uint64(size)
+            out[place + _TWO] = (code >> 16) & 255
+            place += np.uint64(code >> 24)
+    lanes[len(lanes) - 1] = place
 
 
 @kernel(inline="always")

@@ -1,0 +1,210 @@
+"""Keeping a cache: verify, make again exactly what is damaged, share the work, grow, and start a run from it."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline_lib.packing.chunk_format import ChunkDamaged, ChunkFile
+from pipeline_lib.packing.claims import ClaimTable
+from pipeline_lib.packing.reader import PackedCache
+from pipeline_lib.packing.trace import read_request
+from pipeline_lib.stage import UserError
+
+
+def chunk_times(run) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (run.packed / "chunks").iterdir()}
+
+
+def flip(path: Path, place: int | None = None) -> None:
+    """Alter one byte and leave size and modification time as they were, as a failing disk does."""
+    status = path.stat()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 if place is None else place] ^= 0x10
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def succeed(run, *flags: str) -> str:
+    code, out, err = run.run(*flags)
+    assert code == 0, out + err
+    return out
+
+
+@pytest.fixture
+def copied_run(packed_run, packing_run, documents):
+    """A finished run that a test may damage."""
+    run = packing_run(documents)
+    shutil.rmtree(run.folder)
+    shutil.copytree(packed_run.folder, run.folder)  # modification times included
+    return run
+
+
+def test_every_k_th_byte_of_a_chunk_is_guarded(packed_run, tmp_path: Path):
+    whole = (packed_run.packed / "chunks" / "chunk-00000.lz4").read_bytes()
+    path = tmp_path / "chunk.lz4"
+    for place in range(0, len(whole), 67):
+        altered = bytearray(whole)
+        altered[place] ^= 1 << (place % 8)
+        path.write_bytes(altered)
+        with pytest.raises(ChunkDamaged):
+            ChunkFile(path).verify()
+
+
+def test_inverse_makes_exactly_the_damaged_and_missing_chunks_again(copied_run, packed_run):
+    before = chunk_times(copied_run)
+    chunks = copied_run.packed / "chunks"
+    flip(chunks / "chunk-00002.lz4")
+    (chunks / "chunk-00001.lz4").unlink()
+    code, out, _ = copied_run.run("--mode", "verify")
+    assert code == 1 and "chunk-00001.lz4" in out and "chunk-00002.lz4" in out and "2 problems" in out
+    succeed(copied_run, "--mode", "inverse")
+    assert copied_run.outputs() == packed_run.outputs()
+    after = chunk_times(copied_run)
+    assert {name for name in before if before[name] != after[name]} == {"chunk-00001.lz4", "chunk-00002.lz4"}
+    assert copied_run.run("--mode", "verify")[0] == 0
+
+
+def test_repair_restores_index_plan_and_tokenizer(copied_run, packed_run):
+    before = chunk_times(copied_run)
+    flip(copied_run.packed / "tokenizer" / "tokenizer.json")  # trained again on the same sample
+    (copied_run.packed / "plan-64.parquet").unlink()
+    succeed(copied_run, "--mode", "repair")
+    assert copied_run.outputs() == packed_run.outputs() and chunk_times(copied_run) == before
+    flip(copied_run.packed / "index.json")
+    assert "index.json was restored" in succeed(copied_run, "--mode", "repair")
+    assert copied_run.outputs() == packed_run.outputs() and chunk_times(copied_run) == before
+
+
+def test_two_processes_from_both_ends_make_nothing_twice(packed_run, packing_run, documents):
+    run = packing_run(documents)
+    both = [run.start("--mode", mode) for mode in ("forward", "inverse")]
+    said = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert run.outputs() == packed_run.outputs()
+    shares = [re.findall(r"writing chunks: this process made (\d+) of (\d+)", out) for out, _ in said]
+    for own, of in (share[0] for share in shares if share):
+        assert int(own) <= int(of)
+    if all(shares):
+        assert sum(int(share[0][0]) for share in shares) == int(shares[0][0][1])
+
+
+def test_the_claims_of_a_dead_process_are_free(tmp_path: Path):
+    done = {"a"}
+    first, found = ClaimTable(tmp_path / "claims", ["a", "b", "c"]), []
+    for key in first.unfinished(done.__contains__, found=found.append):
+        reader, writer = os.pipe()
+        if (child := os.fork()) == 0:  # another process sees the claim
+            other = ClaimTable(tmp_path / "claims", ["a", "b", "c"])
+            os.write(writer, next(other.unfinished(done.__contains__, backwards=True)).encode())
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert os.read(reader, 1).decode() == ("c" if key == "b" else "b")
+        done.add(key)
+        if key == "b":
+            break
+    rest = list(ClaimTable(tmp_path / "claims", ["a", "b", "c"]).unfinished(done.__contains__))
+    assert rest == ["c"] and found == ["a"]
+
+
+def test_added_text_becomes_new_chunks_and_training_goes_on_where_it_was(packing_run, documents):
+    old, added = documents[:40], documents[40:]
+    run = packing_run(old, shards=2, vocab_size=600)
+    succeed(run)
+    before, cache = chunk_times(run), PackedCache(run.packed, window_chunks=2)
+    tokenizer = (run.packed / "tokenizer" / "tokenizer.json").read_bytes()
+    read = list(cache.batches(64, 3, seed=1))
+    run.add_text(old, added)
+    succeed(run)
+    after = chunk_times(run)
+    assert before.items() <= after.items() and len(after) > len(before)
+    assert (run.packed / "tokenizer" / "tokenizer.json").read_bytes() == tokenizer
+    grown = PackedCache(run.packed, window_chunks=2)
+    assert {d.id for s in ("train", "val") for d in grown.documents(s)} == {each["id"] for each in documents}
+    middle = len(read) // 2
+    rest = list(grown.batches(64, 3, seed=1, state=read[middle]["state"]))
+    for one, two in zip(read[middle + 1 : -1], rest, strict=False):
+        np.testing.assert_array_equal(one["input_ids"], two["input_ids"])
+    visited = np.concatenate([batch["sequences"] for batch in [*read[: middle + 1], *rest]])
+    assert sorted(visited.tolist()) == list(range(grown.sequences(64)))
+    assert "up to date" in succeed(run)
+
+
+def test_another_context_length_touches_no_chunk(copied_run, packed_run):
+    before = chunk_times(copied_run)
+    out = succeed(copied_run, "--contexts", "[64, 256, 100]")
+    assert chunk_times(copied_run) == before and "encoding" not in out
+    assert PackedCache(copied_run.packed).contexts == [64, 256, 100]
+    ours, theirs = copied_run.outputs(), packed_run.outputs()
+    assert all(ours[name] == theirs[name] for name in theirs if name != "index.json")
+
+
+def test_a_changed_shard_makes_the_cache_again_and_says_why(copied_run, documents):
+    changed = [{**documents[0], "text": documents[0]["text"] + " more"}, *documents[1:]]
+    copied_run._finish_cleaning(changed, 3)
+    out = succeed(copied_run)
+    assert "part 0 of the cache is made again: part-00000.parquet changed" in out
+
+
+def test_the_tokenizer_of_another_cache_is_refused(copied_run):
+    flip(copied_run.packed / "tokenizer" / "tokenizer_config.json")
+    with pytest.raises(UserError, match="not the tokenizer that the chunks beside it were made with"):
+        PackedCache(copied_run.packed)
+
+
+def test_a_run_starts_from_a_packed_cache(packed_run, tmp_path: Path):
+    from pipeline_lib.config.run import RunConfig
+    from pipeline_lib.models.tokenizer_source import read_tokenizer_source
+    from pipeline_lib.stage.catalog import BY_NAME
+    from pipeline_lib.stage.stage import Stage
+
+    config = RunConfig(packed=str(packed_run.packed))
+    stage = Stage(BY_NAME["04_init"], config, tmp_path / "other", 1, "")
+    assert read_tokenizer_source(stage).vocabulary == 1000
+    lost = Stage(BY_NAME["04_init"], RunConfig(packed=str(tmp_path)), tmp_path / "other", 1, "")
+    with pytest.raises(UserError, match="is missing"):
+        read_tokenizer_source(lost)
+
+
+def test_packing_is_left_out_when_the_run_starts_from_a_cache(packed_run, packing_run, documents):
+    run = packing_run(documents[:3])
+    run.config.write_text(run.config.read_text() + f"packed: {packed_run.packed}\n")
+    assert "nothing to do" in succeed(run) and not run.packed.exists()
+    assert "whole" in succeed(run, "--mode", "verify")
+    assert run.run("--mode", "repair")[0] == 2
+
+
+def test_trace_names_text_file_row_licence_and_scores(packed_run, documents):
+    out = succeed(packed_run, "--trace", "256:val:0")
+    piece = PackedCache(packed_run.packed).pieces(0, 256, "val")[0]
+    document = next(each for each in documents if each["id"] == piece.id)
+    assert piece.id in out and f"{piece.shard} row {piece.row}" in out and "license PSF-2.0" in out
+    assert document["text"].splitlines()[0] in out
+    assert f"source {document['source']}" in out
+    cache = PackedCache(packed_run.packed)
+    for wrong in ("x", "256:test:0", "256:99999999", "9:0", "1:2:3:4", "-1"):
+        with pytest.raises(UserError):
+            read_request(wrong, cache)
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_at_random_it_ends_with_the_same_digests(packed_run, packing_run, documents):
+    run, chance = packing_run(documents), random.Random(1)
+    kills = 0
+    while kills < 20:
+        process = run.start("--mode", chance.choice(["forward", "inverse"]))
+        time.sleep(chance.uniform(0.6, 2.2))
+        if process.poll() is not None:  # it finished first: begin again
+            shutil.rmtree(run.packed)
+            continue
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += 1
+    succeed(run)
+    assert run.outputs() == packed_run.outputs()
