@@ -255,6 +255,6 @@ def test_the_sample_and_its_rule_are_in_the_manifest(packing_run, documents):
     run = packing_run(documents, training_bytes=60_000, vocab_size=300, weights={"other": 3.0})
     assert run.run()[0] == 0
     training = Manifest.read(run.packed / "manifest.json").result["tokenizer_training"]
-    assert training["seed"] == 7 and "xxh3_64" in training["rule"]
+    assert training["seed"] == 7 and "hash of the id" in training["rule"]
     assert training["fractions"]["other"] == pytest.approx(3 * training["fractions"]["library"])
     assert 0 < training["documents"] < len(documents) and 20_000 < training["bytes"] < 120_000

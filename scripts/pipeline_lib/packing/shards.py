@@ -143,7 +143,7 @@ class TrainingSample:
     def to_json(self) -> dict[str, Any]:
         """Return the rule with its numbers: enough to draw the same sample again."""
         return {
-            "rule": "xxh3_64(id, seed = xxh3_64('2:<seed>')) < fraction of its source * 2^64",
+            "rule": "hash of the id (docs/packed_cache.md) below the fraction of its source",
             "seed": self.seed,
             "fractions": self.fractions,
             "documents": self.documents,
