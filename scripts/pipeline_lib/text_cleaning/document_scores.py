@@ -110,7 +110,8 @@ def _score_batch(data, offsets, classes, stops, short_line, out):
     lengths, hashes, flags = np.empty(longest, np.int32), np.empty(longest, np.uint64), np.empty(longest, np.uint8)
     grams, sums = np.empty(longest, np.uint64), np.empty(longest + 1, np.int64)
     keys, stamps = new_slots(1024)
-    occurrences, firsts = np.empty(keys.size, np.int32), np.empty(keys.size, np.int32)
+    places, slots = np.empty(longest, np.int32), np.empty(longest, np.int32)
+    occurrences, seen = np.empty(keys.size, np.int32), np.zeros(keys.size, np.int32)
     stamp = 1
     for i in range(offsets.size - 1):
         start, end = offsets[i], offsets[i + 1]
@@ -123,7 +124,7 @@ def _score_batch(data, offsets, classes, stops, short_line, out):
         mask = mask_for(max(count, lines))
         if mask >= keys.size:
             keys, stamps = new_slots(mask)
-            occurrences, firsts = np.empty(keys.size, np.int32), np.empty(keys.size, np.int32)
+            occurrences, seen = np.empty(keys.size, np.int32), np.zeros(keys.size, np.int32)
         row = out[i]
         row[0] = characters
         _word_scores(data, start, end, lengths, hashes, flags, count, stops, row[1:])
@@ -132,7 +133,7 @@ def _score_batch(data, offsets, classes, stops, short_line, out):
         )
         paragraph_scores(data, start, end, characters, classes, keys, stamps, mask, stamp + 1, row[_PARAGRAPHS_AT:])
         repetition_scores(
-            hashes, lengths, count, characters, keys, stamps, stamp + 2, mask, grams, sums, occurrences, firsts,
-            row[_REPETITION_AT:],
+            hashes, lengths, count, characters, keys, stamps, stamp + 2, mask, grams, sums, places, slots, occurrences,
+            seen, row[_REPETITION_AT:],
         )  # fmt: skip
         stamp += _STAMPS

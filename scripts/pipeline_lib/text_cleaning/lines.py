@@ -5,13 +5,15 @@ of "line" live here because three papers have them: Gopher's quality rules count
 them, FineWeb skips those that hold nothing but spaces.
 """
 
+import numpy as np
+
 from pipeline_lib.compiled import kernel
 
 from .characters import SPACE, TERMINAL
 from .hash_set import find_or_add
-from .words import class_of, decode, hash_bytes
+from .words import FNV_PRIME, FNV_START, class_of, decode, hash_bytes, mix
 
-NEWLINE, DOT, HASH_SIGN, HYPHEN, BULLET, ELLIPSIS = 0x0A, 0x2E, 0x23, 0x2D, 0x2022, 0x2026
+NEWLINE, DOT, HASH_SIGN, HYPHEN, BULLET = 0x0A, 0x2E, 0x23, 0x2D, 0x2022
 
 
 @kernel
@@ -34,26 +36,51 @@ def count_marks(data, start, end):
 
 
 @kernel
-def examine_line(data, start, end, classes):
-    """Return (characters, first and last character that are no space or -1, last character, ends with an ellipsis)."""
+def scan_line(data, start, end):
+    """Return (first byte after the line that begins at `start`, its characters, its hash), in one pass."""
     characters = 0
-    first = -1
-    last_visible = -1
-    last = -1
-    visible_end = start
+    value = FNV_START
     position = start
-    while position < end:
-        last, width = decode(data, position)
-        position += width
-        characters += 1
-        if not class_of(classes, last) & SPACE:
-            if first == -1:
-                first = last
-            last_visible = last
-            visible_end = position
-    dots = visible_end - start >= 3 and data[visible_end - 1] == DOT and data[visible_end - 2] == DOT
-    ellipsis = last_visible == ELLIPSIS or (dots and data[visible_end - 3] == DOT)
-    return characters, first, last_visible, last, ellipsis
+    while position < end and data[position] != NEWLINE:
+        byte = data[position]
+        characters += (byte & 0xC0) != 0x80
+        value = (value ^ np.uint64(byte)) * FNV_PRIME
+        position += 1
+    return position, characters, mix(value)
+
+
+@kernel
+def decode_before(data, position, start):
+    """Return (code point, first byte) of the character that ends before `position`."""
+    first = position - 1
+    while first > start and (data[first] & 0xC0) == 0x80:
+        first -= 1
+    return decode(data, first)[0], first
+
+
+@kernel
+def visible_span(data, start, end, classes):
+    """Return (start, end) of data[start:end] without leading and trailing spaces and line ends."""
+    while start < end:
+        code_point, width = decode(data, start)
+        if not class_of(classes, code_point) & SPACE:
+            break
+        start += width
+    while end > start:
+        code_point, first = decode_before(data, end, start)
+        if not class_of(classes, code_point) & SPACE:
+            break
+        end = first
+    return start, end
+
+
+@kernel
+def ends_with_ellipsis(data, start, end):
+    """Whether data[start:end] ends with "..." or U+2026."""
+    if end - start < 3:
+        return False
+    a, b, c = data[end - 3], data[end - 2], data[end - 1]
+    return (a == DOT and b == DOT and c == DOT) or (a == 0xE2 and b == 0x80 and c == 0xA6)
 
 
 @kernel
@@ -64,27 +91,26 @@ def line_scores(data, start, end, characters, words, classes, short_line, keys, 
     repeated, repeated_characters, repeated_visible = 0, 0, 0
     newlines = 0
     begin = start
-    for i in range(start, end + 1):
-        if i < end and data[i] != NEWLINE:
-            continue
-        newlines += i < end
-        if i == begin:
-            lines += i < end  # an empty line, unless it is what follows the last line end
+    while begin <= end:
+        stop, length, line_hash = scan_line(data, begin, end)
+        newlines += stop < end
+        if stop == begin:
+            lines += stop < end  # an empty line, unless it is what follows the last line end
         else:
             lines += 1
             filled += 1
-            length, first, last_visible, last, ellipsis = examine_line(data, begin, i, classes)
-            bullets += first in (BULLET, HYPHEN)
-            ellipses += ellipsis
-            _, added = find_or_add(keys, stamps, mask, stamp, hash_bytes(data, begin, i))
+            first, after = visible_span(data, begin, stop, classes)
+            _, added = find_or_add(keys, stamps, mask, stamp, line_hash)
             repeated += not added
             repeated_characters += 0 if added else length
-            if first != -1:
+            if first < after:
+                bullets += decode(data, first)[0] in (BULLET, HYPHEN)
+                ellipses += ends_with_ellipsis(data, first, after)
                 visible += 1
-                terminal += (class_of(classes, last) & TERMINAL) != 0
+                terminal += (class_of(classes, decode_before(data, stop, begin)[0]) & TERMINAL) != 0
                 short += length <= short_line
                 repeated_visible += 0 if added else length
-        begin = i + 1
+        begin = stop + 1
     # An empty first or last piece counts where the text is split at runs of line ends, and so does its repetition.
     outer = (data[start] == NEWLINE) + (data[end - 1] == NEWLINE)
     out[0] = bullets / lines
@@ -106,7 +132,11 @@ def paragraph_scores(data, start, end, characters, classes, keys, stamps, mask, 
     start, end = visible_span(data, start, end, classes)
     paragraphs, repeated, repeated_characters = 0, 0, 0
     begin = start
-    i = start
+    i = first_blank_line(data, start, end)
+    if i == end:
+        out[0] = 0.0  # one paragraph
+        out[1] = 0.0
+        return
     while i <= end:
         if i < end and not (data[i] == NEWLINE and i + 1 < end and data[i + 1] == NEWLINE):
             i += 1
@@ -126,18 +156,12 @@ def paragraph_scores(data, start, end, characters, classes, keys, stamps, mask, 
 
 
 @kernel
-def visible_span(data, start, end, classes):
-    """Return (start, end) without leading and trailing spaces and line ends."""
-    first, last = -1, start
-    position = start
-    while position < end:
-        code_point, width = decode(data, position)
-        position += width
-        if not class_of(classes, code_point) & SPACE:
-            if first == -1:
-                first = position - width
-            last = position
-    return (start, start) if first == -1 else (first, last)
+def first_blank_line(data, start, end):
+    """Return the place of the first two line ends in a row, or `end`."""
+    for i in range(start, end - 1):
+        if data[i] == NEWLINE and data[i + 1] == NEWLINE:
+            return i
+    return end
 
 
 @kernel

@@ -16,8 +16,8 @@ from pipeline_lib.compiled import kernel
 
 from .characters import LETTER, PUNCTUATION, SINGLE, SPACE, WORD, character_classes
 
-_FNV_START = np.uint64(0xCBF29CE484222325)
-_FNV_PRIME = np.uint64(0x100000001B3)
+FNV_START = np.uint64(0xCBF29CE484222325)
+FNV_PRIME = np.uint64(0x100000001B3)
 _MIX_1 = np.uint64(0xFF51AFD7ED558CCD)
 _MIX_2 = np.uint64(0xC4CEB9FE1A85EC53)
 _SHIFT = np.uint64(33)
@@ -37,9 +37,9 @@ def mix(value):
 @kernel
 def hash_bytes(data, start, end):
     """Return the 64-bit FNV-1a hash of data[start:end], mixed."""
-    value = _FNV_START
+    value = FNV_START
     for i in range(start, end):
-        value = (value ^ np.uint64(data[i])) * _FNV_PRIME
+        value = (value ^ np.uint64(data[i])) * FNV_PRIME
     return mix(value)
 
 
