@@ -18,6 +18,8 @@ LETTER = 4  # str.isalpha()
 PUNCTUATION = 8
 SINGLE = 16  # a word of its own: scripts that are written without spaces
 TERMINAL = 32  # ends a sentence
+COMBINES = 64  # not certain to be normalised (UAX #15, NFC quick check): it decomposes or can join what stands before
+DIGIT = 128  # str.isdecimal()
 
 TABLE_SIZE = 0x33480
 
@@ -34,6 +36,7 @@ def character_classes() -> np.ndarray:
         character = chr(code_point)
         if character.isalnum():
             flags[code_point] = WORD | LETTER if character.isalpha() else WORD
+            flags[code_point] |= DIGIT if character.isdecimal() else 0
         elif character.isspace():
             flags[code_point] = SPACE
         elif unicodedata.category(character)[0] == "M":
@@ -45,7 +48,21 @@ def character_classes() -> np.ndarray:
     for first, last in SPACELESS_BLOCKS:
         block = table[first : min(last + 1, TABLE_SIZE)]
         block[(block & WORD) != 0] |= SINGLE
+    table[sorted(_combining())] |= COMBINES
     return table
+
+
+def _combining() -> set[int]:
+    """Return the code points that may change under NFC, alone or after another: quick check No or Maybe."""
+    found = {*range(0x1161, 0x1176), *range(0x11A8, 0x11C3)}  # Hangul vowels and final consonants
+    for code_point in range(0x80, TABLE_SIZE):
+        character = chr(code_point)
+        if unicodedata.combining(character) or not unicodedata.is_normalized("NFC", character):
+            found.add(code_point)
+        decomposed = unicodedata.decomposition(character)
+        if decomposed and not decomposed.startswith("<"):
+            found.update(int(part, 16) for part in decomposed.split()[1:])
+    return found
 
 
 @cache

@@ -18,8 +18,8 @@ import numpy as np
 from pipeline_lib.compiled import kernel
 from pipeline_lib.stage import UserError
 
+from .arrow_text import text_buffers
 from .characters import SINGLE, TABLE_SIZE, WORD, character_classes, lower_case
-from .document_scores import text_buffers
 from .words import class_of, decode, mix
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline_lib.compiled import kernel
 
+from .arrow_text import text_buffers
 from .characters import character_classes
 from .hash_set import mask_for, new_slots
 from .lines import count_marks, line_scores, paragraph_scores
@@ -61,37 +62,22 @@ def score_documents(
     return {name: out[:, i].copy() for i, name in enumerate(SCORE_COLUMNS)}
 
 
-def text_buffers(texts: "pyarrow.Array") -> tuple[np.ndarray, np.ndarray]:
-    """Return (bytes uint8[...], offsets int64[documents + 1]) of an Arrow string array, without copying the bytes.
-
-    Raises ValueError when the array has nulls.
-    """
-    import pyarrow as pa
-
-    if texts.null_count:
-        raise ValueError("texts must not be null")
-    texts = texts.cast(pa.large_string())
-    _, offsets, data = texts.buffers()
-    starts = (
-        np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
-        if len(texts)
-        else np.zeros(1, int)
-    )
-    return np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8), starts
-
-
 @kernel
 def _word_scores(data, start, end, lengths, hashes, flags, count, stops, out):
     plain, plain_characters, alphabetic = 0, 0, 0
     found = np.zeros(stops.size, np.bool_)
+    sieve = np.uint64(0)  # one bit per hash modulo 64: most words need no search
+    for stop in stops:
+        sieve |= np.uint64(1) << (stop & np.uint64(63))
     for i in range(count):
         if flags[i] & HAS_MORE_THAN_PUNCTUATION:
             plain += 1
             plain_characters += lengths[i]
         alphabetic += (flags[i] & HAS_LETTER) != 0
-        place = np.searchsorted(stops, hashes[i])
-        if place < stops.size and stops[place] == hashes[i]:
-            found[place] = True
+        if (sieve >> (hashes[i] & np.uint64(63))) & np.uint64(1):
+            place = np.searchsorted(stops, hashes[i])
+            if place < stops.size and stops[place] == hashes[i]:
+                found[place] = True
     signs, ellipses = count_marks(data, start, end)
     out[0] = plain
     out[1] = plain_characters / plain if plain else 0.0

@@ -24,14 +24,17 @@ def count_marks(data, start, end):
     dots = 0
     for i in range(start, end):
         byte = data[i]
-        dots = dots + 1 if byte == DOT else 0
-        if dots == 3:
-            ellipses += 1
+        if byte == DOT:
+            dots += 1
+            if dots == 3:
+                ellipses += 1
+                dots = 0
+        else:
             dots = 0
-        elif byte == HASH_SIGN:
-            signs += 1
-        elif byte == 0xE2 and i + 2 < end and data[i + 1] == 0x80 and data[i + 2] == 0xA6:
-            ellipses += 1
+            if byte == HASH_SIGN:
+                signs += 1
+            elif byte == 0xE2 and i + 2 < end and data[i + 1] == 0x80 and data[i + 2] == 0xA6:
+                ellipses += 1
     return signs, ellipses
 
 
