@@ -67,7 +67,7 @@ def scores_of(texts):
 def our_reasons(texts, group):
     """datatrove's word for the first rule of the group that each text breaks, None where it breaks none."""
     settings = CleanSettings(quality_rules=[group], language={"keep": []}, contamination={"enabled": False})
-    rules = [rule for rule in active_rules(settings) if rule.name != "empty"]
+    rules = [rule for rule in active_rules(settings) if rule.name.startswith(group)]
     assert len(rules) == len(REASONS[group])
     verdicts = first_broken(scores_of(texts), rules)
     return [None if verdict == KEPT else REASONS[group][verdict] for verdict in verdicts.tolist()]

@@ -18,7 +18,7 @@ ALL_GROUPS = CleanSettings(quality_rules=list(GROUPS))
 
 def test_every_threshold_setting_is_a_rule_on_an_existing_column():
     rules = {rule.name: rule for rule in active_rules(ALL_GROUPS)}
-    columns = {*SCORE_COLUMNS, *C4_COLUMNS, *LANGUAGE_COLUMNS, "contamination"}
+    columns = {*SCORE_COLUMNS, *C4_COLUMNS, *LANGUAGE_COLUMNS, "contamination", "invalid_utf8"}
     assert {rule.column for rule in rules.values()} <= columns
     for group in GROUPS:
         for field in type(getattr(ALL_GROUPS, group)).model_fields:

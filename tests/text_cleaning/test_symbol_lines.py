@@ -25,4 +25,7 @@ def test_the_same_lines_stay_as_with_datatrove(texts, replacement):
 @pytest.mark.parametrize("text", ["a\n---\nb", "---"])
 def test_an_exempt_document_keeps_its_lines(text):
     texts = pa.array([text, text], pa.large_string())
-    assert remove_symbol_lines(texts, "", np.array([True, False])).to_pylist() == [text, text.replace("\n---", "").replace("---", "")]
+    assert remove_symbol_lines(texts, "", np.array([True, False])).to_pylist() == [
+        text,
+        text.replace("\n---", "").replace("---", ""),
+    ]

@@ -180,6 +180,10 @@ class CleanSettings(Section):
 
     normalise: Literal["fast", "full"] = "fast"
     """Repair of the text: fast = NFC, line ends, control characters; full = also wrongly decoded text, with ftfy."""
+    remove_symbol_lines: bool = False
+    """Whether lines of punctuation only (table rules, underlines) are taken out, as FineWeb 2 does."""
+    symbol_line_replacement: str = ""
+    """Text that stands, as a line of its own, for a run of such lines; nothing when empty."""
     personal_data: PersonalDataSettings = PersonalDataSettings()
     """Replacement of personal data and credentials."""
     language: LanguageSettings = LanguageSettings()

@@ -130,10 +130,10 @@ def _count_sentences(data, start, end, classes):
 def _equal_at(data, position, end, pattern):
     if position + pattern.size > end:
         return False
-    for i in range(pattern.size):
-        if data[position + i] != pattern[i]:
-            return False
-    return True
+    i = 0
+    while i < pattern.size and data[position + i] == pattern[i]:
+        i += 1
+    return i == pattern.size
 
 
 @kernel

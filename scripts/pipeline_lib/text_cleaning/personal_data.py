@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import xxhash
 
-from .document_scores import text_buffers
+from .arrow_text import text_buffers
 from .personal_data_kinds import CONTEXT, KINDS, Kind, Search
 from .personal_data_scan import NUMBER, find_places
 

@@ -40,7 +40,8 @@ class Rule:
 
 def active_rules(settings: "CleanSettings") -> list[Rule]:
     """Return the rules that these settings switch on, in the order in which they are named on receipts."""
-    rules = _c4(settings.c4) if "c4" in settings.quality_rules else []  # what c4 emptied, c4 removed
+    rules = [Rule("invalid_utf8", "invalid_utf8", "above", 0, for_everyone=True)]
+    rules += _c4(settings.c4) if "c4" in settings.quality_rules else []  # what c4 emptied, c4 removed
     rules.append(Rule("empty", "characters", "below", 1, for_everyone=True))
     if settings.language.keep:
         rules.append(Rule("language.min_score", "kept_language_score", "below", settings.language.min_score))
@@ -112,12 +113,12 @@ def _fineweb(group: "FineWebSettings") -> list[Rule]:
 
 
 def _c4(group: "C4Settings") -> list[Rule]:
-    rules = _rules("c4", {"min_sentences": group.min_sentences})
+    rules = []
     if group.lorem_ipsum:
         rules.append(Rule("c4.lorem_ipsum", "lorem_ipsum", "above", 0))
     if group.curly_bracket:
         rules.append(Rule("c4.curly_bracket", "curly_bracket", "above", 0))
-    return rules
+    return rules + _rules("c4", {"min_sentences": group.min_sentences})
 
 
 def first_broken(

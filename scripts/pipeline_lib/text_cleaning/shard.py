@@ -17,14 +17,15 @@ import pyarrow.parquet as pq
 
 from pipeline_lib.stage import UserError, atomic_path, file_digest
 
-from .c4 import C4_COLUMNS, apply_c4
+from .c4 import C4_COLUMNS, apply_c4_batch
 from .contamination import NOBODY, EvaluationIndex, build_index
 from .document_scores import score_documents
 from .language import LANGUAGE_COLUMNS, LanguageIdentifier
-from .normalise import normalise
+from .normalise import normalise_batch
 from .personal_data import PersonalData
 from .receipts import PREVIEW_CHARACTERS, receipt_schema
 from .rules import KEPT, active_rules, first_broken
+from .symbol_lines import remove_symbol_lines
 
 if TYPE_CHECKING:
     from pipeline_lib.config.clean import CleanSettings
@@ -75,16 +76,16 @@ class DocumentCleaner:
 
     def clean(self, batch: pa.Table, tally: Tally) -> Cleaned:
         """Clean one batch with INPUT_COLUMNS and count what happened."""
-        exempt = np.array([source in self._exempt for source in batch["source"].to_pylist()], np.bool_)
-        texts, extra = self._rewrite(batch, exempt.tolist(), tally)
-        array = pa.array(texts, pa.large_string())
+        batch = batch.set_column(1, batch.schema.field("text"), batch["text"].combine_chunks().fill_null(""))
+        exempt = pc.is_in(batch["source"], pa.array(sorted(self._exempt), pa.string())).to_numpy()
+        array, extra = self._rewrite(batch, exempt, tally)
         columns: dict[str, Any] = score_documents(
             array, self.settings.gopher_quality.stop_words, self.settings.fineweb.short_line_characters
         )
         columns |= extra
         if self._language:
-            columns |= self._identify(texts)
-        copied_from = [None] * len(texts)
+            columns |= self._identify(array.to_pylist())
+        copied_from = [None] * len(array)
         if self._index:
             columns["contamination"], owners = self._index.matches(array)
             copied_from = [None if owner == NOBODY else self._index.records[owner] for owner in owners.tolist()]
@@ -95,17 +96,16 @@ class DocumentCleaner:
         self._count(batch, array, verdicts, tally)
         return Cleaned(table.filter(pa.array(verdicts == KEPT)), self._receipts(table, verdicts, copied_from))
 
-    def _rewrite(self, batch: pa.Table, exempt: list[bool], tally: Tally) -> tuple[list[str], dict[str, np.ndarray]]:
-        repaired = [normalise(text, self.settings.normalise) for text in batch["text"].to_pylist()]
-        replaced, finds = self._personal_data.replace_batch(pa.array(repaired, pa.large_string()))
+    def _rewrite(self, batch: pa.Table, exempt: np.ndarray, tally: Tally) -> tuple[pa.Array, dict[str, np.ndarray]]:
+        texts, invalid = normalise_batch(batch["text"].combine_chunks(), self.settings.normalise)
+        columns = {"invalid_utf8": invalid.astype(np.int8)}
+        if self.settings.remove_symbol_lines:
+            texts = remove_symbol_lines(texts, self.settings.symbol_line_replacement, exempt)
+        texts, finds = self._personal_data.replace_batch(texts)
         self._count_finds(batch["source"].to_pylist(), finds, tally)
-        texts = replaced.to_pylist()
-        columns = {"personal_data": finds.sum(axis=1, dtype=np.int32)}
+        columns["personal_data"] = finds.sum(axis=1, dtype=np.int32)
         if "c4" in self.settings.quality_rules:
-            c4_scores = np.zeros((len(texts), len(C4_COLUMNS)))
-            for i, text in enumerate(texts):
-                if not exempt[i]:
-                    texts[i], *c4_scores[i] = apply_c4(text, self.settings.c4)
+            texts, c4_scores = apply_c4_batch(texts, self.settings.c4, exempt)
             columns |= {name: c4_scores[:, k] for k, name in enumerate(C4_COLUMNS)}
         return texts, columns
 
