@@ -6,12 +6,14 @@ the newest valid checkpoint and ends with the same final/ and metrics.jsonl to t
 torchrun several processes share the work (docs/scale_out.md): all of them train, the first one writes.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline_lib.pretraining.launch import run_on_all_processes
-from pipeline_lib.stage import Estimate, Stage
+from pipeline_lib.stage import ActionContext, Estimate, Stage
 
 if TYPE_CHECKING:
+    import argparse
+
     from pipeline_lib.pretraining.outcome import Outcome
 
 
@@ -49,6 +51,25 @@ def run(stage: Stage) -> None:
     outcome.note_prediction(stage)
 
 
+def continue_with(stage: Stage, saved: dict[str, Any], present: dict[str, Any]) -> Any:
+    from pipeline_lib.pretraining.resume_plan import continue_with
+
+    return continue_with(stage, saved, present)
+
+
+def add_arguments(parser: "argparse.ArgumentParser") -> None:
+    parser.add_argument(
+        "--resume_plan", "--resume-plan", action="store_const", const=True,
+        help="say how unfinished training would continue: what differs, what overrides, the learning rate",
+    )  # fmt: skip
+
+
+def resume_plan(context: ActionContext, _: bool) -> int:
+    from pipeline_lib.pretraining.resume_plan import print_resume_plan
+
+    return print_resume_plan(context)
+
+
 def estimate(stage: Stage) -> Estimate:
     from pipeline_lib.pretraining.cost import expected_cost
     from pipeline_lib.pretraining.inputs import open_training_inputs
@@ -57,4 +78,12 @@ def estimate(stage: Stage) -> Estimate:
 
 
 if __name__ == "__main__":
-    run_on_all_processes("05_pretrain", run, estimate, follow=train_together)
+    run_on_all_processes(
+        "05_pretrain",
+        run,
+        estimate,
+        follow=train_together,
+        extra_arguments=add_arguments,
+        actions={"resume_plan": resume_plan},
+        continue_with=continue_with,
+    )

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import random
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from pipeline_lib.checkpoints import load_checkpoint, newest_valid_checkpoint
+from pipeline_lib.config.pretrain import ScheduleSettings
+from pipeline_lib.pretraining.schedule import schedule_factor
 from pipeline_lib.stage.manifest import Manifest
 
 STEPS = 24
@@ -228,6 +231,66 @@ def test_memory_that_really_runs_out_is_recovered_from_and_reported(fresh_run, l
     assert "step 1: memory ran out, the same batch was done again in pieces of" in done.output
     memory = Manifest.read(run / "05_pretrain" / "manifest.json").result["out_of_memory"]
     assert memory["events"] >= 1 and memory["64"] < 15625
+
+
+@pytest.fixture
+def stopped_run(fresh_run, launcher) -> tuple[Path, Path]:
+    """A run that was stopped after some steps, begun with flags."""
+    flags = ("--max_steps", "20", "--optimizer.lr", "0.02")
+    config, run = fresh_run
+    ended = launcher.start(
+        config, run, *flags, signal_number=signal.SIGTERM, when=lambda: len(metrics_of_unfinished(run)) >= 8
+    )
+    assert ended.code == 128 + signal.SIGTERM, ended.output
+    return config, run
+
+
+def test_a_flag_that_is_forgotten_on_resume_stays_and_one_that_is_given_overrides(stopped_run, launcher):
+    config, run = stopped_run
+    before = metrics_of_unfinished(run)
+    done = launcher.start(config, run, "--optimizer.lr", "0.005")
+    assert done.code == 0, done.output
+    table = [line.split("  ") for line in done.output.splitlines() if "overrides" in line or "stays as" in line]
+    rows = {row[1].strip(): [cell.strip() for cell in row[2:] if cell.strip()] for row in table}
+    assert rows["optimizer.lr"] == ["0.02", "0.005", "overrides"]
+    assert rows["max_steps"] == ["20", "null", "not set now: stays as in the checkpoint"]
+    written = lines(run / "05_pretrain" / "metrics.jsonl")
+    assert [line["step"] for line in written] == list(range(21)) and written[: len(before)] == before
+    first = int(re.search(r"continuing from step-(\d+)", done.output)[1]) + 1
+    expected = [0.005 * schedule_factor(step, 20, ScheduleSettings()) for step in range(first, 21)]
+    assert [line["lr"] for line in written[first:]] == pytest.approx(expected)
+    assert any("settings changed after step" in note and "optimizer.lr 0.02 -> 0.005" in note for note in notes(run))
+
+
+def test_the_resume_plan_shows_the_differences_and_the_learning_rates_and_does_nothing(stopped_run, launcher):
+    config, run = stopped_run
+    work = run / "05_pretrain" / "work"
+    untouched = {path: path.stat().st_mtime_ns for path in work.rglob("*")}
+    shown = launcher.start(config, run, "--resume_plan", "--schedule.name", "cosine", "--tokens", "20480")
+    assert shown.code == 0, shown.output
+    step = load_checkpoint(newest_valid_checkpoint(work / "checkpoints")).step
+    for words in (f"step {step:,} of 20", "schedule.name", "linear", "cosine", "overrides", "  before ", "  after ",
+                  f"^ step {step}", "none is repeated, none is skipped"):  # fmt: skip
+        assert words in shown.output, (words, shown.output)
+    assert {path: path.stat().st_mtime_ns for path in work.rglob("*")} == untouched
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--optimizer.name", "adamw"], "pretrain.optimizer.name muon -> adamw"),
+        (["--seed", "7"], "seed 42 -> 7"),
+        (["--max_steps", "3"], "beyond the horizon of 3 steps"),
+    ],
+)
+def test_what_cannot_be_continued_is_refused_with_both_values(stopped_run, launcher, flags, words):
+    config, run = stopped_run
+    refused = launcher.start(config, run, *flags)
+    assert refused.code == 2 and words in refused.output and "--force" in refused.output, refused.output
+    assert launcher.start(config, run, "--resume_plan", *flags).code == 2
+    done = launcher.start(config, run)  # the work is still there and goes on
+    assert done.code == 0, done.output
+    assert [line["step"] for line in lines(run / "05_pretrain" / "metrics.jsonl")] == list(range(21))
 
 
 def test_a_missing_plan_and_too_long_a_context_are_one_line_each(packed_run, launcher, tmp_path):

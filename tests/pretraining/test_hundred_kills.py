@@ -22,7 +22,8 @@ def compared(run: Path) -> dict[str, object]:
     folder = run / "05_pretrain"
     files = {path.name: path.read_bytes() for path in [folder / "metrics.jsonl", *sorted((folder / "final").iterdir())]}
     last = load_checkpoint(newest_valid_checkpoint(folder / "checkpoints"))
-    state = {key: value for key, value in last.state.items() if key != "seconds"}
+    measured = ("seconds", "choices")  # times, and the speed of this machine
+    state = {key: value for key, value in last.state.items() if key not in measured}
     return {"files": files, "state": state, "tensors": last.tensors}
 
 

@@ -158,9 +158,7 @@ def test_memory_that_runs_out_half_way_through_an_update_is_not_saved_over(data,
         torch.empty(1 << 60, dtype=torch.uint8)
 
     run.optimizers["adamw"].step = exhaust  # Muon has already moved the matrices when AdamW asks for its moments
-    with pytest.raises(
-        StageFailure, match="out of memory in the update at step 1; the last checkpoint stands"
-    ):
+    with pytest.raises(StageFailure, match="out of memory in the update at step 1; the last checkpoint stands"):
         saving = Saving(SETTINGS, tmp_path / "checkpoints", book)
         _next_step(run, data.training_batches(None), data, book, saving, SETTINGS)
     assert newest_valid_checkpoint(tmp_path / "checkpoints") is None

@@ -136,6 +136,13 @@ def load_checkpoint(folder: Path, *, verify: bool = True) -> LoadedCheckpoint:
     return LoadedCheckpoint(folder, body["step"], tensors, state)
 
 
+def load_state(folder: Path) -> dict[str, Any]:
+    """Return the JSON state of a checkpoint without its tensors. Raises CheckpointError when it is damaged."""
+    body = _read_complete(folder)
+    _check_files(folder, {**body, "files": {STATE: body["files"][STATE]}}, deep=True)
+    return json.loads((folder / STATE).read_bytes())
+
+
 def newest_valid_checkpoint(folder: Path, say: Callable[[str], None] | None = None) -> Path | None:
     """Return the checkpoint under `folder` with the highest step whose every byte verifies, or None.
 
@@ -246,7 +253,8 @@ def _without_ties(named: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str
 
 
 def _to_json(value: Any) -> bytes:
-    return json.dumps(value, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
+    # Keys keep their order: a metrics line that waits in a checkpoint must be spelled like one that did not.
+    return json.dumps(value, indent=1, allow_nan=False).encode() + b"\n"
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

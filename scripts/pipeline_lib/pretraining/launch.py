@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pipeline_lib.stage import Estimate, Stage, StageFailure, StageInterrupted, UserError, run_stage
 from pipeline_lib.stage.catalog import BY_NAME
@@ -18,12 +18,19 @@ from pipeline_lib.stage.workspace import Workspace
 
 
 def run_on_all_processes(
-    name: str, run: Callable[[Stage], None], estimate: Callable[[Stage], Estimate], follow: Callable[[Stage], object]
+    name: str,
+    run: Callable[[Stage], None],
+    estimate: Callable[[Stage], Estimate],
+    follow: Callable[[Stage], object],
+    **options: Any,
 ) -> None:
-    """Run stage `name` by `run` on the first process and by `follow` on the others; does not return."""
+    """Run stage `name` by `run` on the first process and by `follow` on the others; does not return.
+
+    options: what else `run_stage` takes.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        run_stage(name, run, estimate=estimate)
+        run_stage(name, run, estimate=estimate, **options)
         return
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as run_stage does, before torch loads
     from .distribution import join
@@ -36,11 +43,11 @@ def run_on_all_processes(
     def announced(stage: Stage) -> None:
         nonlocal trained
         trained = True
-        processes.share({"train": True})
+        processes.share({"train": stage.settings.model_dump(mode="json")})
         run(stage)
 
     try:
-        run_stage(name, announced, estimate=estimate)
+        run_stage(name, announced, estimate=estimate, **options)
     except SystemExit as end:
         if not trained:
             processes.share({"exit": end.code})
@@ -59,6 +66,7 @@ def _follow(name: str, follow: Callable[[Stage], object]) -> NoReturn:
     options = read_command_line(spec.section, spec.does, sys.argv[1:])
     cores = options.config.threads or available_cores()
     stage = Stage(spec, options.config, options.run_folder, cores, options.arguments)
+    stage.settings = type(stage.settings).model_validate(message["train"])  # as the first one decided to continue
     stage.follow(Workspace(stage.folder, {}))
     try:
         with stage.signals.watching():

@@ -110,4 +110,4 @@ def open_logbook(work: Path, run: TrainingRun, resumed: bool, settings: Pretrain
 
 def _identity(work: Path) -> str:
     """Return a name that stays the same as long as the run can be continued."""
-    return str((read_json(work / "state.json") or {}).get("fingerprint", ""))[:16]
+    return str((read_json(work / "state.json") or {}).get("began", ""))[:16]

@@ -89,7 +89,6 @@ class Outcome:
             "peak_learning_rates": run.horizon.to_json()["rates"],
         }
 
-
     def note_prediction(self, stage: Stage) -> None:
         """Put the prediction of the start beside what the run took."""
         if self.prediction is not None:

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline_lib.checkpoints import (
-    CheckpointError,
     load_checkpoint,
     load_optimizer_state_by_name,
     newest_valid_checkpoint,
@@ -34,6 +33,7 @@ from pipeline_lib.checkpoints import (
     set_rng_state,
 )
 from pipeline_lib.oom_handler import SafeBatchSizes
+from pipeline_lib.stage import UserError
 
 from .choices import Choices
 from .distribution import Processes, alone, part, whole
@@ -114,7 +114,7 @@ def restore_run(run: TrainingRun, folder: Path, say: Callable[[str], None]) -> P
     """Bring `run` to the newest valid checkpoint below `folder`; return it, or None when there is none.
 
     With several processes the first one chooses and all read, so the folder must be visible to all. Raises
-    CheckpointError when the checkpoint belongs to another horizon or its tensors do not fit.
+    CheckpointError when its tensors do not fit, UserError when the horizon has been passed already.
     """
     newest = newest_valid_checkpoint(folder, say) if run.processes.first else None
     name = run.processes.share(newest.name if newest else None)
@@ -122,8 +122,11 @@ def restore_run(run: TrainingRun, folder: Path, say: Callable[[str], None]) -> P
         return None
     path = folder / name
     loaded = load_checkpoint(path, verify=False)
-    if loaded.state["horizon"] != run.horizon.to_json():
-        raise CheckpointError(f"{path} was made for another horizon; start the stage again with --force")
+    if loaded.step > run.horizon.steps:
+        raise UserError(
+            f"{path} is behind the horizon of {run.horizon.steps:,} steps: raise pretrain.tokens or max_steps, or start"
+            " anew with --force"
+        )
     # Copied into the parameters' own storage: a tensor mapped from a file has another alignment, and with it the
     # matrix products may round differently.
     members = run.model.state_dict()
@@ -133,7 +136,9 @@ def restore_run(run: TrainingRun, folder: Path, say: Callable[[str], None]) -> P
         moments = {
             key: _part_of_moment(key, tensor, members) for key, tensor in loaded.tensors[f"optimizer_{name}"].items()
         }
-        load_optimizer_state_by_name(optimizer, run.model, moments, loaded.state["optimizers"][name])
+        # The hyperparameters come from the settings, which are the checkpoint's unless the user overrides them now.
+        saved = loaded.state["optimizers"][name]
+        load_optimizer_state_by_name(optimizer, run.model, moments, saved, restore_hyperparameters=False)
     run.step = loaded.step
     run.data = loaded.state["data"]
     run.tokens = TokenCounts(**loaded.state["tokens"])

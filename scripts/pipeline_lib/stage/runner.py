@@ -43,7 +43,9 @@ _VERSIONED = ("numpy", "pyarrow", "torch", "transformers", "trl", "peft", "lm_ev
 class ActionContext:
     """What a script's own action flag (such as `--why ID`) gets: the settings and where the finished stage lies.
 
-    run_folder: of the whole run; arguments: the flags that lead another script to the same run.
+    run_folder: of the whole run; arguments: the flags that lead another script to the same run; origins: where each
+    setting that is not a default came from, by dotted name; fingerprint: makes what a start now would be made from,
+    raises UserError when an input is missing.
     """
 
     config: Any
@@ -51,6 +53,8 @@ class ActionContext:
     stage_folder: Path
     run_folder: Path
     arguments: str
+    origins: dict[str, str]
+    fingerprint: Callable[[], dict[str, Any]]
 
 
 GO_ON = "go on"
@@ -65,6 +69,7 @@ def run_stage(
     extra_arguments: Callable[["argparse.ArgumentParser"], None] | None = None,
     actions: dict[str, Callable[[ActionContext, Any], int | str | None]] | None = None,
     join: Callable[[Stage], None] | None = None,
+    continue_with: Callable[[Stage, dict[str, Any], dict[str, Any]], Any] | None = None,
     argv: list[str] | None = None,
 ) -> None:
     """Run a numbered script from its command line and leave the process with the right exit code.
@@ -73,12 +78,13 @@ def run_stage(
     data outside the run (file digests, package versions); extra_arguments and actions: flags of this script that do
     something instead of running the stage, or before it (see GO_ON; another number is the exit code); the values of all
     of them are in `stage.flags`. join: takes a share of the work while another process runs the same stage; without
-    it, a second process is refused.
+    it, a second process is refused. continue_with: given the fingerprints of unfinished work and of this start, which
+    differ, returns the settings with which that work goes on, None to begin anew; without it, such work is superseded.
     """
     spec = BY_NAME[stage] if isinstance(stage, str) else stage
     arguments = sys.argv[1:] if argv is None else argv
     try:
-        code = _main(spec, run, estimate, inputs, extra_arguments, actions or {}, join, arguments)
+        code = _main(spec, run, estimate, inputs, extra_arguments, actions or {}, join, continue_with, arguments)
     except UserError as error:
         code = _complain(error, 2)
     except StageFailure as error:
@@ -110,7 +116,7 @@ def _complain(message: object, code: int) -> int:
     return code
 
 
-def _main(spec, run, estimate, inputs, extra_arguments, actions, join, argv) -> int:
+def _main(spec, run, estimate, inputs, extra_arguments, actions, join, continue_with, argv) -> int:
     from pipeline_lib.config.command_line import read_command_line
 
     # Idle OpenMP threads sleep instead of spinning. On a machine with other work, spinning threads take the very core
@@ -123,7 +129,15 @@ def _main(spec, run, estimate, inputs, extra_arguments, actions, join, argv) -> 
     for name, action in actions.items():
         if (value := options.extra.get(name)) is not None:
             folder = stage.elsewhere(spec.name) or stage.folder
-            context = ActionContext(options.config, stage.settings, folder, run_folder, options.arguments)
+            context = ActionContext(
+                options.config,
+                stage.settings,
+                folder,
+                run_folder,
+                options.arguments,
+                options.origins,
+                lambda: _fingerprint(stage, spec, inputs),
+            )
             if (outcome := action(context, value)) != GO_ON:
                 return outcome or 0
     if options.config.packed and spec.name in BEFORE_PACKED:
@@ -134,8 +148,8 @@ def _main(spec, run, estimate, inputs, extra_arguments, actions, join, argv) -> 
         status = problem or _status(stage, fingerprint, options.force)
         print_plan(stage, options.origins, status, estimate)
         return 0
-    stage.flags, stage.forced = options.extra, options.force
-    return _execute(stage, spec, run, inputs, join)
+    stage.flags, stage.forced, stage.origins = options.extra, options.force, options.origins
+    return _execute(stage, spec, run, inputs, join, continue_with)
 
 
 def _fingerprint(stage: Stage, spec: StageSpec, inputs: Callable[[Any], dict[str, Any]] | None) -> dict[str, Any]:
@@ -187,7 +201,7 @@ def _why_not_up_to_date(stage: Stage, manifest: Manifest | None, fingerprint: di
     return None
 
 
-def _execute(stage: Stage, spec: StageSpec, run: Callable[[Stage], None], inputs, join) -> int:
+def _execute(stage: Stage, spec: StageSpec, run: Callable[[Stage], None], inputs, join, continue_with) -> int:
     _make_folder(stage.folder)
     stage.open_log()
     lock = _lock_or_share(stage, spec, inputs, join)
@@ -203,9 +217,25 @@ def _execute(stage: Stage, spec: StageSpec, run: Callable[[Stage], None], inputs
             return manifest.exit_code
         stage.say(f"{stage.name} {spec.does} ({reason})")
         _warn_of_stale_inputs(stage)
+        if continue_with is not None and not force:
+            fingerprint = _continue_other_work(stage, fingerprint, continue_with)
         return _run_and_publish(stage, spec, run, fingerprint, force)
     finally:
         lock.release()
+
+
+def _continue_other_work(stage: Stage, fingerprint: dict[str, Any], continue_with) -> dict[str, Any]:
+    """Let the stage decide with which settings unfinished work of another fingerprint goes on; return the new one."""
+    begun = Workspace.made_from(stage.folder)
+    if begun is None or begun == fingerprint:
+        return fingerprint
+    settings = continue_with(stage, begun, fingerprint)
+    if settings is None:
+        return fingerprint
+    stage.settings = settings
+    fingerprint = {**fingerprint, "settings": settings.model_dump(mode="json")}
+    Workspace(stage.folder, fingerprint).take_over()
+    return fingerprint
 
 
 def _lock_or_share(stage: Stage, spec: StageSpec, inputs, join) -> StageLock:

@@ -75,6 +75,7 @@ class Stage:
         self.exit_code = 0
         self.ledger = Ledger()
         self.notes: list[str] = []
+        self.origins: dict[str, str] = {}
         self.inputs: dict[str, StageInput] = {}
         self.adopted: dict[str, bool] = {}
         self.flags: dict[str, Any] = {}

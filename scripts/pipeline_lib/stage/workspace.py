@@ -1,6 +1,6 @@
 """The folder of an unfinished stage, its journal, and the move that turns it into the finished stage.
 
-    runs/<run>/<stage>/work/state.json      fingerprint of the attempt
+    runs/<run>/<stage>/work/state.json      fingerprint of the attempt, and that with which its work began
     runs/<run>/<stage>/work/journal.jsonl   finished units
     runs/<run>/<stage>/work/...             files of finished units, training checkpoints
     runs/<run>/<stage>/work/manifest.json   written when all is done: from here on only renames remain
@@ -33,6 +33,7 @@ class Workspace:
         self.stage_folder = stage_folder
         self.folder = stage_folder / WORK
         self.fingerprint = json_digest(fingerprint)
+        self._made_from = fingerprint
         self.resuming = False
         self.journal: Journal
 
@@ -53,9 +54,22 @@ class Workspace:
                 say("unfinished work of other settings, inputs or code was discarded")
         self.folder.mkdir(parents=True, exist_ok=True)
         if not mine:
-            write_json_atomic(self.folder / _STATE, {"fingerprint": self.fingerprint})
+            self._write_state(self.fingerprint)
         self.journal = Journal(self.folder / _JOURNAL)
         self.resuming = mine
+
+    def _write_state(self, began: str) -> None:
+        state = {"fingerprint": self.fingerprint, "began": began, "made_from": self._made_from}
+        write_json_atomic(self.folder / _STATE, state)
+
+    def take_over(self) -> None:
+        """Make the unfinished work that lies here, of another fingerprint, the work of this one."""
+        self._write_state((read_json(self.folder / _STATE) or {}).get("began", self.fingerprint))
+
+    @staticmethod
+    def made_from(stage_folder: Path) -> dict[str, Any] | None:
+        """Return the whole fingerprint of the unfinished work below `stage_folder`, None when there is none."""
+        return (read_json(stage_folder / WORK / _STATE) or {}).get("made_from")
 
     def begun(self) -> bool | None:
         """Say whether unfinished work of this very fingerprint lies here; None while there is none at all."""
