@@ -31,6 +31,7 @@ Signer = Callable[[TextBatch, DedupParameters], tuple[np.ndarray, np.ndarray]]
 
 PREVIEW_CHARACTERS = 200
 FORMAT = 1
+KEEP_OPEN = 32 << 20
 
 
 def band_name(band: int) -> str:
@@ -209,11 +210,15 @@ def write_sketch(corpus: Corpus, piece: Piece, parameters: DedupParameters, targ
 class SketchSet:
     """The sketches of many pieces as columns over all rows; a row is a position in this set.
 
-    Files are mapped for the length of one call, so that what was read does not stay in memory.
+    Files are mapped for the length of one call, so that what was read does not stay in memory; only sets of less than
+    KEEP_OPEN bytes stay mapped, which saves opening every file for every column.
     """
 
     def __init__(self, files: list[Path], rows: list[int]):
         self.files = files
+        self._open: dict[int, list[pa.RecordBatch]] | None = None
+        if sum(file.stat().st_size for file in files) < KEEP_OPEN:
+            self._open = {}
         self.starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)]).astype(np.int64)
 
     def __len__(self) -> int:
@@ -222,13 +227,26 @@ class SketchSet:
     def batches(self, names: list[str], first_file: int = 0) -> Iterator[tuple[int, list[pa.Array]]]:
         """Yield (first row, those columns) batch by batch, from one file on."""
         for number in range(first_file, len(self.files)):
-            row = int(self.starts[number])
-            with pa.memory_map(str(self.files[number])) as source, pa.ipc.open_file(source) as reader:
-                places = [reader.schema.get_field_index(name) for name in names]
-                for index in range(reader.num_record_batches):
-                    batch = reader.get_batch(index)
-                    yield row, [batch.column(place) for place in places]
-                    row += len(batch)
+            yield from self._batches_of(number, names)
+
+    def _batches_of(self, number: int, names: list[str]) -> Iterator[tuple[int, list[pa.Array]]]:
+        row = int(self.starts[number])
+        if self._open is not None and number in self._open:
+            for batch in self._open[number]:
+                yield row, [batch.column(name) for name in names]
+                row += len(batch)
+            return
+        with pa.memory_map(str(self.files[number])) as source, pa.ipc.open_file(source) as reader:
+            seen = []
+            for index in range(reader.num_record_batches):
+                batch = reader.get_batch(index)
+                seen.append(batch)
+                yield row, [batch.column(name) for name in names]
+                row += len(batch)
+                if self._open is None:
+                    seen.clear()
+            if self._open is not None:
+                self._open[number] = seen
 
     def numbers(self, name: str, first_file: int = 0) -> np.ndarray:
         """Return a numeric column as one array."""
@@ -242,8 +260,7 @@ class SketchSet:
         parts: list[list[pa.Array]] = [[] for _ in names]
         wanted_files = np.unique(np.searchsorted(self.starts, ascending, side="right") - 1)
         for number in wanted_files.tolist():
-            for first, columns in SketchSet.batches(self._only(number), names):
-                row = int(self.starts[number]) + first
+            for row, columns in self._batches_of(number, names):
                 low, high = np.searchsorted(ascending, [row, row + len(columns[0])])
                 if low < high:
                     for part, column in zip(parts, columns, strict=True):
@@ -254,6 +271,3 @@ class SketchSet:
             pa.concat_arrays([pa.array([], column_type(name)), *part]) for name, part in zip(names, parts, strict=True)
         ]
         return [column.take(pa.array(back)) for column in columns]
-
-    def _only(self, number: int) -> "SketchSet":
-        return SketchSet([self.files[number]], [int(self.starts[number + 1] - self.starts[number])])

@@ -151,9 +151,9 @@ class DedupSettings(Section):
     """Whether duplicates are removed."""
     ngram: int = Field(default=5, ge=1, le=64)
     """Words per shingle; a document with fewer words is compared exactly only."""
-    bands: int = Field(default=14, ge=1)
+    bands: int = Field(default=16, ge=1)
     """Bands of the MinHash signature: documents that agree in one whole band are compared."""
-    rows: int = Field(default=8, ge=1)
+    rows: int = Field(default=7, ge=1)
     """Permutations per band; bands x rows is at most 1024."""
     jaccard: float = Field(default=0.8, gt=0, le=1)
     """Least Jaccard similarity, of the shingle sets, of a document and the survivor it duplicates."""
