@@ -5,8 +5,8 @@ about 5,000 documents. Truth is the exact Jaccard similarity of all pairs' word 
 Recall: of all pairs at 0.8 or more, the fraction of which at least one was removed. Precision: the fraction of removed
 documents that do resemble a document that stayed. Every run reads the shards and writes what stays; runs are
 interleaved. Peers as documented and at their best:
-* datatrove 0.10.1, its four stages with 14 x 8 and word 5-grams, two tasks on two workers, with its own (spaCy) words and
-  with words split by one regular expression, which is faster;
+* datatrove 0.10.1, its four stages with 14 x 8 and word 5-grams, two tasks on two workers, with its own (spaCy) words
+  and with words split by one regular expression, which is faster;
 * datasketch, update() per shingle as its documentation shows, and bulk with a fast hash and our number of permutations;
 * rensa, full-set R-MinHash with 128 permutations, 16 x 8 bands: keep what no bucket of an earlier document holds.
 """
@@ -31,7 +31,7 @@ from datasketch import MinHash, MinHashLSH
 
 from dedup import DedupParameters, fuzzy_dedup
 
-RUNS = 1
+RUNS = 5
 CORPUS_BYTES = 13_000_000
 LONGEST = 12_000
 SHARDS = 4
@@ -163,8 +163,12 @@ class PatternWords:
 def datatrove(folder: Path, out: Path, words: object | None = None) -> None:
     """The four stages of datatrove's own MinHash example, two tasks on two workers."""
     from datatrove.executor import LocalPipelineExecutor
-    from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupCluster, MinhashDedupFilter
-    from datatrove.pipeline.dedup import MinhashDedupSignature
+    from datatrove.pipeline.dedup import (
+        MinhashDedupBuckets,
+        MinhashDedupCluster,
+        MinhashDedupFilter,
+        MinhashDedupSignature,
+    )
     from datatrove.pipeline.dedup.minhash import MinhashConfig
     from datatrove.pipeline.readers import ParquetReader
     from datatrove.pipeline.writers import ParquetWriter

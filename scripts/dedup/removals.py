@@ -76,43 +76,51 @@ def find_removals(
     bytes; `pause` is called after every unit of work, and may raise to stop. Raises UserError for unusable files,
     StageFailure from the guard, OSError when the disk is full.
     """
-    job = DedupJob(corpus, parameters, Path(scratch), MemoryLimit(max_ram), workers)
+    return decided(DedupJob(corpus, parameters, Path(scratch), MemoryLimit(max_ram), workers), say, pause)
+
+
+def decided(
+    job: DedupJob, say: Callable[[str], None] = lambda line: None, pause: Callable[[], None] = lambda: None
+) -> Removals:
+    """Run a job to its end and return its decisions, after the guard has seen them."""
     job.run(say, pause)
     removals = collect(job)
-    check_limits(removals, parameters)
+    check_limits(removals, job.parameters)
     return removals
 
 
 def finished(scratch: Path) -> None:
     """Delete what a run left in `scratch`, and the folder when nothing else is in it."""
     clear_results(scratch)
-    shutil.rmtree(scratch / SKETCHES, ignore_errors=True)
+    for name in (SKETCHES, "planted"):
+        shutil.rmtree(scratch / name, ignore_errors=True)
     with suppress(OSError):
         scratch.rmdir()
 
 
-def find_duplicates(
-    files: list[Path],
-    settings: DedupParameters,
-    workers: int,
-    scratch: Path,
-    max_ram: int | None = None,
-    pause: Callable[[], None] = lambda: None,
-) -> pa.Table:
+def find_duplicates(files: list[Path], settings: DedupParameters, workers: int, scratch: Path) -> pa.Table:
     """Return one row per document to remove (receipts.RECEIPT_SCHEMA), sorted by id.
 
-    `files` are parquet with id, text and, optionally, source and quality. Raises UserError for unusable files and for
-    ids that are missing or repeated (a receipt would name two documents), StageFailure when a source or a cluster
-    would lose more than its limit. A run that was interrupted goes on with what it left in `scratch`.
+    `files` are parquet with id, text and, optionally, source and quality. Raises what `identified_removals` raises.
     """
-    corpus = Corpus(tuple(Path(file) for file in files))
-    corpus.check()
-    _check_ids_are_present(corpus)
-    removals = find_removals(corpus, settings, workers, Path(scratch), max_ram, pause=pause)
-    _check_ids_are_unique(corpus, removals, Path(scratch), max_ram)
-    receipts = removals.receipts()
+    job = DedupJob(Corpus(tuple(Path(file) for file in files)), settings, Path(scratch), MemoryLimit(), workers)
+    receipts = identified_removals(job).receipts()
     finished(Path(scratch))
     return receipts
+
+
+def identified_removals(job: DedupJob, pause: Callable[[], None] = lambda: None) -> Removals:
+    """Return the decisions of a job in which every document has an id of its own.
+
+    A run that was interrupted goes on with what it left in the job's folder. Raises UserError for unusable files and
+    for ids that are missing or repeated (a receipt would name two documents), StageFailure when a source or a cluster
+    would lose more than its limit, OSError when the disk is full.
+    """
+    job.corpus.check()
+    _check_ids_are_present(job.corpus)
+    removals = decided(job, pause=pause)
+    _check_ids_are_unique(job, removals)
+    return removals
 
 
 def _check_ids_are_present(corpus: Corpus) -> None:
@@ -128,8 +136,8 @@ def _check_ids_are_present(corpus: Corpus) -> None:
             row += len(table)
 
 
-def _check_ids_are_unique(corpus: Corpus, removals: Removals, scratch: Path, max_ram: int | None) -> None:
-    job = DedupJob(corpus, DedupParameters(), scratch, MemoryLimit(max_ram))
+def _check_ids_are_unique(job: DedupJob, removals: Removals) -> None:
+    corpus = job.corpus
     sorter = job.sorter("ids", 1)
     for row, (hashes,) in removals.sketches.batches(["id_hash"]):
         sorter.add(hashes.to_numpy().copy(), np.arange(row, row + len(hashes)))

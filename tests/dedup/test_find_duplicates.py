@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from dedup import DedupParameters, find_duplicates
+from dedup.corpus import Corpus
 from dedup.receipts import RECEIPT_SCHEMA
+from dedup.removals import find_removals
 from pipeline_lib.stage import StageFailure, UserError
 
 
@@ -64,8 +66,8 @@ def test_batches_spills_and_groups_of_any_size_do_not_change_the_answer(oracle, 
     monkeypatch.setattr("dedup.external_sort.LEAST_RECORDS", 16)
     monkeypatch.setattr("dedup.job.ROWS_PER_RANKING", 4)
     monkeypatch.setattr("dedup.memory_limit.MemoryLimit.room", lambda limit: 5000)
-    limited = find_duplicates(files, DedupParameters(), 3, tmp_path / "scratch", max_ram=1)
-    assert limited.equals(whole)
+    limited = find_removals(Corpus(tuple(files)), DedupParameters(), 3, tmp_path / "scratch", max_ram=1)
+    assert limited.receipts().equals(whole)
 
 
 def test_scratch_is_empty_afterwards(oracle, planted, tmp_path):

@@ -169,6 +169,8 @@ class DedupSettings(Section):
     """Number of documents from which a source is guarded that way."""
     max_cluster: int = Field(default=10_000, ge=1)
     """The run stops when more documents than this would be removed as near duplicates of a single one."""
+    planted_copies: int = Field(default=500, ge=0)
+    """Edited copies of kept documents that are looked up to measure recall on this corpus; none of them is kept."""
     max_ram: str | None = None
     """Memory that deduplication may reach, such as 512M; it spills to disk and the result is the same (none: half)."""
     device: Literal["auto", "cpu", "gpu"] = "auto"

@@ -17,7 +17,6 @@ from pipeline_lib.stage import Ledger, Stage, StageFailure, UserError, atomic_pa
 from .receipts import RECEIPTS, write_receipts
 
 if TYPE_CHECKING:
-    import pyarrow as pa
 
     from dedup.parameters import DedupParameters
     from pipeline_lib.config.clean import DedupSettings
@@ -169,35 +168,47 @@ def _stop_if_nothing_is_left(stage: Stage, shards: list[Shard]) -> None:
 
 def find_duplicates(stage: Stage, shards: list[Shard]) -> Path:
     """Deduplicate over all candidates; return the file with one row per duplicate (dedup's columns)."""
-    import pyarrow.parquet as pq
-
     output = stage.work / SCRATCH / "duplicates.parquet"
     for key in stage.todo([DUPLICATES], "deduplication", "passes"):
         files = [_verified(stage, piece.unit, "candidates", piece.candidates) for piece in _pieces_of(shards)]
         with stage.unit(key) as unit:
-            table = _duplicates(stage, files)
-            with atomic_path(output) as temporary:
-                pq.write_table(table, temporary, compression="zstd")
-            unit.result = {"duplicates": table.num_rows, "digests": {DUPLICATES: file_digest(output)}}
+            unit.result = _write_duplicates(stage, files, output) | {"digests": {DUPLICATES: file_digest(output)}}
     return _verified(stage, DUPLICATES, DUPLICATES, output)
 
 
-def _duplicates(stage: Stage, files: list[Path]) -> "pa.Table":
-    from dedup.memory_limit import parse_size
+def _write_duplicates(stage: Stage, files: list[Path], output: Path) -> dict[str, Any]:
+    """Write one row per duplicate, and return how sure that is: recall measured, precision verified."""
+    import pyarrow.parquet as pq
+
+    from dedup.corpus import Corpus
+    from dedup.job import DedupJob
+    from dedup.memory_limit import MemoryLimit, parse_size
+    from dedup.planted_copies import measure_recall
     from dedup.receipts import RECEIPT_SCHEMA
-    from dedup.removals import find_duplicates
+    from dedup.removals import finished, identified_removals
 
     settings = stage.settings.dedup
     if not settings.enabled:
-        return RECEIPT_SCHEMA.empty_table()
-    return find_duplicates(
-        files,
+        with atomic_path(output) as temporary:
+            pq.write_table(RECEIPT_SCHEMA.empty_table(), temporary)
+        return {"duplicates": 0}
+    job = DedupJob(
+        Corpus(tuple(files)),
         dedup_parameters(settings, stage.seed),
-        stage.threads,
         stage.work / SCRATCH / "dedup",
-        parse_size(settings.max_ram) if settings.max_ram else None,
-        stage.stop_if_interrupted,
+        MemoryLimit(parse_size(settings.max_ram) if settings.max_ram else None),
+        stage.threads,
     )
+    removals = identified_removals(job, stage.stop_if_interrupted)
+    removals.write_receipts(output)
+    fuzzy = removals.jaccard[~removals.is_exact]
+    result: dict[str, Any] = {"duplicates": len(removals), "fuzzy": len(fuzzy)}
+    if len(fuzzy):
+        result["lowest_jaccard"] = float(fuzzy.min())
+    if settings.planted_copies:
+        result["recall"] = measure_recall(job, removals, settings.planted_copies).to_json()
+    finished(job.folder)
+    return result
 
 
 def dedup_parameters(settings: "DedupSettings", seed: int) -> "DedupParameters":
@@ -278,7 +289,29 @@ def summarise(stage: Stage, shards: list[Shard]) -> dict[str, Any]:
         "documents_kept": kept,
         "removed": dict(removed.most_common()),
         "personal_data_replaced": dict(replaced.most_common()),
+        "deduplication": _spell_deduplication(stage),
     }
+
+
+def _spell_deduplication(stage: Stage) -> str:
+    """Return the card's line on how good deduplication was on these very documents."""
+    if not stage.settings.dedup.enabled:
+        return "off"
+    result = stage.unit_result(DUPLICATES)
+    parts = [f"{result['fuzzy']:,} near duplicates, all verified"]
+    if "lowest_jaccard" in result:
+        parts = [f"precision 1.00: {parts[0]} on the real shingle sets, lowest Jaccard {result['lowest_jaccard']:.3f}"]
+    measured = result.get("recall")
+    if measured is None:
+        parts.append("recall not measured (clean.dedup.planted_copies is 0)")
+    elif measured["recall"] is None:
+        parts.append(f"recall not measurable: none of {measured['planted']} planted copies reached the threshold")
+    else:
+        parts.append(
+            f"recall {measured['recall']:.3f} measured: {measured['found']} of {measured['duplicates']} planted copies"
+            " at or above the threshold were found"
+        )
+    return "; ".join(parts)
 
 
 def _verified(stage: Stage, unit: str, name: str, path: Path) -> Path:

@@ -1,0 +1,66 @@
+"""Planted copies: counted rightly, and without a trace in what is kept."""
+
+import random
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from dedup import DedupParameters, planted_copies
+from dedup.corpus import Corpus
+from dedup.job import DedupJob
+from dedup.planted_copies import measure_recall
+from dedup.removals import decided
+
+
+def job_of(oracle, folder, **parameters) -> DedupJob:
+    records = oracle.Planted(seed=31, originals=150).records
+    corpus = Corpus(tuple(oracle.write_shards(folder / "in", records, 3, 20)))
+    return DedupJob(corpus, DedupParameters(**parameters), folder / "work")
+
+
+def test_copies_are_counted_as_the_plain_definition_counts_them(oracle, tmp_path):
+    job = job_of(oracle, tmp_path)
+    removals = decided(job)
+    before = removals.receipts()
+    measured = measure_recall(job, removals, 120)
+    texts = pq.read_table(job.folder / "planted" / "planted.parquet")["text"].to_pylist()
+    kept = [text for text, stays in zip(_texts(job), removals.stays(), strict=True) if stays]
+    sets = [oracle.shingle_set(text) for text in kept]
+    best = [max(oracle.jaccard(oracle.shingle_set(text), other) for other in sets) for text in texts]
+    assert measured.planted == len(texts) == 120
+    assert measured.duplicates == sum(value >= 0.8 for value in best)
+    assert 20 < measured.duplicates < 100
+    assert 0.95 * measured.duplicates <= measured.found <= measured.duplicates
+    assert decided(job).receipts().equals(before)
+
+
+def _texts(job) -> list[str]:
+    tables = [pq.read_table(file) for file in job.corpus.files]
+    return [text for table in tables for text in table["text"].to_pylist()]
+
+
+def test_a_search_that_finds_little_is_told_so(oracle, tmp_path):
+    job = job_of(oracle, tmp_path, bands=1, rows=40)
+    measured = measure_recall(job, decided(job), 120)
+    assert measured.found < 0.5 * measured.duplicates
+    assert measured.recall == measured.found / measured.duplicates
+    assert measured.to_json()["recall"] == measured.recall
+
+
+def test_edits_replace_one_passage_of_the_asked_size(monkeypatch):
+    text = " ".join(f"w{n}" for n in range(100))
+    for seed in range(50):
+        words = planted_copies._edit(text, "x y z", random.Random(seed)).split(" ")
+        changed = np.flatnonzero([word != f"w{n}" for n, word in enumerate(words)])
+        assert len(words) == 100 and 5 <= len(changed) <= 30
+        assert changed[-1] - changed[0] + 1 == len(changed)
+
+
+def test_a_corpus_without_long_documents_has_no_recall(oracle, tmp_path):
+    files = oracle.write_shards(tmp_path / "in", [{"id": "a", "text": "short"}, {"id": "b", "text": "brief"}])
+    job = DedupJob(Corpus(tuple(files)), DedupParameters(), tmp_path / "work")
+    measured = measure_recall(job, decided(job), 10)
+    assert (measured.planted, measured.recall) == (0, None)
+    with pytest.raises(AttributeError):
+        measured.planted = 1
