@@ -45,6 +45,11 @@ def parser() -> argparse.ArgumentParser:
         if action in ("add", "export"):
             command.add_argument("input" if action == "add" else "output", type=Path)
         _add_settings(command)
+    run.add_argument("--engine", choices=("local", "slurm", "ray"), help="datatrove executor (default: this process)")
+    run.add_argument("--tasks", type=int, default=1, help="ranks of each step, with --engine")
+    run.add_argument(
+        "--engine-options", default="{}", help='datatrove\'s, as JSON: {"partition": "cpu", "time": "4:00:00"}'
+    )
     _add_settings(run)
     _add_settings(subtract)
     return top
@@ -69,7 +74,17 @@ def main(options: argparse.Namespace) -> None:
     workers = options.workers or available_cores()
     limit = parse_size(options.max_ram) if options.max_ram else None
     run = Run(workers, limit, print)
-    if options.command == "run":
+    if options.command == "run" and options.engine:
+        from dedup.scale_out import dedup_at_scale
+
+        corpus, extra = (
+            _corpus(options, options.input, options.output),
+            _json("--engine-options", options.engine_options),
+        )
+        dedup_at_scale(
+            corpus, options.output, parameters, options.engine, options.tasks, options.workers or -1, limit, extra
+        )
+    elif options.command == "run":
         fuzzy_dedup(
             options.input,
             options.output,
@@ -90,17 +105,28 @@ def main(options: argparse.Namespace) -> None:
 
 
 def _parameters(text: str) -> Any:
+    from dedup.parameters import DedupParameters
+    from pipeline_lib.stage import UserError
+
+    values = _json("--parameters", text)
+    try:
+        return DedupParameters(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    except TypeError as error:
+        raise UserError(f"--parameters {text!r} cannot be used ({error}); give JSON such as {EXAMPLE!r}") from None
+
+
+def _json(flag: str, text: str) -> dict[str, Any]:
     import json
 
-    from dedup.parameters import DedupParameters
     from pipeline_lib.stage import UserError
 
     try:
         values = json.loads(text)
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        return DedupParameters(**values)
-    except (ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"--parameters {text!r} cannot be used ({error}); give JSON such as {EXAMPLE!r}") from None
+    except ValueError as error:
+        raise UserError(f"{flag} {text!r} cannot be used ({error}); give JSON such as {EXAMPLE!r}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{flag} {text!r} cannot be used (not an object); give JSON such as {EXAMPLE!r}")
+    return values
 
 
 def _corpus(options: argparse.Namespace, path: Path, output: Path) -> Any:

@@ -134,19 +134,29 @@ def write_kept_shards(
 
     Raises UserError when two files have the same name, or one that is needed for the receipts.
     """
+    check_shard_names(corpus)
+    numbers = range(len(corpus.files))
+    for _ in ordered_threads(lambda number: write_kept_shard(corpus, stays, folder, number, extra), numbers, workers):
+        pass
+
+
+def check_shard_names(corpus: Corpus) -> None:
+    """Raise UserError when two files have the same name, or one that is needed for the receipts."""
     names = [file.name for file in corpus.files]
     for number, name in enumerate(names):
         if name == RECEIPTS_NAME or name in names[:number]:
             raise UserError(f"dedup: cannot write a shard named {name} ({corpus.files[number]}); rename that file")
-    starts = np.concatenate([[0], np.cumsum([pq.read_metadata(file).num_rows for file in corpus.files])])
 
-    def write(number: int) -> None:
-        rows = slice(starts[number], starts[number + 1])
-        added = {name: values[rows] for name, values in (extra or {}).items()}
-        write_kept(replace(corpus, files=(corpus.files[number],)), stays[rows], folder / names[number], added)
 
-    for _ in ordered_threads(write, range(len(names)), workers):
-        pass
+def write_kept_shard(
+    corpus: Corpus, stays: np.ndarray, folder: Path, number: int, extra: dict[str, np.ndarray] | None = None
+) -> None:
+    """Write the rows of one file that stay; `stays` and `extra` are about the rows of all files."""
+    first = sum(pq.read_metadata(file).num_rows for file in corpus.files[:number])
+    file = corpus.files[number]
+    rows = slice(first, first + pq.read_metadata(file).num_rows)
+    added = {name: values[rows] for name, values in (extra or {}).items()}
+    write_kept(replace(corpus, files=(file,)), stays[rows], folder / file.name, added)
 
 
 def cpu_dedup_streaming(

@@ -40,6 +40,7 @@ from .parameters import DedupParameters
 from .shingles import shingle_sets
 from .sketch import SketchFile, SketchSet, band_name, made_from, write_sketch
 
+STEPS = ("sketch", "exact", "bands", "group", "sets", "resolve")
 ROWS_PER_RANKING = 1 << 18
 LEAST_GROUP = 4096
 SET_PAGE = 8192
@@ -353,19 +354,31 @@ class DedupJob:
         Raises UserError for files that cannot be used, OSError when the disk is full; what is finished stays.
         """
         self.sketch_all(say, pause)
-        self._forget_another_run()
-        self._forget_damage()
-        if not self.copies_file.exists():
-            self.exact()
-            pause()
-        bands = [band for band in range(self.parameters.bands) if not self.band_file(band).exists()]
-        self._each("bands", lambda band: self.band(band, self.workers), bands, say, pause)
-        if not self.groups_file.exists():
-            self.group()
-        units = [unit for unit in self.pieces_with_candidates if not self.size_file(unit).exists()]
-        self._each("shingle sets", self.sets, units, say, pause)
-        groups = [group for group in self.groups if not self.resolved_file(group).exists()]
-        self._each("comparisons", lambda group: self.resolve(group, self.workers), groups, say, pause)
+        self.forget_what_does_not_belong()
+        for step in STEPS[1:]:
+            self._each(step, self.waiting(step), say, pause)
+
+    def waiting(self, step: str) -> list[int]:
+        """Return the units of a step that have no result yet; the steps before it must be finished."""
+        if step == "sketch":
+            return [unit for unit, file in enumerate(self.sketch_files) if not file.is_done()]
+        result, units = {
+            "exact": (lambda unit: self.copies_file, [0]),
+            "bands": (self.band_file, range(self.parameters.bands)),
+            "group": (lambda unit: self.groups_file, [0]),
+            "sets": (self.size_file, None if step != "sets" else self.pieces_with_candidates),
+            "resolve": (self.resolved_file, None if step != "resolve" else self.groups),
+        }[step]
+        return [unit for unit in units if not result(unit).exists()]
+
+    def do(self, step: str, unit: int, share: int) -> None:
+        """Do one unit of a step, in an n-th of the memory left (`share` workers do the same in this process)."""
+        if step in ("bands", "resolve"):
+            {"bands": self.band, "resolve": self.resolve}[step](unit, share)
+        elif step in ("exact", "group"):
+            {"exact": self.exact, "group": self.group}[step]()
+        else:
+            {"sketch": self.sketch, "sets": self.sets}[step](unit)
 
     def sketch_all(
         self, say: Callable[[str], None] = lambda line: None, pause: Callable[[], None] = lambda: None
@@ -373,19 +386,25 @@ class DedupJob:
         """Sketch the pieces that have no valid sketch yet."""
         self.corpus.check()
         self.limit.prepare()
-        waiting = [unit for unit, file in enumerate(self.sketch_files) if not file.is_done()]
+        waiting = self.waiting("sketch")
         if len(waiting) >= 2 * self.workers:
-            self._each("sketches", self.sketch, waiting, say, pause)
+            self._each("sketch", waiting, say, pause)
         else:  # fewer pieces than threads: the threads share a piece
             for unit in waiting:
                 self.sketch(unit, self.workers)
                 pause()
 
-    def _each(self, name: str, work: Callable[[int], None], units: list[int], say, pause) -> None:
-        for done, _ in enumerate(ordered_threads(work, units, self.workers), 1):
+    def _each(self, step: str, units: list[int], say, pause) -> None:
+        results = ordered_threads(lambda unit: self.do(step, unit, self.workers), units, self.workers)
+        for done, _ in enumerate(results, 1):
             if done % max(len(units) // 10, 1) == 0 and len(units) > 20:
-                say(f"dedup: {name} {done}/{len(units)}")
+                say(f"dedup: {step} {done}/{len(units)}")
             pause()
+
+    def forget_what_does_not_belong(self) -> None:
+        """Delete results of another run and results that are damaged. Once, before the steps after the first."""
+        self._forget_another_run()
+        self._forget_damage()
 
     def _forget_damage(self) -> None:
         """Delete results that a power cut left without their content, so that they are made again."""

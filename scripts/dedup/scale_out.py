@@ -1,0 +1,148 @@
+"""Dedup on many machines: the steps of job.py as datatrove pipelines, local, on Slurm or on Ray.
+
+Every step of a job is one executor that depends on the one before; rank r of n does the units r, r + n, r + 2 n, ...
+that have no result yet. After the six steps of a job come `decide` (one task, no text: guard and receipts) and `filter`
+(one shard per unit: writes what stays). All ranks see one shared folder. No rank holds more than its unit: a piece of
+the corpus, one band's keys (sorted within --max-ram), a group of candidates, a shard. Which documents stay does not
+depend on the number of tasks or the engine.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from datatrove.pipeline.base import PipelineStep
+
+from pipeline_lib.stage import UserError
+
+from .array_files import load_arrays, save_arrays
+from .corpus import Corpus
+from .cpu_dedup import RECEIPTS_NAME, SCRATCH_NAME, check_shard_names, write_kept_shard
+from .guard import check_limits
+from .job import STEPS, DedupJob
+from .memory_limit import MemoryLimit
+from .parameters import DedupParameters
+from .removals import collect
+
+ENGINES = ("local", "slurm", "ray")
+AFTER = ("decide", "filter")
+SINGLE = ("exact", "group", "decide")
+
+
+@dataclass(frozen=True)
+class ScaledRun:
+    """What the ranks of all steps share; small, and pickled by the executors."""
+
+    corpus: Corpus
+    output: Path
+    parameters: DedupParameters
+    max_ram: int | None = None
+
+    def job(self) -> DedupJob:
+        """Return the job in the output's work folder."""
+        return DedupJob(self.corpus, self.parameters, self.output / SCRATCH_NAME, MemoryLimit(self.max_ram))
+
+    @property
+    def stays_file(self) -> Path:
+        """Where `decide` leaves for `filter` which rows stay."""
+        return self.output / SCRATCH_NAME / "stays.npz"
+
+
+class DedupStep(PipelineStep):
+    """One step of a run as a datatrove block: it reads no documents and passes none on."""
+
+    type = "dedup"
+
+    def __init__(self, run: ScaledRun, step: str):
+        super().__init__()
+        self.name = f"dedup {step}"
+        self.shared = run
+        self.step = step
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        """Do this rank's units."""
+        job = self.shared.job()
+        job.limit.prepare()
+        if self.step == "decide":
+            _decide(self.shared, job)
+        elif self.step == "filter":
+            for number in range(len(job.corpus.files))[rank::world_size]:
+                _filter(self.shared, number)
+        else:
+            if self.step == "exact":
+                job.forget_what_does_not_belong()
+            mine = {unit for unit in job.waiting(self.step) if unit % world_size == rank}
+            for unit in sorted(mine):
+                job.do(self.step, unit, 1)
+            self.stat_update("units", value=len(mine))
+
+
+def _decide(run: ScaledRun, job: DedupJob) -> None:
+    removals = collect(job)
+    check_limits(removals, run.parameters)
+    save_arrays(run.stays_file, stays=removals.stays())
+    removals.write_receipts(run.output / RECEIPTS_NAME)
+
+
+def _filter(run: ScaledRun, number: int) -> None:
+    write_kept_shard(run.corpus, load_arrays(run.stays_file)["stays"], run.output, number)
+
+
+def executors(run: ScaledRun, engine: str, tasks: int, workers: int, options: dict[str, Any] | None = None) -> list:
+    """Return one executor per step, each depending on the one before; running them in order runs everything.
+
+    `tasks` ranks per step (one for `exact`, `group` and `decide`), at most `workers` at a time (-1: all). `options` go
+    to datatrove's executor: Slurm needs `partition` and `time`. Raises UserError for unusable files or options.
+    """
+    if engine not in ENGINES:
+        raise UserError(f"dedup: engine is {engine!r}; choose one of {', '.join(ENGINES)}")
+    run.corpus.check()
+    check_shard_names(run.corpus)
+    options = dict(options or {})
+    if engine == "slurm" and not {"partition", "time"} <= options.keys():
+        raise UserError("dedup: engine slurm needs the options partition and time")
+    made: list = []
+    for number, step in enumerate([*STEPS, *AFTER]):
+        count = 1 if step in SINGLE else tasks
+        common = {
+            "pipeline": [DedupStep(run, step)],
+            "tasks": count,
+            "workers": workers,
+            "logging_dir": str(run.output / SCRATCH_NAME / f"log-{number}-{step}"),
+            "skip_completed": False,  # every unit looks for itself whether it has a result
+            "depends": made[-1] if made else None,
+        }
+        if engine == "slurm":
+            common["job_name"] = f"dedup-{step}"
+        made.append(_executor_class(engine)(**{**common, **options}))
+    return made
+
+
+def _executor_class(engine: str) -> type:
+    if engine == "slurm":
+        from datatrove.executor.slurm import SlurmPipelineExecutor
+
+        return SlurmPipelineExecutor
+    if engine == "ray":
+        from datatrove.executor.ray import RayPipelineExecutor
+
+        return RayPipelineExecutor
+    from datatrove.executor.local import LocalPipelineExecutor
+
+    return LocalPipelineExecutor
+
+
+def dedup_at_scale(
+    corpus: Corpus,
+    output: Path,
+    parameters: DedupParameters,
+    engine: str,
+    tasks: int,
+    workers: int = -1,
+    max_ram: int | None = None,
+    options: dict[str, Any] | None = None,
+) -> None:
+    """Deduplicate `corpus` to `output`, shard by shard; on Slurm the jobs are submitted and this call returns."""
+    absolute = replace(corpus, files=tuple(file.resolve() for file in corpus.files))
+    run = ScaledRun(absolute, output.resolve(), parameters, max_ram)
+    executors(run, engine, tasks, workers, options)[-1].run()  # runs or submits what it depends on first
