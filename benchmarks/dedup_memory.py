@@ -1,9 +1,9 @@
 """Memory and growth: 10,000 to 1,000,000 synthetic documents, without a limit and with --max-ram 512M.
 
-The documents have 60 to 400 words drawn by Zipf's law from 20,000; every tenth is a copy of an earlier one, three in ten
-of these exact, the others with up to 5 % of their words replaced. Every run is a process of its own
-(scripts/dedup_files.py run, two workers), timed from start to end with the compiled code on disk; its resident memory is the kernel's peak, and sampled
-for the curve. The kept documents of both runs must be equal.
+The documents have 60 to 400 words drawn by Zipf's law from 20,000; every tenth is a copy of an earlier one, three in
+ten of these exact, the others with up to 5 % of their words replaced. Every run is a process of its own
+(scripts/dedup_files.py run, two workers), timed from start to end with the compiled code on disk; its resident memory
+is the kernel's peak, and sampled for the curve. The kept documents of both runs must be equal.
 """
 
 import json
