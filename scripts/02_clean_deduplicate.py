@@ -11,11 +11,18 @@ from pipeline_lib.stage import Estimate, run_stage
 if TYPE_CHECKING:
     import argparse
 
+    from pipeline_lib.config.clean import CleanSettings
     from pipeline_lib.stage import ActionContext, Stage
 
 
 def add_arguments(parser: "argparse.ArgumentParser") -> None:
     parser.add_argument("--why", metavar="ID", help="print why a document was removed or kept, and do nothing else")
+
+
+def describe_inputs(settings: "CleanSettings") -> dict:
+    from pipeline_lib.text_cleaning.quality_examples import example_files
+
+    return example_files(settings)
 
 
 def why(context: "ActionContext", identity: str) -> None:
@@ -34,7 +41,8 @@ def run(stage: "Stage") -> None:
     from pipeline_lib.text_cleaning import corpus
 
     shards = corpus.shards_of(stage)
-    corpus.clean_shards(stage, shards)
+    quality_model = corpus.train_quality_model(stage, shards)
+    corpus.clean_shards(stage, shards, quality_model)
     duplicates = corpus.find_duplicates(stage, shards)
     corpus.write_final_shards(stage, shards, duplicates)
     corpus.write_all_receipts(stage, shards)
@@ -42,4 +50,11 @@ def run(stage: "Stage") -> None:
 
 
 if __name__ == "__main__":
-    run_stage("02_clean", run, estimate=estimate, extra_arguments=add_arguments, actions={"why": why})
+    run_stage(
+        "02_clean",
+        run,
+        estimate=estimate,
+        inputs=describe_inputs,
+        extra_arguments=add_arguments,
+        actions={"why": why},
+    )

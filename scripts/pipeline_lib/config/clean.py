@@ -133,6 +133,17 @@ class C4Settings(Section):
     """Least number of sentences in the lines that stay."""
 
 
+class QualityModelSettings(Section):
+    """A classifier that learns from examples ("more like this") when the stage starts and scores every document."""
+
+    examples: list[str] = []
+    """Files, folders or globs with documents like those wanted (any format of stage 01); empty = no classifier."""
+    contrast: list[str] = []
+    """Files with documents unlike those wanted; empty = documents of the corpus itself, spread over all of it."""
+    min_score: float | None = Field(default=None, ge=0, le=1)
+    """Least probability of a document to be like the examples; null = the score is only written beside the text."""
+
+
 class ContaminationSettings(Section):
     """Removal of documents that contain text of the evaluation sets (01_download/eval)."""
 
@@ -202,6 +213,8 @@ class CleanSettings(Section):
     """Thresholds of the group fineweb."""
     c4: C4Settings = C4Settings()
     """Settings of the group c4."""
+    quality_model: QualityModelSettings = QualityModelSettings()
+    """Classifier trained on examples."""
     contamination: ContaminationSettings = ContaminationSettings()
     """Comparison with the evaluation sets."""
     dedup: DedupSettings = DedupSettings()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SCRATCH = "scratch"
 DUPLICATES = "duplicates"
+QUALITY_MODEL = "quality_model.npy"
 FLOW = "text"
 PIECE_BYTES = 16_000_000  # of text per unit, a few seconds of work
 WORKER_BYTES = 8_000_000  # of text for which another process (1 s to start) pays off
@@ -109,7 +110,20 @@ def evaluation_files(stage: Stage) -> list[Path]:
     return files
 
 
-def clean_shards(stage: Stage, shards: list[Shard]) -> None:
+def train_quality_model(stage: Stage, shards: list[Shard]) -> Path | None:
+    """Train the classifier on the examples that the settings name; return its file, None without examples."""
+    if not stage.settings.quality_model.examples:
+        return None
+    from .quality_examples import train_on_examples
+
+    for key in stage.todo([QUALITY_MODEL], "training the quality model"):
+        with stage.unit(key) as unit:
+            model, unit.result = train_on_examples(stage.settings, [shard.source for shard in shards], stage.seed)
+            model.save(unit.path(QUALITY_MODEL))
+    return stage.work / QUALITY_MODEL
+
+
+def clean_shards(stage: Stage, shards: list[Shard], quality_model: Path | None) -> None:
     """Clean every piece that is not finished, on up to `stage.threads` cores."""
     from .shard import ShardJob, clean_shard, start_cleaner
 
@@ -125,7 +139,7 @@ def clean_shards(stage: Stage, shards: list[Shard]) -> None:
         [jobs[piece.unit] for piece in waiting],
         workers,
         initializer=start_cleaner,
-        initargs=(stage.settings, evaluation_files(stage), stage.seed),
+        initargs=(stage.settings, evaluation_files(stage), stage.seed, quality_model),
     )
     for key, result in zip(stage.todo(list(jobs), "cleaning", "pieces"), results, strict=True):
         with stage.unit(key) as unit:

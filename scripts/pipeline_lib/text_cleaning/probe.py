@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from dedup.removals import find_duplicates
 from pipeline_lib.stage import Estimate, Stage
 
-from .corpus import PIECE_BYTES, dedup_parameters, evaluation_files, text_shards
+from .corpus import PIECE_BYTES, QUALITY_MODEL, dedup_parameters, evaluation_files, text_shards
 from .shard import INPUT_COLUMNS, ROWS_PER_BATCH, DocumentCleaner, Tally
 
 PROBE_BYTES = 2_000_000
@@ -26,7 +26,9 @@ def estimate_cleaning(stage: Stage) -> Estimate:
     sample = first_documents(files)
     if not sample.num_rows:
         return Estimate(None, None, None, "01_download has no documents")
-    cleaner = DocumentCleaner(stage.settings, evaluation_files(stage), stage.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        quality_model = _quality_model(stage, files, Path(folder))
+        cleaner = DocumentCleaner(stage.settings, evaluation_files(stage), stage.seed, quality_model)
     cleaner.clean(sample.slice(0, 1), Tally())
     started = time.perf_counter()
     kept = cleaner.clean(sample, Tally()).kept
@@ -48,6 +50,16 @@ def estimate_cleaning(stage: Stage) -> Estimate:
         disk_bytes=int(2 * scale * disk),
         basis=f"{sample.num_rows} documents cleaned and deduplicated on one core, scaled to {documents}",
     )
+
+
+def _quality_model(stage: Stage, files: list[Path], folder: Path) -> Path | None:
+    if not stage.settings.quality_model.examples:
+        return None
+    from .quality_examples import train_on_examples
+
+    model, _ = train_on_examples(stage.settings, files, stage.seed)
+    model.save(folder / QUALITY_MODEL)
+    return folder / QUALITY_MODEL
 
 
 def first_documents(files: list[Path]) -> pa.Table:

@@ -51,6 +51,9 @@ def active_rules(settings: "CleanSettings") -> list[Rule]:
         rules += _gopher_quality(settings.gopher_quality)
     if "fineweb" in settings.quality_rules:
         rules += _fineweb(settings.fineweb)
+    model = settings.quality_model
+    if model.examples and model.min_score is not None:
+        rules.append(Rule("quality_model.min_score", "quality_model", "below", model.min_score))
     if settings.contamination.enabled:
         limit = settings.contamination.max_matches
         rules.append(Rule("contamination", "contamination", "above", limit, for_everyone=True))

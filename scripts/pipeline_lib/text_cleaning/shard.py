@@ -23,6 +23,7 @@ from .document_scores import score_documents
 from .language import LANGUAGE_COLUMNS, LanguageIdentifier
 from .normalise import normalise_batch
 from .personal_data import PersonalData
+from .quality_model import QualityModel
 from .receipts import PREVIEW_CHARACTERS, receipt_schema
 from .rules import KEPT, active_rules, first_broken
 from .symbol_lines import remove_symbol_lines
@@ -64,12 +65,15 @@ class Cleaned:
 class DocumentCleaner:
     """Everything that is loaded once per process: rules, expressions, language model, evaluation index."""
 
-    def __init__(self, settings: "CleanSettings", evaluation_files: list[Path], seed: int):
+    def __init__(
+        self, settings: "CleanSettings", evaluation_files: list[Path], seed: int, quality_model: Path | None = None
+    ):
         self.settings = settings
         self.rules = active_rules(settings)
         self._exempt = frozenset(settings.exempt_sources)
         self._personal_data = PersonalData(settings.personal_data.kinds, settings.personal_data.replacement, seed)
         self._language = LanguageIdentifier(settings.language) if settings.language.keep else None
+        self._quality_model = QualityModel.load(quality_model) if quality_model else None
         self._index: EvaluationIndex | None = None
         if settings.contamination.enabled:
             self._index = build_index(evaluation_files, settings.contamination.ngram)
@@ -85,6 +89,8 @@ class DocumentCleaner:
         columns |= extra
         if self._language:
             columns |= self._identify(array.to_pylist())
+        if self._quality_model:
+            columns["quality_model"] = self._quality_model.score(array)
         copied_from = [None] * len(array)
         if self._index:
             columns["contamination"], owners = self._index.matches(array)
@@ -165,10 +171,12 @@ class ShardJob:
 _cleaner: DocumentCleaner
 
 
-def start_cleaner(settings: "CleanSettings", evaluation_files: list[Path], seed: int) -> None:
+def start_cleaner(
+    settings: "CleanSettings", evaluation_files: list[Path], seed: int, quality_model: Path | None
+) -> None:
     """Prepare this process for `clean_shard` (the initializer of the worker pool)."""
     global _cleaner
-    _cleaner = DocumentCleaner(settings, evaluation_files, seed)
+    _cleaner = DocumentCleaner(settings, evaluation_files, seed, quality_model)
 
 
 def clean_shard(job: ShardJob) -> dict[str, Any]:

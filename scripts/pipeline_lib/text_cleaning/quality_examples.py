@@ -1,0 +1,101 @@
+"""The examples that the quality model learns from: the user's files, and documents of the corpus as the contrast.
+
+Files are read as stage 01 reads a local source, and repaired as stage 02 repairs the corpus: a difference in spaces
+would otherwise be what the model learns.
+Trap: against the corpus itself a score is relative. The good documents of a corpus that is half good are half of the
+contrast and score about a third; choose the threshold by reading, or give a contrast.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline_lib.stage import UserError
+
+from .normalise import normalise
+from .quality_model import QualityModel, train
+
+if TYPE_CHECKING:
+    import pyarrow
+
+    from pipeline_lib.config.clean import CleanSettings
+    from pipeline_lib.sources.local import LocalSource
+
+MOST_BYTES = 50_000_000
+"""Of text per side: more examples than that change a linear model little."""
+CONTRAST_BYTES = 10_000_000
+"""Of text that is taken from the corpus when no contrast is given."""
+
+
+def example_files(settings: "CleanSettings") -> dict[str, Any]:
+    """JSON that changes when an example does, for the up-to-date check."""
+    model = settings.quality_model
+    sides = {"examples": model.examples, "contrast": model.contrast}
+    return {name: _source(name, paths).fingerprint() for name, paths in sides.items() if paths}
+
+
+def train_on_examples(
+    settings: "CleanSettings", shards: Sequence[Path], seed: int
+) -> tuple[QualityModel, dict[str, int]]:
+    """Return the model that the settings ask for, and how many documents each side had.
+
+    shards: of the corpus, for the contrast. Raises UserError for paths that name no document.
+    """
+    model = settings.quality_model
+    wanted = examples(model.examples, "examples", settings)
+    unwanted = examples(model.contrast, "contrast", settings) if model.contrast else corpus_sample(shards, settings)
+    return train(wanted, unwanted, seed), {"examples": len(wanted), "contrast": len(unwanted)}
+
+
+def examples(paths: Sequence[str], name: str, settings: "CleanSettings") -> "pyarrow.Array":
+    """The documents of these files, large_string, MOST_BYTES of them at most. Raises UserError when there is none."""
+    texts, size = [], 0
+    for text in _texts(_source(name, paths)):
+        texts.append(normalise(text, settings.normalise))
+        size += len(texts[-1])
+        if size >= MOST_BYTES:
+            break
+    if not texts:
+        raise UserError(f"clean.quality_model.{name}: no document in {', '.join(paths)}; name other files")
+    return _array(texts)
+
+
+def corpus_sample(shards: Sequence[Path], settings: "CleanSettings") -> "pyarrow.Array":
+    """Documents from row groups spread evenly over the corpus, CONTRAST_BYTES of them at most."""
+    import pyarrow.parquet as pq
+
+    groups = [(shard, group) for shard in shards for group in range(pq.read_metadata(shard).num_row_groups)]
+    every = max(1, len(groups) // 16)
+    chosen = groups[every // 2 :: every]
+    texts: list[str] = []
+    for shard, group in chosen:
+        room = CONTRAST_BYTES // len(chosen)
+        with pq.ParquetFile(shard) as file:
+            for text in file.read_row_group(group, columns=["text"])["text"].to_pylist():
+                texts.append(normalise(text, settings.normalise))
+                room -= len(text)
+                if room <= 0:
+                    break
+    return _array(texts)
+
+
+def _array(texts: list[str]) -> "pyarrow.Array":
+    import pyarrow as pa
+
+    return pa.array(texts, pa.large_string())
+
+
+def _source(name: str, paths: Sequence[str]) -> "LocalSource":
+    from pipeline_lib.config.sources import SourceSettings
+    from pipeline_lib.sources.local import LocalSource
+
+    return LocalSource(SourceSettings(name=name, kind="text", type="local", paths=list(paths)))
+
+
+def _texts(source: "LocalSource") -> Iterator[str]:
+    from pipeline_lib.sources.base import Dropped
+
+    for unit in source.units():
+        for record in source.read(unit):
+            if not isinstance(record, Dropped):
+                yield record["text"]
