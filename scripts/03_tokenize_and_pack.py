@@ -69,6 +69,7 @@ def run(stage: "Stage") -> None:
     from pipeline_lib.packing.build_plans import write_index, write_plans
     from pipeline_lib.packing.build_tokenizer import check_encoder, make_tokenizer, write_tokenizer_report
     from pipeline_lib.packing.kept_parts import lay_out
+    from pipeline_lib.packing.licenses import write_licenses
     from pipeline_lib.packing.shards import plan_runs, require_text
 
     layout = lay_out(stage)
@@ -80,6 +81,7 @@ def run(stage: "Stage") -> None:
     made = make_chunks(stage, layout, encoder, backwards=stage.flags.get("mode") == "inverse")
     chunks = list_chunks(stage, layout, made)
     write_index(stage, layout, encoder, chunks, write_plans(stage, chunks))
+    write_licenses(stage, list(layout.paths.values()))
 
 
 def share(stage: "Stage") -> None:
@@ -90,9 +92,15 @@ def share(stage: "Stage") -> None:
 
 
 def estimate(stage: "Stage") -> Estimate:
+    from pipeline_lib.packing.mixture_plan import describe_mixture, plan_mixture
     from pipeline_lib.packing.probe import probe_packing
     from pipeline_lib.packing.shards import plan_runs
 
+    if stage.settings.weights or stage.settings.token_shares:
+        cleaned = {
+            source: entry.kept[1] for flow, source, entry in stage.input("02_clean").ledger.items() if flow == "text"
+        }
+        print("\n".join(["  mixture", *describe_mixture(plan_mixture(cleaned, stage.settings), "bytes")]))
     runs = plan_runs(stage.input("02_clean").files("part-*.parquet"))
     return Estimate(**probe_packing(runs, stage.settings, PROBED_BYTES))
 

@@ -1,6 +1,6 @@
 """Settings of stage 03: the tokenizer, the packed cache and its plans."""
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from .base import Section
 
@@ -26,12 +26,18 @@ class PackSettings(Section):
     """Share of the documents, chosen by a seeded hash of their id, that is packed apart for validation."""
     weights: dict[str, float] = {}
     """Source -> how often its documents appear in an epoch, in copies; 1 for sources not named, 0 leaves one out."""
+    token_shares: dict[str, float] = {}
+    """Source -> its share of an epoch's tokens, relative to the others; every source must be named."""
+    epoch_tokens: int | None = Field(default=None, ge=1)
+    """Size of an epoch that `token_shares` divides, in tokens; null = as many as the sources with a share have."""
+    max_repeats: float = Field(default=4.0, gt=0)
+    """Most copies of a document per epoch that a weight or a share may lead to; a source cut by it is reported."""
     rehydration: dict[int, float] = {}
     """Least number of removed duplicates -> factor on how often a document appears in an epoch."""
     lz4_level: int = Field(default=0, ge=0, le=12)
     """LZ4 compression level of the chunks: 0 is fast, from 3 on about two percent smaller and slower to write."""
 
-    @field_validator("weights", "rehydration")
+    @field_validator("weights", "token_shares", "rehydration")
     @classmethod
     def _factors_are_not_negative(cls, value: dict) -> dict:
         for key, factor in value.items():
@@ -47,3 +53,11 @@ class PackSettings(Section):
         if len(set(value)) < len(value):
             raise ValueError("a context is listed twice")
         return value
+
+    @model_validator(mode="after")
+    def _one_way_to_say_the_mixture(self) -> "PackSettings":
+        if self.weights and self.token_shares:
+            raise ValueError("give either `weights` (copies) or `token_shares`, not both")
+        if self.epoch_tokens and not self.token_shares:
+            raise ValueError("`epoch_tokens` is what `token_shares` divides; give shares or remove it")
+        return self

@@ -7,7 +7,8 @@ from pipeline_lib.stage import file_digest, write_json_atomic
 from .cache_index import INDEX, describe_cache, recipe_of
 from .chunk_format import ChunkFile
 from .kept_parts import CacheLayout
-from .packing_plan import Mixture, plan_file_name, write_plan
+from .mixture_plan import describe_mixture, mixture_of, plan_mixture, training_tokens
+from .packing_plan import plan_file_name, write_plan
 from .text_encoder import TextEncoder
 
 if TYPE_CHECKING:
@@ -24,10 +25,8 @@ def chunk_path(stage: "Stage", name: str) -> "Path":
 
 def write_plans(stage: "Stage", chunks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Write one packing plan per context length; return their index entries."""
-    mixture = Mixture(stage.settings.weights, stage.settings.rehydration, stage.seed)
-    unknown = set(mixture.weights) - {source for chunk in chunks for source in chunk["sources"]}
-    for source in sorted(unknown):
-        stage.note(f"pack.weights names {source}, and no document has that source")
+    mixture = mixture_of(chunks, stage.settings, stage.seed)
+    say_mixture(stage, training_tokens(chunks))
     keys = {f"plan-{context}": context for context in stage.settings.contexts}
     for key in stage.todo(keys, "planning sequences", "context lengths"):
         with stage.unit(key) as unit:
@@ -43,6 +42,23 @@ def write_plans(stage: "Stage", chunks: list[dict[str, Any]]) -> list[dict[str, 
         }
         for key, context in keys.items()
     ]
+
+
+def say_mixture(stage: "Stage", tokens: dict[str, int]) -> None:
+    """Print what an epoch holds of each source, and note what differs from what was asked for."""
+    named = {**stage.settings.weights, **stage.settings.token_shares}
+    for source in sorted(set(named) - set(tokens)):
+        stage.note(f"pack.weights or pack.token_shares names {source}, and no document has that source")
+    if not named:
+        return
+    plans = plan_mixture(tokens, stage.settings)
+    for line in describe_mixture(plans):
+        stage.say(line)
+    for plan in plans:
+        if plan.capped:
+            stage.note(
+                f"{plan.source} is repeated {plan.copies:g} times an epoch, as pack.max_repeats allows, not more"
+            )
 
 
 def write_index(

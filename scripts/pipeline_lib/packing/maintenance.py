@@ -19,6 +19,7 @@ from pipeline_lib.stage.progress import progress, size
 
 from .cache_index import INDEX, Shard, describe_cache, describe_chunk, read_index, recipe_of, tokenizer_digests
 from .chunk_format import ChunkDamaged, ChunkFile
+from .mixture_plan import mixture_of
 from .packing_plan import Mixture, plan_file_name, write_plan
 from .text_encoder import TextEncoder
 
@@ -143,7 +144,7 @@ def _index_from_chunks(folder: Path, manifest: Manifest, settings: PackSettings,
     chunks = [ChunkFile(folder / name) for name in sorted(manifest.files) if name.startswith("chunks/")]
     entries = [describe_chunk(chunk, f"chunks/{chunk.path.name}") for chunk in chunks]
     parts = [[Shard(**shard) for shard in c.header["shards"]] for c in chunks if "shards" in c.header]
-    mixture = Mixture(settings.weights, settings.rehydration, seed)
+    mixture = mixture_of(entries, settings, seed)
     plans = []
     for context in settings.contexts:
         with tempfile.TemporaryDirectory() as scratch:
