@@ -20,7 +20,7 @@ from pathlib import Path
 import pyarrow as pa
 from datatrove.pipeline.formatters import PIIFormatter
 
-from pipeline_lib.text_cleaning.document_scores import text_buffers
+from pipeline_lib.text_cleaning.arrow_text import text_buffers
 from pipeline_lib.text_cleaning.normalise import normalise
 from pipeline_lib.text_cleaning.personal_data import PersonalData
 from pipeline_lib.text_cleaning.personal_data_kinds import KINDS

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from labelled_personal_data import labelled_texts
 
 from pipeline_lib.config.clean import PersonalDataKind, PersonalDataSettings
-from pipeline_lib.text_cleaning.document_scores import text_buffers
+from pipeline_lib.text_cleaning.arrow_text import text_buffers
 from pipeline_lib.text_cleaning.personal_data import PersonalData
 from pipeline_lib.text_cleaning.personal_data_kinds import KINDS, is_card_number, is_iban, luhn_valid
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline_lib.stage import UserError
 
-from .normalise import normalise
+from .normalise import normalise_batch
 from .quality_model import QualityModel, train
 
 if TYPE_CHECKING:
@@ -51,13 +51,13 @@ def examples(paths: Sequence[str], name: str, settings: "CleanSettings") -> "pya
     """The documents of these files, large_string, MOST_BYTES of them at most. Raises UserError when there is none."""
     texts, size = [], 0
     for text in _texts(_source(name, paths)):
-        texts.append(normalise(text, settings.normalise))
-        size += len(texts[-1])
+        texts.append(text)
+        size += len(text)
         if size >= MOST_BYTES:
             break
     if not texts:
         raise UserError(f"clean.quality_model.{name}: no document in {', '.join(paths)}; name other files")
-    return _array(texts)
+    return _repaired(texts, settings)
 
 
 def corpus_sample(shards: Sequence[Path], settings: "CleanSettings") -> "pyarrow.Array":
@@ -72,17 +72,17 @@ def corpus_sample(shards: Sequence[Path], settings: "CleanSettings") -> "pyarrow
         room = CONTRAST_BYTES // len(chosen)
         with pq.ParquetFile(shard) as file:
             for text in file.read_row_group(group, columns=["text"])["text"].to_pylist():
-                texts.append(normalise(text, settings.normalise))
-                room -= len(text)
+                texts.append(text or "")
+                room -= len(texts[-1])
                 if room <= 0:
                     break
-    return _array(texts)
+    return _repaired(texts, settings)
 
 
-def _array(texts: list[str]) -> "pyarrow.Array":
+def _repaired(texts: list[str], settings: "CleanSettings") -> "pyarrow.Array":
     import pyarrow as pa
 
-    return pa.array(texts, pa.large_string())
+    return normalise_batch(pa.array(texts, pa.large_string()), settings.normalise)[0]
 
 
 def _source(name: str, paths: Sequence[str]) -> "LocalSource":

@@ -19,7 +19,7 @@ from pipeline_lib.compiled import kernel
 from pipeline_lib.stage import UserError
 
 from .characters import character_classes
-from .document_scores import text_buffers
+from .arrow_text import text_buffers
 from .words import mix, split
 
 if TYPE_CHECKING:
