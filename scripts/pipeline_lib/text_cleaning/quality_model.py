@@ -18,8 +18,8 @@ import numpy as np
 from pipeline_lib.compiled import kernel
 from pipeline_lib.stage import UserError
 
-from .characters import character_classes
 from .arrow_text import text_buffers
+from .characters import character_classes
 from .words import mix, split
 
 if TYPE_CHECKING:
