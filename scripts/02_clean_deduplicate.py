@@ -21,8 +21,9 @@ def add_arguments(parser: "argparse.ArgumentParser") -> None:
 
 def describe_inputs(settings: "CleanSettings") -> dict:
     from pipeline_lib.text_cleaning.quality_examples import example_files
+    from pipeline_lib.text_cleaning.toxicity import describe_backend
 
-    return example_files(settings)
+    return {**example_files(settings), "toxicity": describe_backend(settings.toxicity)}
 
 
 def why(context: "ActionContext", identity: str) -> None:

@@ -144,6 +144,21 @@ class QualityModelSettings(Section):
     """Least probability of a document to be like the examples; null = the score is only written beside the text."""
 
 
+class ToxicitySettings(Section):
+    """Removal of toxic documents; the card says which backend judged."""
+
+    backend: Literal["off", "auto", "detoxify", "words"] = "off"
+    """detoxify = a classifier whose weights must be on this machine; words = a word list; auto = the first that can."""
+    model: str = "unitary/toxic-bert"
+    """detoxify: a sequence classifier in safetensors, as a folder or as an id in the hub's cache on this machine."""
+    max_score: float = Field(default=0.7, ge=0, le=1)
+    """detoxify: greatest probability of any label, in any window of the document."""
+    words: str | None = None
+    """words: a file with one word a line; null = the English list that comes with the pipeline."""
+    max_word_share: float = Field(default=0.01, ge=0, le=1)
+    """words: greatest fraction of a document's words that are on the list."""
+
+
 class ContaminationSettings(Section):
     """Removal of documents that contain text of the evaluation sets (01_download/eval)."""
 
@@ -215,6 +230,8 @@ class CleanSettings(Section):
     """Settings of the group c4."""
     quality_model: QualityModelSettings = QualityModelSettings()
     """Classifier trained on examples."""
+    toxicity: ToxicitySettings = ToxicitySettings()
+    """Removal of toxic documents."""
     contamination: ContaminationSettings = ContaminationSettings()
     """Comparison with the evaluation sets."""
     dedup: DedupSettings = DedupSettings()

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from .toxicity import toxicity_backend
+
 if TYPE_CHECKING:
     from pipeline_lib.config.clean import (
         C4Settings,
@@ -54,6 +56,11 @@ def active_rules(settings: "CleanSettings") -> list[Rule]:
     model = settings.quality_model
     if model.examples and model.min_score is not None:
         rules.append(Rule("quality_model.min_score", "quality_model", "below", model.min_score))
+    backend = toxicity_backend(settings.toxicity)
+    if backend == "detoxify":
+        rules.append(Rule("toxicity.max_score", "toxicity", "above", settings.toxicity.max_score))
+    elif backend == "words":
+        rules.append(Rule("toxicity.max_word_share", "profane_words", "above", settings.toxicity.max_word_share))
     if settings.contamination.enabled:
         limit = settings.contamination.max_matches
         rules.append(Rule("contamination", "contamination", "above", limit, for_everyone=True))

@@ -27,6 +27,7 @@ from .quality_model import QualityModel
 from .receipts import PREVIEW_CHARACTERS, receipt_schema
 from .rules import KEPT, active_rules, first_broken
 from .symbol_lines import remove_symbol_lines
+from .toxicity import load_scorer
 
 if TYPE_CHECKING:
     from pipeline_lib.config.clean import CleanSettings
@@ -74,6 +75,7 @@ class DocumentCleaner:
         self._personal_data = PersonalData(settings.personal_data.kinds, settings.personal_data.replacement, seed)
         self._language = LanguageIdentifier(settings.language) if settings.language.keep else None
         self._quality_model = QualityModel.load(quality_model) if quality_model else None
+        self.toxicity = load_scorer(settings.toxicity)
         self._index: EvaluationIndex | None = None
         if settings.contamination.enabled:
             self._index = build_index(evaluation_files, settings.contamination.ngram)
@@ -91,6 +93,8 @@ class DocumentCleaner:
             columns |= self._identify(array.to_pylist())
         if self._quality_model:
             columns["quality_model"] = self._quality_model.score(array)
+        if self.toxicity:
+            columns[self.toxicity.column] = self.toxicity.score(array)
         copied_from = [None] * len(array)
         if self._index:
             columns["contamination"], owners = self._index.matches(array)

@@ -1,0 +1,200 @@
+"""How toxic a text is: by Detoxify's classifier where its weights are on this machine, else by counting listed words.
+
+The two are not the same thing, and the card names the one that judged. `detoxify` is the BERT of Detoxify's "original"
+(Hanu and Unitary 2020, trained on the Jigsaw comments; unitary/toxic-bert on the hub): six labels, of which the highest
+probability counts, over up to four windows of 512 tokens spread over the document. `words` is the share of words that
+are on a list of profanity: it knows neither threats in polite words nor quotation, and judges crudeness, not toxicity.
+Cost: words cost a pass over the text; detoxify runs a BERT, which belongs on a GPU or on a small corpus.
+Trap: the weights are read from safetensors only; Detoxify's own package loads pickles and is not used.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from pipeline_lib.compiled import kernel
+from pipeline_lib.config import resolve_path
+from pipeline_lib.stage import UserError, bytes_digest, file_digest
+
+from .arrow_text import text_buffers
+from .characters import character_classes, lower_case
+from .contamination import plain_words
+
+if TYPE_CHECKING:
+    import pyarrow
+
+    from pipeline_lib.config.clean import ToxicitySettings
+
+WEIGHTS = "model.safetensors"
+WORD_LIST = Path(__file__).with_name("profanity.txt")
+_WINDOW_TOKENS = 512
+_MOST_WINDOWS = 4
+_BATCH = 16
+
+
+class ToxicityScorer(Protocol):
+    """What both backends offer; `column` is where the scores stand."""
+
+    column: str
+
+    def score(self, texts: "pyarrow.Array") -> np.ndarray:
+        """Return float64[documents], 0 for a text without words."""
+        ...
+
+
+def toxicity_backend(settings: "ToxicitySettings") -> str:
+    """Return the backend that will judge: off, detoxify or words; `auto` takes Detoxify if its weights are here.
+
+    Raises UserError for `detoxify` without weights.
+    """
+    if settings.backend in ("off", "words"):
+        return settings.backend
+    here = _weights(settings.model) is not None
+    if settings.backend == "detoxify" and not here:
+        raise UserError(
+            f"clean.toxicity.backend is detoxify, and the weights of {settings.model} are not on this machine; fetch"
+            f" them with: hf download {settings.model}, name a folder in clean.toxicity.model, or choose words"
+        )
+    return "detoxify" if here else "words"
+
+
+def describe_backend(settings: "ToxicitySettings") -> dict[str, str]:
+    """JSON that names what judges and changes when it does; for the up-to-date check and the card."""
+    backend = toxicity_backend(settings)
+    if backend == "words":
+        words = read_words(_word_list(settings))
+        digest = bytes_digest("\n".join(words).encode())
+        return {"backend": f"a list of {len(words)} words (crudeness, not toxicity)", "digest": digest}
+    if backend == "detoxify":
+        return {"backend": f"detoxify ({settings.model})", "digest": file_digest(_weights(settings.model) / WEIGHTS)}
+    return {"backend": backend}
+
+
+def load_scorer(settings: "ToxicitySettings") -> ToxicityScorer | None:
+    """Return the scorer that the settings lead to, None for off. Raises UserError when it cannot be loaded."""
+    backend = toxicity_backend(settings)
+    if backend == "off":
+        return None
+    if backend == "words":
+        return WordShare(read_words(_word_list(settings)))
+    return Detoxify(_weights(settings.model))
+
+
+def _word_list(settings: "ToxicitySettings") -> Path:
+    return resolve_path(settings.words) if settings.words else WORD_LIST
+
+
+def _weights(model: str) -> Path | None:
+    """Return the folder of the model's weights on this machine: a folder as it is, or in the hub's cache."""
+    folder = resolve_path(model)
+    if (folder / WEIGHTS).is_file():
+        return folder
+    if model.count("/") != 1 or folder.exists():
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model, WEIGHTS)
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def read_words(path: Path) -> list[str]:
+    """Return the words of a list, one a line, # for comments. Raises UserError for an unreadable or empty file."""
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"clean.toxicity.words: {path} cannot be read ({error})") from None
+    words = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not words:
+        raise UserError(f"clean.toxicity.words: {path} has no word; give one word a line")
+    return words
+
+
+class WordShare:
+    """The share of a text's words that are on a list, case and punctuation aside."""
+
+    column = "profane_words"
+
+    def __init__(self, words: Sequence[str]):
+        """`words`: one word each; a line of several words would never be met and raises UserError."""
+        import pyarrow as pa
+
+        data, offsets = text_buffers(pa.array(list(words), pa.large_string()))
+        hashes, counts = np.zeros(len(words), np.uint64), np.zeros(len(words), np.int64)
+        _hash_entries(data, offsets, character_classes(), lower_case(), hashes, counts)
+        if (counts != 1).any():
+            raise UserError(f"clean.toxicity.words: {words[int(np.argmax(counts != 1))]!r} is not one word")
+        self._hashes = np.unique(hashes)
+
+    def score(self, texts: "pyarrow.Array") -> np.ndarray:
+        """Return listed words per word, float64[documents]."""
+        data, offsets = text_buffers(texts)
+        shares = np.zeros(len(texts))
+        _word_shares(data, offsets, character_classes(), lower_case(), self._hashes, shares)
+        return shares
+
+
+class Detoxify:
+    """A multi-label sequence classifier of transformers, by its highest probability over windows of the text."""
+
+    column = "toxicity"
+
+    def __init__(self, folder: Path):
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        self._torch = torch
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._model: Any = AutoModelForSequenceClassification.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(f"clean.toxicity.model: {folder} is no classifier ({str(error).splitlines()[0]})") from None
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model = self._model.to(device).eval()
+
+    def score(self, texts: "pyarrow.Array") -> np.ndarray:
+        """Return the highest probability of any label in any window, float64[documents]."""
+        scores = np.zeros(len(texts))
+        windows = [(number, window) for number, text in enumerate(texts.to_pylist()) for window in self._windows(text)]
+        windows.sort(key=lambda window: len(window[1]))
+        for start in range(0, len(windows), _BATCH):
+            part = windows[start : start + _BATCH]
+            encoded = self._tokenizer.pad({"input_ids": [ids for _, ids in part]}, return_tensors="pt")
+            with self._torch.inference_mode():
+                logits = self._model(**encoded.to(self._model.device)).logits.float()
+            for (number, _), score in zip(part, logits.sigmoid().amax(-1).tolist(), strict=True):
+                scores[number] = max(scores[number], score)
+        return scores
+
+    def _windows(self, text: str) -> list[list[int]]:
+        size = min(_WINDOW_TOKENS, self._model.config.max_position_embeddings)
+        cut = self._tokenizer(text, truncation=True, max_length=size, return_overflowing_tokens=True)["input_ids"]
+        if len(cut) <= _MOST_WINDOWS:
+            return cut if text.strip() else []
+        return [cut[round(i * (len(cut) - 1) / (_MOST_WINDOWS - 1))] for i in range(_MOST_WINDOWS)]
+
+
+@kernel
+def _hash_entries(data, offsets, classes, lower, hashes, counts):
+    scratch = np.empty(data.size + 1, np.uint64)
+    for i in range(offsets.size - 1):
+        counts[i] = plain_words(data, offsets[i], offsets[i + 1], classes, lower, scratch)
+        hashes[i] = scratch[0]
+
+
+@kernel
+def _word_shares(data, offsets, classes, lower, listed, shares):
+    longest = 1
+    for i in range(offsets.size - 1):
+        longest = max(longest, offsets[i + 1] - offsets[i])
+    hashes = np.empty(longest, np.uint64)
+    for i in range(offsets.size - 1):
+        count = plain_words(data, offsets[i], offsets[i + 1], classes, lower, hashes)
+        found = 0
+        for k in range(count):
+            place = np.searchsorted(listed, hashes[k])
+            found += place < listed.size and listed[place] == hashes[k]
+        shares[i] = found / count if count else 0.0
