@@ -1,0 +1,61 @@
+"""A source that grows: files added at its end leave every older shard and chunk as it is, through stages 01 to 03."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline_lib.stage.manifest import MANIFEST, Manifest
+
+WORDS = ["the", "river", "and", "stone", "of", "market", "with", "window", "to", "morning", "letter", "that", "garden"]
+SCRIPTS = ("01_download_data.py", "02_clean_deduplicate.py", "03_tokenize_and_pack.py")
+
+
+def write_files(folder: Path, first: int, last: int) -> None:
+    for number in range(first, last):
+        rng = random.Random(number)
+        text = "\n".join(" ".join(rng.choices(WORDS, k=12)).capitalize() + "." for _ in range(8))
+        (folder / f"{number:05d}.jsonl").write_text(json.dumps({"text": text}) + "\n")
+
+
+def run_all(scripts: Path, config: Path, folder: Path) -> dict[str, str]:
+    """Run the three stages; return {stage/file: digest} of what they published."""
+    for script in SCRIPTS:
+        command = [sys.executable, str(scripts / script), "--config", str(config), "--run-dir", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+    stages = ("01_download", "02_clean", "03_packed")
+    manifests = {name: Manifest.read(folder / name / MANIFEST) for name in stages}
+    return {f"{name}/{file}": entry.digest for name in stages for file, entry in manifests[name].files.items()}
+
+
+@pytest.mark.slow
+def test_added_files_become_new_shards_and_chunks_and_change_no_old_one(tmp_path, scripts):
+    data = tmp_path / "data"
+    data.mkdir()
+    config = tmp_path / "grow.yaml"
+    source = {"name": "growing", "kind": "text", "type": "local", "paths": [str(data)]}
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "run": "grow",
+                "download": {"sources": [source]},
+                "clean": {"quality_rules": [], "language": {"keep": []}, "contamination": {"enabled": False}},
+                "pack": {"vocab_size": 300, "contexts": [64], "chunk_tokens": 5000, "val_fraction": 0},
+            }
+        )
+    )
+    write_files(data, 0, 256)  # exactly one unit of stage 01
+    before = run_all(scripts, config, tmp_path / "run")
+    write_files(data, 256, 300)
+    after = run_all(scripts, config, tmp_path / "run")
+    lasting = [name for name in before if "part-" in name or "chunks/" in name or "tokenizer/" in name]
+    assert len([name for name in lasting if "chunks/" in name]) > 1
+    assert {name: after.get(name) for name in lasting} == {name: before[name] for name in lasting}
+    added = set(after) - set(before)
+    assert {"01_download/part-00001.parquet", "02_clean/part-00001.parquet"} <= added
+    assert any("chunks/" in name for name in added)
