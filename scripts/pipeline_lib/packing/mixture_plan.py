@@ -71,12 +71,19 @@ def plan_mixture(tokens: Mapping[str, int], settings: "PackSettings") -> list[So
     return plans
 
 
+def copies_of(tokens: Mapping[str, int], settings: "PackSettings") -> dict[str, float]:
+    """Return the copies of a document of each source, nothing when the settings ask for no mixture.
+
+    tokens: of each source, or bytes: only their proportions count, unless `epoch_tokens` is set.
+    """
+    if not (settings.token_shares or settings.weights):
+        return {}
+    return {plan.source: plan.copies for plan in plan_mixture(tokens, settings)}
+
+
 def mixture_of(chunks: Iterable[Mapping[str, Any]], settings: "PackSettings", seed: int) -> Mixture:
     """Return the mixture for these chunks (their entries in the index): what the plans of the cache are made with."""
-    if not (settings.token_shares or settings.weights):
-        return Mixture({}, settings.rehydration, seed)
-    plans = plan_mixture(training_tokens(chunks), settings)
-    return Mixture({plan.source: plan.copies for plan in plans}, settings.rehydration, seed)
+    return Mixture(copies_of(training_tokens(chunks), settings), settings.rehydration, seed)
 
 
 def training_tokens(chunks: Iterable[Mapping[str, Any]]) -> dict[str, int]:
