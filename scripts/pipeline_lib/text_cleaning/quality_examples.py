@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline_lib.config.clean import CleanSettings
     from pipeline_lib.sources.local import LocalSource
 
-MOST_BYTES = 50_000_000
+MOST_BYTES = 20_000_000
 """Of text per side: more examples than that change a linear model little."""
 CONTRAST_BYTES = 10_000_000
 """Of text that is taken from the corpus when no contrast is given."""
@@ -49,6 +49,8 @@ def train_on_examples(
 
 def examples(paths: Sequence[str], name: str, settings: "CleanSettings") -> "pyarrow.Array":
     """The documents of these files, large_string, MOST_BYTES of them at most. Raises UserError when there is none."""
+    import pyarrow as pa
+
     texts, size = [], 0
     for text in _texts(_source(name, paths)):
         texts.append(text)
@@ -57,32 +59,26 @@ def examples(paths: Sequence[str], name: str, settings: "CleanSettings") -> "pya
             break
     if not texts:
         raise UserError(f"clean.quality_model.{name}: no document in {', '.join(paths)}; name other files")
-    return _repaired(texts, settings)
+    return normalise_batch(pa.array(texts, pa.large_string()), settings.normalise)[0]
 
 
 def corpus_sample(shards: Sequence[Path], settings: "CleanSettings") -> "pyarrow.Array":
-    """Documents from row groups spread evenly over the corpus, CONTRAST_BYTES of them at most."""
+    """Documents from row groups spread evenly over the corpus, about CONTRAST_BYTES of them at most."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     groups = [(shard, group) for shard in shards for group in range(pq.read_metadata(shard).num_row_groups)]
     every = max(1, len(groups) // 16)
     chosen = groups[every // 2 :: every]
-    texts: list[str] = []
+    samples = [pa.array([], pa.large_string())]
     for shard, group in chosen:
-        room = CONTRAST_BYTES // len(chosen)
         with pq.ParquetFile(shard) as file:
-            for text in file.read_row_group(group, columns=["text"])["text"].to_pylist():
-                texts.append(text or "")
-                room -= len(texts[-1])
-                if room <= 0:
-                    break
-    return _repaired(texts, settings)
-
-
-def _repaired(texts: list[str], settings: "CleanSettings") -> "pyarrow.Array":
-    import pyarrow as pa
-
-    return normalise_batch(pa.array(texts, pa.large_string()), settings.normalise)[0]
+            texts = file.read_row_group(group, columns=["text"])["text"].combine_chunks().fill_null("")
+        before = pc.cumulative_sum(pc.binary_length(texts).cast(pa.int64())).to_numpy()
+        wanted = 1 + int((before < CONTRAST_BYTES // len(chosen)).sum())
+        samples.append(texts.slice(0, wanted).cast(pa.large_string()))
+    return normalise_batch(pa.concat_arrays(samples), settings.normalise)[0]
 
 
 def _source(name: str, paths: Sequence[str]) -> "LocalSource":
