@@ -21,7 +21,7 @@ def add_arguments(parser: "argparse.ArgumentParser") -> None:
 
 def describe_inputs(settings: "CleanSettings") -> dict:
     from pipeline_lib.text_cleaning.quality_examples import example_files
-    from pipeline_lib.text_cleaning.toxicity import describe_backend
+    from pipeline_lib.text_cleaning.toxicity_backend import describe_backend
 
     return {**example_files(settings), "toxicity": describe_backend(settings.toxicity)}
 

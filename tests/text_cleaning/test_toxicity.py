@@ -9,15 +9,8 @@ from pipeline_lib.config.clean import CleanSettings, ToxicitySettings
 from pipeline_lib.stage import UserError
 from pipeline_lib.stage.manifest import MANIFEST, Manifest
 from pipeline_lib.text_cleaning.data_cleaner import DataCleaner
-from pipeline_lib.text_cleaning.toxicity import (
-    WORD_LIST,
-    Detoxify,
-    WordShare,
-    describe_backend,
-    load_scorer,
-    read_words,
-    toxicity_backend,
-)
+from pipeline_lib.text_cleaning.toxicity import Detoxify, WordShare, load_scorer
+from pipeline_lib.text_cleaning.toxicity_backend import WORD_LIST, describe_backend, read_words, toxicity_backend
 
 LENIENT = {"quality_rules": [], "language": {"keep": []}, "contamination": {"enabled": False}}
 

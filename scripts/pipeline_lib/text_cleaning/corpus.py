@@ -126,7 +126,7 @@ def train_quality_model(stage: Stage, shards: list[Shard]) -> Path | None:
 def clean_shards(stage: Stage, shards: list[Shard], quality_model: Path | None) -> None:
     """Clean every piece that is not finished, on up to `stage.threads` cores."""
     from .shard import ShardJob, clean_shard, start_cleaner
-    from .toxicity import describe_backend
+    from .toxicity_backend import describe_backend
 
     if (judge := describe_backend(stage.settings.toxicity)["backend"]) != "off":
         stage.note(f"toxicity is judged by {judge}")

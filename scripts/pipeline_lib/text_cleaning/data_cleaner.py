@@ -30,7 +30,7 @@ class DataCleaner:
     ):  # fmt: skip
         """evaluation_files: sets to compare with; quality_model: what stage 02 trained. Raises UserError."""
         from .shard import DocumentCleaner
-        from .toxicity import describe_backend
+        from .toxicity_backend import describe_backend
 
         self.toxicity_backend = describe_backend(settings.toxicity)["backend"]  # as on the card
         self._cleaner = DocumentCleaner(settings, list(evaluation_files), seed, quality_model)

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline_lib.stage import UserError
 
-from .normalise import normalise_batch
-from .quality_model import QualityModel, train
-
 if TYPE_CHECKING:
     import pyarrow
 
     from pipeline_lib.config.clean import CleanSettings
     from pipeline_lib.sources.local import LocalSource
+
+    from .quality_model import QualityModel
 
 MOST_BYTES = 20_000_000
 """Of text per side: more examples than that change a linear model little."""
@@ -36,11 +35,13 @@ def example_files(settings: "CleanSettings") -> dict[str, Any]:
 
 def train_on_examples(
     settings: "CleanSettings", shards: Sequence[Path], seed: int
-) -> tuple[QualityModel, dict[str, int]]:
+) -> "tuple[QualityModel, dict[str, int]]":
     """Return the model that the settings ask for, and how many documents each side had.
 
     shards: of the corpus, for the contrast. Raises UserError for paths that name no document.
     """
+    from .quality_model import train
+
     model = settings.quality_model
     wanted = examples(model.examples, "examples", settings)
     unwanted = examples(model.contrast, "contrast", settings) if model.contrast else corpus_sample(shards, settings)
@@ -50,6 +51,8 @@ def train_on_examples(
 def examples(paths: Sequence[str], name: str, settings: "CleanSettings") -> "pyarrow.Array":
     """The documents of these files, large_string, MOST_BYTES of them at most. Raises UserError when there is none."""
     import pyarrow as pa
+
+    from .normalise import normalise_batch
 
     texts, size = [], 0
     for text in _texts(_source(name, paths)):
@@ -67,6 +70,8 @@ def corpus_sample(shards: Sequence[Path], settings: "CleanSettings") -> "pyarrow
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
+
+    from .normalise import normalise_batch
 
     groups = [(shard, group) for shard in shards for group in range(pq.read_metadata(shard).num_row_groups)]
     every = max(1, len(groups) // 16)

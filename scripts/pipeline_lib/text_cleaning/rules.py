@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from .toxicity import toxicity_backend
+from .toxicity_backend import toxicity_backend
 
 if TYPE_CHECKING:
     from pipeline_lib.config.clean import (

@@ -15,20 +15,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from pipeline_lib.compiled import kernel
-from pipeline_lib.config import resolve_path
-from pipeline_lib.stage import UserError, bytes_digest, file_digest
+from pipeline_lib.stage import UserError
 
 from .arrow_text import text_buffers
 from .characters import character_classes, lower_case
 from .contamination import plain_words
+from .toxicity_backend import read_words, toxicity_backend, weights_folder, word_list
 
 if TYPE_CHECKING:
     import pyarrow
 
     from pipeline_lib.config.clean import ToxicitySettings
 
-WEIGHTS = "model.safetensors"
-WORD_LIST = Path(__file__).with_name("profanity.txt")
 _WINDOW_TOKENS = 512
 _MOST_WINDOWS = 4
 _BATCH = 16
@@ -44,71 +42,14 @@ class ToxicityScorer(Protocol):
         ...
 
 
-def toxicity_backend(settings: "ToxicitySettings") -> str:
-    """Return the backend that will judge: off, detoxify or words; `auto` takes Detoxify if its weights are here.
-
-    Raises UserError for `detoxify` without weights.
-    """
-    if settings.backend in ("off", "words"):
-        return settings.backend
-    here = _weights(settings.model) is not None
-    if settings.backend == "detoxify" and not here:
-        raise UserError(
-            f"clean.toxicity.backend is detoxify, and the weights of {settings.model} are not on this machine; fetch"
-            f" them with: hf download {settings.model}, name a folder in clean.toxicity.model, or choose words"
-        )
-    return "detoxify" if here else "words"
-
-
-def describe_backend(settings: "ToxicitySettings") -> dict[str, str]:
-    """JSON that names what judges and changes when it does; for the up-to-date check and the card."""
-    backend = toxicity_backend(settings)
-    if backend == "words":
-        words = read_words(_word_list(settings))
-        digest = bytes_digest("\n".join(words).encode())
-        return {"backend": f"a list of {len(words)} words (crudeness, not toxicity)", "digest": digest}
-    if backend == "detoxify":
-        return {"backend": f"detoxify ({settings.model})", "digest": file_digest(_weights(settings.model) / WEIGHTS)}
-    return {"backend": backend}
-
-
 def load_scorer(settings: "ToxicitySettings") -> ToxicityScorer | None:
     """Return the scorer that the settings lead to, None for off. Raises UserError when it cannot be loaded."""
     backend = toxicity_backend(settings)
     if backend == "off":
         return None
     if backend == "words":
-        return WordShare(read_words(_word_list(settings)))
-    return Detoxify(_weights(settings.model))
-
-
-def _word_list(settings: "ToxicitySettings") -> Path:
-    return resolve_path(settings.words) if settings.words else WORD_LIST
-
-
-def _weights(model: str) -> Path | None:
-    """Return the folder of the model's weights on this machine: a folder as it is, or in the hub's cache."""
-    folder = resolve_path(model)
-    if (folder / WEIGHTS).is_file():
-        return folder
-    if model.count("/") != 1 or folder.exists():
-        return None
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(model, WEIGHTS)
-    return Path(found).parent if isinstance(found, str) else None
-
-
-def read_words(path: Path) -> list[str]:
-    """Return the words of a list, one a line, # for comments. Raises UserError for an unreadable or empty file."""
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"clean.toxicity.words: {path} cannot be read ({error})") from None
-    words = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    if not words:
-        raise UserError(f"clean.toxicity.words: {path} has no word; give one word a line")
-    return words
+        return WordShare(read_words(word_list(settings)))
+    return Detoxify(weights_folder(settings.model))
 
 
 class WordShare:
