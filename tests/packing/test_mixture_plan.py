@@ -71,6 +71,7 @@ def test_what_cannot_be_planned_is_an_error_that_names_it():
         PackSettings(token_shares={"a": -1})
 
 
+@pytest.mark.slow
 def test_the_packed_epoch_has_the_shares_and_the_plan_is_printed(packing_run, documents):
     shares = {"library": 1.0, "other": 1.0}
     run = packing_run(documents, vocab_size=400, contexts=[128], token_shares=shares, val_fraction=0)

@@ -95,6 +95,7 @@ def test_people_agree_more_with_it_than_with_the_published_rules(shared_data):
     assert area_under_curve(scores, labels[~learnt]) > 0.85
 
 
+@pytest.mark.slow
 def test_stage_02_removes_by_the_score_of_a_model_trained_on_the_users_files(tmp_path):
     wanted = tmp_path / "like_this.jsonl"
     wanted.write_text("".join(json.dumps({"text": prose(seed)}) + "\n" for seed in range(30)))
