@@ -45,6 +45,17 @@ class ScheduleSettings(Section):
     """Factor at the end of the run."""
 
 
+class CurriculumStage(Section):
+    """One stage of the curriculum."""
+
+    until: float = Field(gt=0, le=1)
+    """Share of the horizon's tokens at which the stage ends; 1 for the last stage."""
+    context: int | None = Field(default=None, ge=2)
+    """Length of its sequences in tokens; stage 03 needs a plan for it, pretrain.context when not given."""
+    batch_tokens: int | None = Field(default=None, gt=0)
+    """Tokens per optimizer step of this stage; that of the whole run when not given."""
+
+
 class PretrainSettings(Section):
     """Settings of stage 05: how long, with which optimizer and schedule, and how the run is saved and measured."""
 
@@ -58,6 +69,8 @@ class PretrainSettings(Section):
     """Upper limit of the horizon in optimizer steps; the schedule ends there."""
     batch_tokens: int | None = Field(default=None, gt=0)
     """Tokens per optimizer step; follows from the horizon when not given (docs/models.md)."""
+    curriculum: list[CurriculumStage] = []
+    """Stages of context length and batch size, in order; one stage over the whole horizon when empty."""
     micro_batch: int = Field(default=8, ge=1)
     """Sequences that go through the model at once, halved when memory runs out; changes speed, not the gradient."""
     micro_batch_grows_after: int = Field(default=200, ge=1)
@@ -112,6 +125,14 @@ class PretrainSettings(Section):
     """Steps between two records of each block's gradient norm in the metrics; null never."""
     spike_deviations: float | None = Field(default=8.0, gt=0)
     """Height at which a loss or gradient norm is called a spike, in robust standard deviations; null never."""
+
+    @field_validator("curriculum")
+    @classmethod
+    def _stages_follow_each_other(cls, value: list[CurriculumStage]) -> list[CurriculumStage]:
+        ends = [stage.until for stage in value]
+        if ends and (ends != sorted(set(ends)) or ends[-1] != 1):
+            raise ValueError(f"the stages must end later and later, the last one at 1, not at {ends}")
+        return value
 
     @model_validator(mode="after")
     def _one_replacement_of_the_loss(self) -> "PretrainSettings":

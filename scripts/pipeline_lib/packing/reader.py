@@ -224,6 +224,35 @@ class PackedCache:
         table = self._plan(context).split(split)
         return ReadingOrder(table.bounds, table.parts, seed, self.window_chunks)
 
+    def carry_over(self, state: dict[str, Any], context: int) -> dict[str, Any]:
+        """Return the state with which reading goes on in sequences of another length where `state` stands.
+
+        The order of the chunks is the same for every length: chunks of finished windows are not read again in this
+        epoch, and in the window in hand reading goes on at the same share of its sequences. Raises UserError for a
+        context without a plan.
+        """
+        settings = {name: state[name] for name in ("context", "split", "seed", "window")}
+        position = self._resume(state, settings)
+        old, new = (self.order(length, state["seed"], state["split"]) for length in (state["context"], context))
+        left, offset = position.offset, 0
+        for chunks in old.epoch_windows(position.epoch, position.parts):
+            before, after = (
+                int(sum(order.bounds[chunk + 1] - order.bounds[chunk] for chunk in chunks)) for order in (old, new)
+            )
+            if left < before:
+                offset += after * left // before
+                break
+            left, offset = left - before, offset + after
+        known = len(self.index["parts"])
+        return {
+            **state,
+            "context": context,
+            "data": self._fingerprint(context, known),
+            "known_parts": known,
+            "offset": offset,
+            "position": position.epoch * new.sequences + offset,
+        }
+
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _batches(self, table, order, position, settings, share, epochs, drop_last) -> Iterator[dict[str, Any]]:

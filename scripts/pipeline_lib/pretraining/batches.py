@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline_lib.packing.reader import PackedCache
 
+from .curriculum import Phase, phase_at
 from .loss import IGNORED
 
 
@@ -78,12 +79,24 @@ def as_batch(rows: dict[str, Any]) -> Batch:
 class PackedData:
     """The two splits of a packed cache, cut into batches."""
 
-    def __init__(self, cache: PackedCache, context: int, sequences: int, seed: int, validation_tokens: int):
-        """`sequences` of `context` tokens make an optimizer step; validation reads about `validation_tokens`."""
+    def __init__(
+        self,
+        cache: PackedCache,
+        context: int,
+        sequences: int,
+        seed: int,
+        validation_tokens: int,
+        phases: tuple[Phase, ...] = (),
+    ):
+        """`sequences` of `context` tokens make an optimizer step; validation reads about `validation_tokens`.
+
+        With `phases` they say what makes a step, and `context` is the length of the validation's sequences. Raises
+        UserError for a context length that the cache has no plan for.
+        """
         self.cache = cache
         self.context = context
         self.token_bytes = torch.from_numpy(cache.token_bytes)
-        self._sequences = sequences
+        self._phases = phases or (Phase(1, 1, context, sequences),)
         self._seed = seed
         self._validation = min(cache.sequences(context, "val"), -(-validation_tokens // context))
 
@@ -94,19 +107,34 @@ class PackedData:
 
     def epochs(self, steps: int) -> float:
         """Return how often `steps` optimizer steps read the training split."""
-        return steps * self._sequences / self.cache.sequences(self.context)
+        total = 0.0
+        for phase in self._phases:
+            last = steps if phase is self._phases[-1] else min(steps, phase.last)
+            total += max(0, last - phase.first + 1) * phase.sequences / self.cache.sequences(phase.context)
+        return total
 
     def rows_seen_before(self, state: dict[str, Any], rows: int) -> int:
         """Return how many of the last `rows` sequences read up to `state` were read in an earlier epoch too."""
-        return min(rows, max(0, state["position"] - self.cache.sequences(self.context)))
+        return min(rows, max(0, state["position"] - self.cache.sequences(state["context"])))
 
-    def training_batches(self, state: dict[str, Any] | None) -> Iterator[tuple[Batch, dict[str, Any]]]:
-        """Yield the batches of all steps from where `state` ends, with the state after each; epochs without end."""
-        rows = self.cache.batches(
-            self.context, self._sequences, state=state, seed=self._seed, epochs=None, arrays="numpy"
-        )
-        for batch in rows:
-            yield as_batch(batch), batch["state"]
+    def training_batches(self, state: dict[str, Any] | None, step: int = 0) -> Iterator[tuple[Batch, dict[str, Any]]]:
+        """Yield the batches of all steps from where `state` ends, with the state after each; epochs without end.
+
+        step: how many optimizer steps were done up to `state`, which decides the phase.
+        """
+        while True:
+            phase = phase_at(self._phases, step + 1)
+            if state is not None and state.get("context") != phase.context and len(self._phases) > 1:
+                state = self.cache.carry_over(state, phase.context)
+            rows = self.cache.batches(
+                phase.context, phase.sequences, state=state, seed=self._seed, epochs=None, arrays="numpy"
+            )
+            for batch in rows:
+                step, state = step + 1, batch["state"]
+                yield as_batch(batch), state
+                if phase is not self._phases[-1] and step == phase.last:
+                    rows.close()
+                    break
 
     def validation_batches(self, sequences: int) -> Iterator[Batch]:
         """Yield the validation sequences, `sequences` at a time, always the same ones in the same order."""

@@ -18,6 +18,8 @@ from typing import Any
 
 from pipeline_lib.config.pretrain import OptimizerSettings, PretrainSettings
 
+from .curriculum import Phase, phase_at, plan_phases
+
 BATCH_FACTOR, BATCH_EXPONENT = 63.0, 0.383
 
 
@@ -32,21 +34,31 @@ class LearningRates:
 
 @dataclass(frozen=True)
 class Horizon:
-    """The length of a run: optimizer steps of `sequences` packed sequences of `context` tokens each."""
+    """The length of a run: optimizer steps of `sequences` packed sequences of `context` tokens each.
+
+    phases: the stages of its curriculum when there is more than one; sequences and context are then the last one's.
+    """
 
     steps: int
     sequences: int
     context: int
     rates: LearningRates
+    phases: tuple[Phase, ...] = ()
 
     @property
     def step_tokens(self) -> int:
-        """Tokens per optimizer step, padding included."""
+        """Tokens per optimizer step (of the last phase), padding included."""
         return self.sequences * self.context
+
+    def step_tokens_at(self, step: int) -> int:
+        """Return the tokens of optimizer step `step` (1 ...), padding included."""
+        return phase_at(self.phases, step).step_tokens if self.phases else self.step_tokens
 
     @property
     def tokens(self) -> int:
         """Tokens of the whole run, padding and repeats included."""
+        if self.phases:
+            return sum((phase.last - phase.first + 1) * phase.step_tokens for phase in self.phases)
         return self.steps * self.step_tokens
 
     def to_json(self) -> dict[str, Any]:
@@ -61,11 +73,10 @@ def resolve_horizon(settings: PretrainSettings, context: int, width: int, matmul
     """
     tokens = settings.tokens or settings.tokens_per_parameter * matmul_parameters
     wanted = settings.batch_tokens or best_batch_tokens(tokens)
-    sequences = max(1, round(wanted / context))
-    steps = max(1, round(tokens / (sequences * context)))
-    if settings.max_steps is not None:
-        steps = min(steps, settings.max_steps)
-    return Horizon(steps, sequences, context, resolve_learning_rates(settings.optimizer, width))
+    phases = plan_phases(settings.curriculum, tokens, wanted, context, settings.max_steps)
+    last = phases[-1]
+    rates = resolve_learning_rates(settings.optimizer, width)
+    return Horizon(last.last, last.sequences, last.context, rates, phases if len(phases) > 1 else ())
 
 
 def best_batch_tokens(tokens: float) -> int:

@@ -64,10 +64,11 @@ def open_training_inputs(stage: Stage) -> TrainingInputs:
     shape, parameters = initial.result["shape"], initial.result["parameters"]
     if shape["vocabulary"] != cache.vocab_size:
         raise UserError(f"the model has {shape['vocabulary']} token ids, the cache {cache.vocab_size}: run stage 04")
-    if shape["context"] < context:
-        raise UserError(f"pretrain.context {context} is longer than the model's context {shape['context']}")
+    longest = max([context, *(phase.context for phase in settings.curriculum if phase.context is not None)])
+    if shape["context"] < longest:
+        raise UserError(f"pretrain.context {longest} is longer than the model's context {shape['context']}")
     horizon = resolve_horizon(settings, context, shape["width"], parameters["matmul"])
-    data = PackedData(cache, context, horizon.sequences, stage.seed, settings.validation_tokens)
+    data = PackedData(cache, horizon.context, horizon.sequences, stage.seed, settings.validation_tokens, horizon.phases)
     if (epochs := data.epochs(horizon.steps)) > MANY_EPOCHS:
         stage.note(f"the horizon reads the training text {epochs:.1f} times: shorten pretrain.tokens or add text")
     initial.file("config.json")

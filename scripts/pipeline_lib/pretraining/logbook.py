@@ -53,7 +53,7 @@ class Logbook:
             return None
         self.metrics.append(line)
         self.timings.append({"step": run.step, "seconds": seconds, **spent})
-        self.curves.add(line, {"tokens_per_second": run.horizon.step_tokens / seconds})
+        self.curves.add(line, {"tokens_per_second": run.horizon.step_tokens_at(run.step) / seconds})
         return self._verdict(line)
 
     def sync(self) -> None:

@@ -61,12 +61,17 @@ def train(stage: Stage, run: TrainingRun, data: PackedData, book: Logbook) -> Sa
 
 def _train(stage: Stage, run: TrainingRun, data: PackedData, book: Logbook, saving: Saving) -> None:
     settings: PretrainSettings = stage.settings
-    batches = data.training_batches(run.data)
+    batches = data.training_batches(run.data, run.step)
     progress = ProgressLine(run.horizon.steps, run.step, settings.log_seconds, lambda line: stage.say(f"  {line}"))
     if run.unwritten is not None or book.resumed_at is None:
         _finish_step(stage, run, data, book, saving, run.unwritten or {"step": 0})
     while run.step < run.horizon.steps:
         began = time.monotonic()
+        for phase in run.horizon.phases[1:]:
+            if phase.first == run.step + 1:
+                stage.note(
+                    f"from step {phase.first:,} on {phase.sequences} sequences of {phase.context:,} tokens per step"
+                )
         line = _next_step(run, batches, data, book, saving, settings)
         if "micro_batch_reduced_to" in line:
             stage.note(
@@ -76,7 +81,7 @@ def _train(stage: Stage, run: TrainingRun, data: PackedData, book: Logbook, savi
         for name, height in line.get("spikes", {}).items():
             stage.say(f"  step {run.step:,}: {name} stands {height} deviations above the steps before")
         _finish_step(stage, run, data, book, saving, line)
-        progress.step(run.step, line["loss"], run.horizon.step_tokens)
+        progress.step(run.step, line["loss"], run.horizon.step_tokens_at(run.step))
         saving.save_if_due(run, last=run.step == run.horizon.steps)
         if run.step < run.horizon.steps:
             _stop_if_asked(stage, run, saving, time.monotonic() - began)
