@@ -44,7 +44,7 @@ def run(stage: Stage) -> None:
     outcome.save_final_model(stage.work / "final")
     for name, is_record in (("final", False), ("metrics.jsonl", False), ("timings.jsonl", True), ("checkpoints", True)):
         stage.adopt(name, record=is_record)
-    for name in ("tensorboard", "trackers"):
+    for name in ("tensorboard", "trackers", "incidents"):
         if (stage.work / name).exists():
             stage.adopt(name, record=True)
     stage.result = outcome.summarise(stage.work)
@@ -62,6 +62,16 @@ def add_arguments(parser: "argparse.ArgumentParser") -> None:
         "--resume_plan", "--resume-plan", action="store_const", const=True,
         help="say how unfinished training would continue: what differs, what overrides, the learning rate",
     )  # fmt: skip
+    parser.add_argument(
+        "--replay", type=int, metavar="STEP",
+        help="do a step again that was a spike or not finite: is it the same bit for bit, which documents stand out",
+    )  # fmt: skip
+
+
+def replay(context: ActionContext, step: int) -> int:
+    from pipeline_lib.pretraining.incidents import replay
+
+    return replay(context, step)
 
 
 def resume_plan(context: ActionContext, _: bool) -> int:
@@ -84,6 +94,6 @@ if __name__ == "__main__":
         estimate,
         follow=train_together,
         extra_arguments=add_arguments,
-        actions={"resume_plan": resume_plan},
+        actions={"resume_plan": resume_plan, "replay": replay},
         continue_with=continue_with,
     )

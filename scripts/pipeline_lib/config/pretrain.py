@@ -37,7 +37,7 @@ class ScheduleSettings(Section):
 
     name: Literal["wsd", "linear", "cosine"] = "linear"
     """After the warm-up: straight down, down a cosine, or constant and then straight down (wsd)."""
-    warmup_fraction: float = Field(default=0.02, ge=0, le=1)
+    warmup_fraction: float = Field(default=0.025, ge=0, le=1)
     """Share of the steps in which the factor rises linearly from 0 to 1."""
     decay_fraction: float = Field(default=0.4, ge=0, le=1)
     """Share of the steps in which `wsd` comes down at the end."""
@@ -65,6 +65,10 @@ class PretrainSettings(Section):
     """Horizon in tokens, repeats included; tokens_per_parameter decides when not given."""
     tokens_per_parameter: float = Field(default=20.0, gt=0)
     """Horizon in tokens per parameter that costs FLOPs (blocks and head); 20 is Chinchilla's compute-optimal ratio."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Horizon in passes over the training text, instead of one in tokens."""
+    full_data_tokens: int | None = Field(default=None, gt=0)
+    """Tokens the training text is expected to have when all of it is packed; epochs and warm-up count with it."""
     max_steps: int | None = Field(default=None, ge=1)
     """Upper limit of the horizon in optimizer steps; the schedule ends there."""
     batch_tokens: int | None = Field(default=None, gt=0)
@@ -115,6 +119,8 @@ class PretrainSettings(Section):
     """Whether to write checkpoints while training goes on; costs a copy of weights and moments in host memory."""
     time_limit_seconds: float | None = Field(default=None, gt=0)
     """Wall time after which this start of the stage saves and leaves like on SIGTERM, in seconds."""
+    keep_incidents: int = Field(default=3, ge=0)
+    """Number of bundles to keep of steps that were a spike or not finite, for `--replay`; each is a checkpoint."""
     tensorboard: bool = True
     """Whether to write TensorBoard event files beside metrics.jsonl."""
     trackers: list[str] = []
@@ -133,6 +139,14 @@ class PretrainSettings(Section):
         if ends and (ends != sorted(set(ends)) or ends[-1] != 1):
             raise ValueError(f"the stages must end later and later, the last one at 1, not at {ends}")
         return value
+
+    @model_validator(mode="after")
+    def _one_horizon(self) -> "PretrainSettings":
+        if self.epochs is not None and self.tokens is not None:
+            raise ValueError("tokens and epochs both set the horizon: give one of them")
+        if self.full_data_tokens is not None and self.epochs is None:
+            raise ValueError("full_data_tokens says how long an epoch will be: give epochs too")
+        return self
 
     @model_validator(mode="after")
     def _one_replacement_of_the_loss(self) -> "PretrainSettings":

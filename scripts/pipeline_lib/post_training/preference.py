@@ -35,6 +35,8 @@ REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 class PairTrainer(ResumableTrainer, DPOTrainer):
     """DPOTrainer on pairs that are already tokenised, resumable."""
 
+    pairs = True
+
     def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
         return dataset
 

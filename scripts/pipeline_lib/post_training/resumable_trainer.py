@@ -5,8 +5,8 @@ checkpoint from its first byte. `ResumableTrainer`, mixed in before a TRL traine
 pipeline_lib.checkpoints: safetensors and JSON, published whole, verified by digest, newest valid one first.
 
 State = trainable parameters by name, optimizer state by name, schedule, every random generator, the trainer's
-counters, tokens seen. The data position needs none: the order is a function of seed and epoch (batch_order.py) and
-the step says how far it has been read. Frozen weights come from the stage's input.
+counters, tokens seen, safe micro-batches (oom_recovery.py). The data position needs none: the order is a function of
+seed and epoch (batch_order.py) and the step says how far it has been read. Frozen weights come from the stage's input.
 
 Why the continued run equals the uninterrupted one bit for bit: the trainer skips the batches of the current epoch
 that were seen, draws the next one, and only then puts the generators back (`_load_rng_state`), exactly where they
@@ -42,16 +42,18 @@ from pipeline_lib.checkpoints import (
     set_rng_state,
 )
 from pipeline_lib.config.fine_tuning import FineTuningSettings
+from pipeline_lib.oom_handler import SafeBatchSizes
 from pipeline_lib.stage import Stage, StageFailure, write_bytes_atomic, write_json_atomic
 
 from .batch_order import EpochOrder
 from .compact_head import score_supervised_positions_only
+from .oom_recovery import OutOfMemoryRecovery
 
 METRICS = "metrics.jsonl"
 _NOT_METRICS = ("runtime", "per_second", "flos")
 
 
-class ResumableTrainer:
+class ResumableTrainer(OutOfMemoryRecovery):
     """Mixin for a TRL trainer: `class _Trainer(ResumableTrainer, SFTTrainer)`.
 
     stage: where checkpoints and metrics go and who says when to stop; order: which example comes when.
@@ -61,6 +63,7 @@ class ResumableTrainer:
         self.stage = stage
         self.order = order
         self.training: FineTuningSettings = stage.settings
+        self.micro_batches = SafeBatchSizes(stage.settings.micro_batch)
         self.loaded: LoadedCheckpoint | None = None
         self.bar: Any = None
         self._metrics_file: Any = None
@@ -132,6 +135,7 @@ class ResumableTrainer:
             "optimizer": optimizer,
             "rng": rng_state(),
             "tokens": self._total_train_tokens,
+            "micro_batches": self.micro_batches.to_json(),
         }
         tensors = {"model": self._trainable(), "optimizer": optimizer_tensors}
         save_checkpoint(self.checkpoints / checkpoint_name(self.state.global_step), tensors, state)
@@ -157,6 +161,7 @@ class ResumableTrainer:
         with torch.no_grad():
             for name, weight in weights.items():
                 weight.copy_(stored[name])
+        self.micro_batches = SafeBatchSizes(self.training.micro_batch, state=self.loaded.state["micro_batches"])
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:

@@ -136,6 +136,26 @@ class PackedData:
                     rows.close()
                     break
 
+    def documents_of_next(self, state: dict[str, Any] | None, step: int) -> list[dict[str, Any]]:
+        """Return, for each sequence of the batch after `state`, its number and the documents it is made of."""
+        phase = phase_at(self._phases, step + 1)
+        if state is not None and state["context"] != phase.context:
+            state = self.cache.carry_over(state, phase.context)
+        rows = self.cache.batches(
+            phase.context, phase.sequences, state=state, seed=self._seed, epochs=None, prefetch=0, arrays="numpy"
+        )
+        numbers = next(rows)["sequences"].tolist()
+        return [
+            {
+                "sequence": number,
+                "pieces": [
+                    {"id": piece.id, "source": piece.source, "first": piece.first, "length": piece.length}
+                    for piece in self.cache.pieces(number, phase.context)
+                ],
+            }
+            for number in numbers
+        ]
+
     def validation_batches(self, sequences: int) -> Iterator[Batch]:
         """Yield the validation sequences, `sequences` at a time, always the same ones in the same order."""
         left = self._validation

@@ -66,12 +66,17 @@ class Horizon:
         return {**asdict(self), "step_tokens": self.step_tokens, "tokens": self.tokens}
 
 
-def resolve_horizon(settings: PretrainSettings, context: int, width: int, matmul_parameters: int) -> Horizon:
+def resolve_horizon(
+    settings: PretrainSettings, context: int, width: int, matmul_parameters: int, data_tokens: int | None = None
+) -> Horizon:
     """Return the horizon of a run on sequences of `context` tokens.
 
-    width: features of the residual stream; matmul_parameters: parameters of the blocks and the head.
+    width: features of the residual stream; matmul_parameters: parameters of the blocks and the head; data_tokens: size
+    of the training split, which `epochs` needs unless the settings say what is expected.
     """
     tokens = settings.tokens or settings.tokens_per_parameter * matmul_parameters
+    if settings.epochs is not None:
+        tokens = settings.epochs * (settings.full_data_tokens or data_tokens)
     wanted = settings.batch_tokens or best_batch_tokens(tokens)
     phases = plan_phases(settings.curriculum, tokens, wanted, context, settings.max_steps)
     last = phases[-1]

@@ -67,10 +67,12 @@ def open_training_inputs(stage: Stage) -> TrainingInputs:
     longest = max([context, *(phase.context for phase in settings.curriculum if phase.context is not None)])
     if shape["context"] < longest:
         raise UserError(f"pretrain.context {longest} is longer than the model's context {shape['context']}")
-    horizon = resolve_horizon(settings, context, shape["width"], parameters["matmul"])
+    horizon = resolve_horizon(settings, context, shape["width"], parameters["matmul"], cache.tokens())
     data = PackedData(cache, horizon.context, horizon.sequences, stage.seed, settings.validation_tokens, horizon.phases)
     if (epochs := data.epochs(horizon.steps)) > MANY_EPOCHS:
         stage.note(f"the horizon reads the training text {epochs:.1f} times: shorten pretrain.tokens or add text")
+    if settings.full_data_tokens is not None:
+        _compare_with_expectation(stage, horizon, data, cache.tokens(), settings.full_data_tokens)
     initial.file("config.json")
     weights = initial.files("model*.safetensors")
     tokenizer_files = packed.files("tokenizer/*")
@@ -85,3 +87,17 @@ def open_training_inputs(stage: Stage) -> TrainingInputs:
         tokenizer_files=tokenizer_files,
         micro_batch=settings.micro_batch,
     )
+
+
+def _compare_with_expectation(stage: Stage, horizon: Horizon, data: PackedData, tokens: int, expected: int) -> None:
+    """Say how much of the expected text is packed, and warn when that is less than the warm-up takes."""
+    stage.note(
+        f"the training text is expected to have {expected:,} tokens, {tokens:,} ({tokens / expected:.1%}) are packed:"
+        f" the horizon of {horizon.steps:,} steps is that of the expected text"
+    )
+    warmup = round(stage.settings.schedule.warmup_fraction * horizon.steps)
+    if data.epochs(warmup) > 1:
+        stage.note(
+            f"the warm-up of {warmup:,} steps reads more than all the text that is packed ({data.epochs(warmup):.1f}"
+            " times): pack more before starting, or lower pretrain.schedule.warmup_fraction"
+        )

@@ -18,6 +18,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from pipeline_lib.config.pretrain import PretrainSettings
 from pipeline_lib.oom_handler import is_out_of_memory
 from pipeline_lib.stage import Stage, StageFailure, StageInterrupted
 
+from . import incidents
 from .accumulation import accumulate_gradient, drop_gradients, with_memory
 from .batches import Batch, PackedData
 from .gradients import clip, norms_by_block, parameter_norms
@@ -101,13 +103,13 @@ def _stop_if_asked(stage: Stage, run: TrainingRun, saving: Saving, step_seconds:
 
 
 def optimizer_step(
-    run: TrainingRun, batch: Batch, settings: PretrainSettings, before_update: Callable[[], None]
+    run: TrainingRun, batch: Batch, settings: PretrainSettings, before_update: Callable[[float, float], None]
 ) -> tuple[float, float]:
     """Do one optimizer step on `batch`; return the mean loss in nats per token and the gradient's norm before clipping.
 
     With several processes each gets the whole batch and takes its part. The loss is divided by the predicted tokens of
     the whole step, so the micro-batch size and the number of processes change memory and speed but neither the loss nor
-    the gradient (beyond rounding). `before_update` is called when the gradient is known and before anything that a
+    the gradient (beyond rounding). `before_update` gets both when the gradient is known and before anything that a
     checkpoint holds is changed. Raises FloatingPointError, with the weights untouched, when loss or norm is not finite.
     """
     total = accumulate_gradient(run, batch, settings)
@@ -117,11 +119,11 @@ def optimizer_step(
     norm = float(torch.linalg.vector_norm(norms))
     if not (math.isfinite(norm) and math.isfinite(float(total))):
         drop_gradients(run)
-        raise FloatingPointError(f"loss {float(total)}, gradient norm {norm}")
+        raise NotFinite(float(total), norm)
     run.block_norms = {}
     if settings.block_norm_steps is not None and (run.step + 1) % settings.block_norm_steps == 0:
         run.block_norms = norms_by_block([name for name, _ in named], norms.tolist())
-    before_update()
+    before_update(float(total), norm)
     run.between_steps = False
     clip(gradients, norm, settings.optimizer.clip_norm)
     set_learning_rates(run.optimizers.values(), schedule_factor(run.step + 1, run.horizon.steps, settings.schedule))
@@ -132,6 +134,14 @@ def optimizer_step(
     run.random = rng_state()
     run.between_steps = True
     return float(total), norm
+
+
+class NotFinite(FloatingPointError):
+    """A loss or gradient norm that is NaN or infinite; the weights have not been touched."""
+
+    def __init__(self, loss: float, norm: float):
+        super().__init__(f"loss {loss}, gradient norm {norm}")
+        self.loss, self.norm = loss, norm
 
 
 def _interrupted(stage: Stage, run: TrainingRun) -> bool:
@@ -153,14 +163,23 @@ def _next_step(
     step, events = run.step + 1, run.micro_batches.events
     with book.spending("loader"):
         batch, data_state = next(batches)
+    folder, spikes = saving.saver.folder.parent / incidents.FOLDER, {}
+
+    def before_update(loss: float, norm: float) -> None:
+        saving.saver.before_update()
+        spikes.update(run.spikes.find({"loss": loss, "grad_norm": norm}))
+        if spikes:
+            what = {"kind": f"spike of {', '.join(spikes)}", "loss": loss, "grad_norm": norm, "deviations": spikes}
+            incidents.record(run, data, batch, settings, folder, what)
+
     try:
-        loss, norm = optimizer_step(run, batch, settings, saving.saver.before_update)
-    except FloatingPointError as error:
+        loss, norm = optimizer_step(run, batch, settings, before_update)
+    except NotFinite as error:
         saving.emergency(run)
-        raise StageFailure(
-            f"training diverged at step {step} ({error}); the weights of step {run.step} are saved in"
-            f" {saving.saver.folder}; lower pretrain.optimizer.lr or raise pretrain.schedule.warmup_fraction"
-        ) from None
+        broken = incidents.broken_weights(run)
+        what = {"kind": "not finite", "loss": incidents.spell(error.loss), "grad_norm": incidents.spell(error.norm)}
+        bundle = incidents.record(run, data, batch, settings, folder, {**what, "broken_weights": broken})
+        raise StageFailure(_diverged(run, step, error, broken, bundle, saving)) from None
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -172,13 +191,37 @@ def _next_step(
     run.tokens.add(batch, data.rows_seen_before(data_state, len(batch.inputs)))
     factor = schedule_factor(step, run.horizon.steps, settings.schedule)
     line = {"step": step, "loss": loss, "grad_norm": norm, "lr": run.horizon.rates.matrices * factor}
-    if spikes := run.spikes.find({"loss": loss, "grad_norm": norm}):
+    if spikes:
         line["spikes"] = spikes
     if run.micro_batches.events > events:
         line["micro_batch_reduced_to"] = run.micro_batches.size(batch.inputs.shape[1])
     if run.block_norms:
         line["block_grad_norms"] = run.block_norms
     return line
+
+
+def _diverged(
+    run: TrainingRun, step: int, error: NotFinite, broken: list[str], bundle: Path | None, saving: Saving
+) -> str:
+    """Say what was saved, what to look at and what to change when a step was not finite."""
+    if broken:
+        advice = f"{len(broken)} weights are not finite before the step already, first {broken[0]}: " + (
+            "make the model again with 04_init_model.py --force" if run.step == 0 else "lower pretrain.optimizer.lr"
+        )
+    else:
+        advice = "lower pretrain.optimizer.lr or raise pretrain.schedule.warmup_fraction"
+    look = f"; look at the step with --replay {step}" if bundle is not None else ""
+    return (
+        f"training diverged at step {step} ({error}); the weights of step {run.step} are saved in"
+        f" {saving.saver.folder}; {advice}{look}"
+    )
+
+
+def _bad_validation(run: TrainingRun, loss: float) -> str:
+    broken = incidents.broken_weights(run)
+    where = f"; {len(broken)} weights are not finite, first {broken[0]}" if broken else ""
+    advice = "make the model again with 04_init_model.py --force" if run.step == 0 else "lower pretrain.optimizer.lr"
+    return f"the validation loss is {loss} after step {run.step}{where}: {advice}"
 
 
 def _out_of_memory(run: TrainingRun, step: int, settings: PretrainSettings, batch: Batch) -> str:
@@ -217,6 +260,8 @@ def _finish_step(
                 run.unwritten = line
                 saving.emergency(run)
             stage.stop_if_interrupted()
+        if not math.isfinite(result.loss):
+            raise StageFailure(_bad_validation(run, result.loss))
         run.score = result.bits_per_byte
         run.best_score = run.score if run.best_score is None else min(run.score, run.best_score)
         line.update(val_loss=result.loss, val_bits_per_byte=result.bits_per_byte)

@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline_lib.checkpoints import load_state, newest_valid_checkpoint
 from pipeline_lib.config.pretrain import PretrainSettings, ScheduleSettings
+from pipeline_lib.packing.reader import PackedCache
 from pipeline_lib.stage import ActionContext, Stage, StageInput, UserError
 from pipeline_lib.stage.workspace import WORK, Workspace
 
@@ -69,8 +70,12 @@ class ResumePlan:
         return [f"  {a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d}" for a, b, c, d in rows]
 
 
-def plan_resume(saved: dict[str, Any], present: dict[str, Any], set_now: set[str]) -> ResumePlan:
+def plan_resume(
+    saved: dict[str, Any], present: dict[str, Any], set_now: set[str], grown: str | None = None
+) -> ResumePlan:
     """Compare two fingerprints of stage 05; `set_now`: dotted names of the settings the user gives now.
+
+    grown: the sentence to say when the packed cache is the one of then with text added, None when it is another.
 
     Raises ValidationError when the mixture of saved and present settings contradicts itself.
     """
@@ -89,10 +94,13 @@ def plan_resume(saved: dict[str, Any], present: dict[str, Any], set_now: set[str
     if saved["seed"] != present["seed"]:
         refusals.append(f"seed {saved['seed']} -> {present['seed']}: the data would come in another order")
     made_by = {"03_packed": "the packed cache", "04_init": "the initial model"}
+    notes = []
     for name, digest in present["inputs"].items():
         if saved["inputs"].get(name) != digest:
+            if name == "03_packed" and grown is not None:
+                notes.append(grown)
+                continue
             refusals.append(f"{made_by.get(name, name)} ({name}) is another one than this training began with")
-    notes = []
     code = {path for path in saved["code"].keys() | present["code"].keys()
             if saved["code"].get(path) != present["code"].get(path)}  # fmt: skip
     if code:
@@ -114,7 +122,7 @@ def continue_with(stage: Stage, saved: dict[str, Any], present: dict[str, Any]) 
         return None
     state = load_state(newest)
     step = state["step"]
-    plan = plan_resume(saved, present, section_keys(stage.origins))
+    plan = plan_resume(saved, present, section_keys(stage.origins), _growth(stage, state))
     plan.refusals.extend(_passed(horizon_of(stage, plan.settings, state["horizon"]["context"]), step))
     if plan.refusals:
         raise UserError(
@@ -142,8 +150,8 @@ def print_resume_plan(context: ActionContext) -> int:
     if saved is None or newest is None:
         print(f"{context.stage_folder}: no unfinished training with a checkpoint; a start would begin at step 0")
         return 0
-    plan = plan_resume(saved, context.fingerprint(), section_keys(context.origins))
     state = load_state(newest)
+    plan = plan_resume(saved, context.fingerprint(), section_keys(context.origins), _growth(context, state))
     print(f"continue from {newest}, step {state['step']:,} of {state['horizon']['steps']:,}")
     for line in [*plan.table(), *(f"  note: {note}" for note in plan.notes)]:
         print(line)
@@ -169,7 +177,23 @@ def _passed(horizon: Horizon, step: int) -> list[str]:
 def horizon_of(place: ActionContext | Stage, settings: PretrainSettings, length: int) -> Horizon:
     """Return the horizon that `settings` mean for the model of this run on sequences of `length` tokens."""
     initial = StageInput(place.run_folder, "04_init", place.arguments).result
-    return resolve_horizon(settings, length, initial["shape"]["width"], initial["parameters"]["matmul"])
+    tokens = PackedCache(place.run_folder / "03_packed").tokens() if settings.epochs is not None else None
+    return resolve_horizon(settings, length, initial["shape"]["width"], initial["parameters"]["matmul"], tokens)
+
+
+def _growth(place: ActionContext | Stage, state: dict[str, Any]) -> str | None:
+    """Return a sentence when the place in the data is one in the present packed cache too, None otherwise."""
+    position = state["data"]
+    try:
+        cache = PackedCache(place.run_folder / "03_packed")
+        cache.carry_over(position, position["context"])  # refused when the text read so far is not the same
+        sequences = cache.sequences(position["context"])
+    except UserError:
+        return None
+    return (
+        f"the packed cache has now {sequences:,} training sequences of {position['context']:,} tokens; the order so far"
+        " stays, what was added comes after it"
+    )
 
 
 def learning_rate_lines(

@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline_lib.checkpoints import (
+    CheckpointError,
+    LoadedCheckpoint,
     load_checkpoint,
     load_optimizer_state_by_name,
     newest_valid_checkpoint,
@@ -127,6 +129,13 @@ def restore_run(run: TrainingRun, folder: Path, say: Callable[[str], None]) -> P
             f"{path} is behind the horizon of {run.horizon.steps:,} steps: raise pretrain.tokens or max_steps, or start"
             " anew with --force"
         )
+    restore_state(run, loaded)
+    return path
+
+
+def restore_state(run: TrainingRun, loaded: LoadedCheckpoint) -> None:
+    """Bring `run` to a checkpoint that was read. Raises CheckpointError when its tensors do not fit the model."""
+    _check_architecture(run, loaded)
     # Copied into the parameters' own storage: a tensor mapped from a file has another alignment, and with it the
     # matrix products may round differently.
     members = run.model.state_dict()
@@ -150,7 +159,18 @@ def restore_run(run: TrainingRun, folder: Path, say: Callable[[str], None]) -> P
     run.best_score = loaded.state["best_score"]
     run.random = loaded.state["random"]
     set_rng_state(run.random)
-    return path
+
+
+def _check_architecture(run: TrainingRun, loaded: LoadedCheckpoint) -> None:
+    """Raise CheckpointError, naming the first tensor and both shapes, for a checkpoint of another architecture."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in run.model.state_dict().items()}
+    saved = {name: tuple(tensor.shape) for name, tensor in loaded.tensors["model"].items()}
+    for name in sorted(wanted.keys() | saved.keys()):
+        if wanted.get(name) != saved.get(name):
+            raise CheckpointError(
+                f"{loaded.path} is a checkpoint of another architecture: {name} is {saved.get(name, 'missing')} in it"
+                f" and {wanted.get(name, 'missing')} in the model; restore the model, or start anew with --force"
+            )
 
 
 def _part_of_moment(key: str, moment: torch.Tensor, members: dict[str, torch.Tensor]) -> torch.Tensor:

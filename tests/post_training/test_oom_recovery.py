@@ -1,0 +1,96 @@
+"""Memory that runs out in TRL's trainers: the same step in pieces, the same gradient, the size in the checkpoint."""
+
+import math
+
+import pytest
+import torch
+
+from pipeline_lib.config.run import RunConfig
+from pipeline_lib.oom_handler import SafeBatchSizes
+from pipeline_lib.post_training import preference, supervised
+from pipeline_lib.post_training.chat_tokens import load_chat_tokenizer
+from pipeline_lib.post_training.examples import conversation_rows, pair_rows, read_examples
+from pipeline_lib.post_training.training_setup import load_model
+from pipeline_lib.stage import Ledger, StageFailure
+from pipeline_lib.stage.catalog import BY_NAME
+from pipeline_lib.stage.stage import Stage
+from pipeline_lib.stage.workspace import Workspace
+
+
+def make_trainer(kind: str, tiny_run, folder):
+    tokenizer = load_chat_tokenizer(tiny_run / "05_pretrain" / "final")
+    section, name, data, rows = {
+        "sft": ("sft", "07_sft", "06_sft_data", conversation_rows),
+        "dpo": ("dpo", "09_dpo", "08_dpo_data", pair_rows),
+    }[kind]
+    settings = {"max_length": 96, "micro_batch": 8, "accumulation": 2, "max_steps": 2, "batching": "shuffle"}
+    config = RunConfig.model_validate({"threads": 1, section: settings})
+    stage = Stage(BY_NAME[name], config, folder / "run", 1, "")
+    stage.folder.mkdir(parents=True)
+    workspace = Workspace(stage.folder, {})
+    workspace.open(fresh=True, keep_superseded=False, say=print)
+    stage.begin(workspace)
+    examples = read_examples([tiny_run / data / "train.parquet"], rows, tokenizer, 96, Ledger(), "flow")
+    model = load_model(tiny_run / "05_pretrain" / "final")
+    module = {"sft": supervised, "dpo": preference}[kind]
+    return module.make_trainer(stage, model, tokenizer, examples)
+
+
+def first_gradient(trainer, monkeypatch, largest: int | None, fail_in: int = 0):
+    """Do one step; return (gradient by name, logged rows, batch sizes). More than `largest` rows run out of memory."""
+    gradients, sizes = {}, []
+    library = next(kind for kind in type(trainer).__mro__ if kind.__module__.startswith("trl."))
+    compute_loss = library.compute_loss
+
+    def limited(self, model, inputs, *arguments, **keywords):
+        rows = len(inputs["input_ids"]) // (2 if self.pairs else 1)
+        sizes.append(rows)
+        result = compute_loss(self, model, inputs, *arguments, **keywords)
+        if largest is not None and rows > largest and len(sizes) > fail_in:
+            (result[0] if isinstance(result, tuple) else result).backward()
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+        return result
+
+    monkeypatch.setattr(library, "compute_loss", limited)
+    step = torch.optim.AdamW.step
+
+    def remember(self, *arguments, **keywords):
+        if not gradients:
+            gradients.update({name: weight.grad.clone() for name, weight in trainer.model.named_parameters()})
+        return step(self, *arguments, **keywords)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", remember)
+    trainer.train_resumably()
+    monkeypatch.undo()
+    return gradients, trainer._total_train_tokens, sizes
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+@pytest.mark.parametrize("fail_in", [0, 1])
+def test_the_gradient_of_the_step_is_the_same_in_pieces(tiny_run, tmp_path, monkeypatch, kind, fail_in):
+    whole, tokens, _ = first_gradient(make_trainer(kind, tiny_run, tmp_path / "whole"), monkeypatch, None)
+    trainer = make_trainer(kind, tiny_run, tmp_path / "pieces")
+    pieces, tokens_in_pieces, sizes = first_gradient(trainer, monkeypatch, 3, fail_in)
+    assert trainer.micro_batches.events >= 2 and max(sizes[-4:]) <= 3
+    size = math.sqrt(sum(float(gradient.double().square().sum()) for gradient in whole.values()))
+    apart = math.sqrt(sum(float((pieces[name] - whole[name]).double().square().sum()) for name in whole))
+    assert apart < 2e-6 * size
+    assert tokens_in_pieces == tokens
+    assert any("memory ran out" in note for note in trainer.stage.notes)
+
+
+def test_the_safe_size_is_saved_with_the_checkpoint(tiny_run, tmp_path, monkeypatch):
+    trainer = make_trainer("sft", tiny_run, tmp_path)
+    first_gradient(trainer, monkeypatch, 3)
+    from pipeline_lib.checkpoints import load_state, newest_valid_checkpoint
+
+    trainer._metrics_file = open(tmp_path / "metrics", "w")  # noqa: SIM115
+    trainer._save_checkpoint(trainer.model, None)
+    saved = load_state(newest_valid_checkpoint(trainer.checkpoints))["micro_batches"]
+    assert saved == trainer.micro_batches.to_json() and SafeBatchSizes(8, state=saved).sizes()
+
+
+def test_one_example_that_does_not_fit_is_one_line(tiny_run, tmp_path, monkeypatch):
+    trainer = make_trainer("sft", tiny_run, tmp_path)
+    with pytest.raises(StageFailure, match="not even one example of"):
+        first_gradient(trainer, monkeypatch, 0)

@@ -1,0 +1,79 @@
+"""A step that was a spike or not finite leaves a bundle, and `--replay` does it again to the last bit."""
+
+import json
+import re
+import shutil
+
+from pipeline_lib.packing.reader import PackedCache
+
+
+def metrics(run, finished: bool) -> list[dict]:
+    folder = run / "05_pretrain" / ("" if finished else "work")
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_diverged_step_is_replayed_bit_for_bit_and_names_its_documents(fresh_run, launcher):
+    config, run = fresh_run
+    done = launcher.start(config, run, "--optimizer.lr", "1e30")
+    assert done.code == 1 and "look at the step with --replay" in done.output, done.output
+    step = len(metrics(run, finished=False))
+    replayed = launcher.start(config, run, "--replay", str(step))
+    assert replayed.code == 0, replayed.output
+    assert f"step {step}: not finite" in replayed.output
+    assert "the recorded one, read again" in replayed.output
+    assert replayed.output.count("bit for bit the same") == 2
+    known = {document.id for document in PackedCache(run / "03_packed").documents()}
+    named = set(re.findall(r" tokens of (\S+) ", replayed.output))
+    assert named and named <= known
+
+
+def test_a_spike_leaves_a_bundle_of_the_state_before_it_and_training_goes_on(fresh_run, launcher):
+    config, run = fresh_run
+    flags = ("--spike_deviations", "0.01", "--keep_incidents", "2", "--tokens", "24576", "--schedule.name", "wsd")
+    flags += ("--optimizer.lr", "0.5", "--optimizer.head_lr", "1", "--optimizer.embedding_lr", "5")
+    done = launcher.start(config, run, *flags)
+    assert done.code == 0, done.output
+    spikes = [line for line in metrics(run, finished=True) if "spikes" in line]
+    assert spikes
+    kept = sorted(path.name for path in (run / "05_pretrain" / "incidents").iterdir())
+    assert kept == [f"step-{line['step']:08d}" for line in spikes][-2:]
+    replayed = launcher.start(config, run, "--replay", str(spikes[-1]["step"]))
+    assert replayed.code == 0, replayed.output
+    assert f"loss      {spikes[-1]['loss']} recorded" in replayed.output
+    missing = launcher.start(config, run, "--replay", "1")
+    assert missing.code == 2 and "no bundle of step 1" in missing.output and "Traceback" not in missing.output
+
+
+def test_weights_that_are_not_finite_from_the_start_are_named(packed_run, launcher, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    from pipeline_lib.stage.manifest import Manifest
+    from pipeline_lib.stage.stage import describe_files
+
+    run = tmp_path / "run"
+    shutil.copytree(packed_run[1], run)
+    weights = run / "04_init" / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.norm.weight"][3] = float("nan")
+    save_file(tensors, weights, metadata={"format": "pt"})
+    manifest = Manifest.read(run / "04_init" / "manifest.json")
+    manifest.files.update(describe_files(weights, "model.safetensors"))
+    manifest.write(run / "04_init" / "manifest.json")
+    done = launcher.start(packed_run[0], run)
+    assert done.code == 1 and "Traceback" not in done.output, done.output
+    assert "first model.norm.weight" in done.output and "04_init_model.py --force" in done.output, done.output
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_by_name_and_shapes(fresh_run, launcher):
+    from pipeline_lib.checkpoints import load_checkpoint, newest_valid_checkpoint, save_checkpoint
+
+    config, run = fresh_run
+    ended = launcher.start(config, run, "--time_limit_seconds", "0.001")
+    assert ended.code == 143, ended.output
+    newest = newest_valid_checkpoint(run / "05_pretrain" / "work" / "checkpoints")
+    loaded = load_checkpoint(newest)
+    loaded.tensors["model"]["model.norm.weight"] = loaded.tensors["model"]["model.norm.weight"][:16].clone()
+    save_checkpoint(newest, loaded.tensors, loaded.state)
+    refused = launcher.start(config, run)
+    assert refused.code == 1 and "another architecture: model.norm.weight is (16,) in it and (32,)" in refused.output
+    assert "Traceback" not in refused.output
