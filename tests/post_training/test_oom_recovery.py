@@ -32,6 +32,7 @@ def make_trainer(kind: str, tiny_run, folder):
     stage.begin(workspace)
     examples = read_examples([tiny_run / data / "train.parquet"], rows, tokenizer, 96, Ledger(), "flow")
     model = load_model(tiny_run / "05_pretrain" / "final")
+    torch.set_num_threads(1)
     module = {"sft": supervised, "dpo": preference}[kind]
     return module.make_trainer(stage, model, tokenizer, examples)
 
