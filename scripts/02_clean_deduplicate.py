@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: "argparse.ArgumentParser") -> None:
     parser.add_argument("--why", metavar="ID", help="print why a document was removed or kept, and do nothing else")
+    parser.add_argument(
+        "--explore", metavar="RULE", nargs="?", const="all", help="print what other thresholds would keep or remove"
+    )
 
 
 def describe_inputs(settings: "CleanSettings") -> dict:
@@ -32,9 +35,18 @@ def why(context: "ActionContext", identity: str) -> None:
     print("\n".join(explain(context.stage_folder, identity)))
 
 
+def explore(context: "ActionContext", rule: str) -> None:
+    from pipeline_lib.text_cleaning.explore import explore_thresholds
+
+    print("\n".join(explore_thresholds(context.stage_folder, context.settings, rule)))
+
+
 def estimate(stage: "Stage") -> Estimate:
+    from pipeline_lib.text_cleaning.explore import effect_of_thresholds
     from pipeline_lib.text_cleaning.probe import estimate_cleaning
 
+    for line in effect_of_thresholds(stage.folder, stage.settings):
+        print(line)
     return estimate_cleaning(stage)
 
 
@@ -47,6 +59,7 @@ def run(stage: "Stage") -> None:
     duplicates = corpus.find_duplicates(stage, shards)
     corpus.write_final_shards(stage, shards, duplicates)
     corpus.write_all_receipts(stage, shards)
+    corpus.write_scores(stage, shards, duplicates)
     stage.result = corpus.summarise(stage, shards)
 
 
@@ -57,5 +70,5 @@ if __name__ == "__main__":
         estimate=estimate,
         inputs=describe_inputs,
         extra_arguments=add_arguments,
-        actions={"why": why},
+        actions={"why": why, "explore": explore},
     )

@@ -161,7 +161,7 @@ def test_worker_count_does_not_show_in_the_files(finished, tmp_path, monkeypatch
     argv = command(tmp_path, threads=3)
     done = subprocess.run([argv[0], "-c", script, *argv[1:]], capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr + done.stdout
-    assert output_digests(tmp_path) == output_digests(finished) and len(output_digests(finished)) == 4
+    assert output_digests(tmp_path) == output_digests(finished) and len(output_digests(finished)) == 5
 
 
 def test_killed_again_and_again_it_ends_with_the_same_files(finished, tmp_path):

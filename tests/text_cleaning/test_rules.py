@@ -10,6 +10,7 @@ from pipeline_lib.text_cleaning.c4 import C4_COLUMNS
 from pipeline_lib.text_cleaning.document_scores import SCORE_COLUMNS
 from pipeline_lib.text_cleaning.language import LANGUAGE_COLUMNS
 from pipeline_lib.text_cleaning.rules import KEPT, Rule, active_rules, first_broken
+from pipeline_lib.text_cleaning.url_lists import URL_COLUMNS
 
 GROUPS = ("c4", "gopher_repetition", "gopher_quality", "fineweb")
 LINE_SETTINGS = ("c4.min_line_words", "c4.max_word_characters")  # judge single lines, before there is a score
@@ -18,7 +19,7 @@ ALL_GROUPS = CleanSettings(quality_rules=list(GROUPS))
 
 def test_every_threshold_setting_is_a_rule_on_an_existing_column():
     rules = {rule.name: rule for rule in active_rules(ALL_GROUPS)}
-    columns = {*SCORE_COLUMNS, *C4_COLUMNS, *LANGUAGE_COLUMNS, "contamination", "invalid_utf8"}
+    columns = {*SCORE_COLUMNS, *C4_COLUMNS, *LANGUAGE_COLUMNS, *URL_COLUMNS, "contamination", "invalid_utf8", "bytes"}
     assert {rule.column for rule in rules.values()} <= columns
     for group in GROUPS:
         for field in type(getattr(ALL_GROUPS, group)).model_fields:

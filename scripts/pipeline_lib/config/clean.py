@@ -11,7 +11,7 @@ from pydantic import Field
 
 from .base import Section
 
-QualityGroup = Literal["gopher_repetition", "gopher_quality", "c4", "fineweb"]
+QualityGroup = Literal["url", "gopher_repetition", "gopher_quality", "c4", "fineweb"]
 PersonalDataKind = Literal["private_key", "jwt", "api_key", "email", "iban", "card", "phone", "ssn", "ip"]
 
 
@@ -35,6 +35,27 @@ class LanguageSettings(Section):
     """Number of windows, spread evenly over the document, whose probabilities are averaged."""
     window_characters: int = Field(default=1000, ge=20)
     """Length of one window, in characters."""
+
+
+class UrlSettings(Section):
+    """Block lists of web addresses; documents without an address pass."""
+
+    datatrove_lists: bool = True
+    """Whether the lists inside the installed datatrove package are used: 4.6 million domains and some words."""
+    domain_files: list[str] = []
+    """Text files with further domains, one a line (relative to the project)."""
+    blocked_domains: list[str] = []
+    """Further domains; one blocks everything below it."""
+    blocked_urls: list[str] = []
+    """Further addresses, compared letter for letter."""
+    banned_words: list[str] = []
+    """Further words that block an address in which they stand alone."""
+    banned_subwords: list[str] = []
+    """Further words that block an address in which they occur anywhere, whatever stands between their letters."""
+    soft_banned_words: list[str] = []
+    """Further words of which an address may have a few."""
+    max_soft_banned_words: int | None = Field(default=1, ge=0)
+    """Greatest number of different soft-banned words in an address."""
 
 
 class GopherQualitySettings(Section):
@@ -218,8 +239,16 @@ class CleanSettings(Section):
     """Language identification."""
     quality_rules: list[QualityGroup] = ["gopher_repetition", "gopher_quality", "fineweb"]
     """Groups of rules that remove documents; c4 also rewrites them line by line, which no program code survives."""
+    quality_engine: Literal["compiled", "datatrove"] = "compiled"
+    """Who applies c4, gopher and fineweb rules: compiled code, or datatrove's own filters (slow, the reference)."""
+    datatrove_words: Literal["ours", "datatrove"] = "ours"
+    """Words that datatrove's filters count: the compiled splitter's, or its own (English needs the package spacy)."""
     exempt_sources: list[str] = []
     """Sources that neither the quality rules nor the language judge, such as program code and reference manuals."""
+    max_document_bytes: int | None = Field(default=20_000_000, ge=1000)
+    """Greatest length of a document, in bytes of UTF-8: what bounds the memory of one document's scores."""
+    url: UrlSettings = UrlSettings()
+    """Lists of the group url."""
     gopher_quality: GopherQualitySettings = GopherQualitySettings()
     """Thresholds of the group gopher_quality."""
     gopher_repetition: GopherRepetitionSettings = GopherRepetitionSettings()

@@ -38,6 +38,7 @@ class Piece:
     bytes: int
     candidates: Path
     receipts: Path
+    scores: Path
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,13 @@ def shards_of(stage: Stage) -> list[Shard]:
 
 
 def _pieces(file: Path, folder: Path) -> list[Piece]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    metadata = pq.read_metadata(file)
+    try:
+        metadata = pq.read_metadata(file)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{file} is no readable Parquet file ({error}); run stage 01 with --force") from None
     sizes = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
     runs: list[list[int]] = [[]]
     for group, size in enumerate(sizes):
@@ -91,6 +96,7 @@ def _pieces(file: Path, folder: Path) -> list[Piece]:
             sum(sizes[group] for group in groups),
             folder / "candidates" / f"{file.stem}-{number:04d}.parquet",
             folder / "receipts" / f"{file.stem}-{number:04d}.parquet",
+            folder / "scores" / f"{file.stem}-{number:04d}.parquet",
         )
         for number, groups in enumerate(runs)
     ]
@@ -132,7 +138,7 @@ def clean_shards(stage: Stage, shards: list[Shard], quality_model: Path | None) 
         stage.note(f"toxicity is judged by {judge}")
 
     jobs = {
-        piece.unit: ShardJob(shard.source, piece.groups, piece.candidates, piece.receipts)
+        piece.unit: ShardJob(shard.source, piece.groups, piece.candidates, piece.receipts, piece.scores)
         for shard in shards
         for piece in shard.pieces
     }
@@ -287,6 +293,16 @@ def write_all_receipts(stage: Stage, shards: list[Shard]) -> None:
                 parts += [_verified(stage, piece.unit, "receipts", piece.receipts) for piece in shard.pieces]
                 parts.append(_verified(stage, shard.name, "receipts", shard.duplicate_receipts))
             unit.result = {"rows": write_receipts(parts, unit.path(RECEIPTS))}
+
+
+def write_scores(stage: Stage, shards: list[Shard], duplicates: Path) -> None:
+    """Join the scores of all documents into scores.parquet, with the rule that removed each one, also duplicates."""
+    from .score_table import SCORES, write_scores_file
+
+    for key in stage.todo(["scores"], "scores", "files"):
+        with stage.unit(key) as unit:
+            parts = [_verified(stage, piece.unit, "scores", piece.scores) for piece in _pieces_of(shards)]
+            unit.result = {"rows": write_scores_file(parts, duplicates, unit.path(SCORES), stage.settings)}
 
 
 def summarise(stage: Stage, shards: list[Shard]) -> dict[str, Any]:

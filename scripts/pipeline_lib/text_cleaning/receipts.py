@@ -71,7 +71,8 @@ def _explain_removal(row: dict) -> list[str]:
             f"  Jaccard {row['jaccard']:.3f} (removed from {row['threshold']:g}), containment {row['containment']:.3f}"
         )
     else:
-        lines.append(f"  score {row['score']:g}, threshold {row['threshold']:g}")
+        score = "told by datatrove only as passed or not" if row["score"] is None else f"{row['score']:g}"
+        lines.append(f"  score {score}, threshold {row['threshold']:g}")
         if row["survivor_id"]:
             lines.append(f"  shares text with {row['survivor_id']}")
     return [*lines, f"  text: {row['preview']!r}"]

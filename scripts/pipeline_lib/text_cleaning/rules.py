@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         FineWebSettings,
         GopherQualitySettings,
         GopherRepetitionSettings,
+        UrlSettings,
     )
 
 KEPT = -1
@@ -43,6 +44,9 @@ class Rule:
 def active_rules(settings: "CleanSettings") -> list[Rule]:
     """Return the rules that these settings switch on, in the order in which they are named on receipts."""
     rules = [Rule("invalid_utf8", "invalid_utf8", "above", 0, for_everyone=True)]
+    if settings.max_document_bytes is not None:
+        rules.append(Rule("max_document_bytes", "bytes", "above", settings.max_document_bytes, for_everyone=True))
+    rules += _url(settings.url) if "url" in settings.quality_rules else []
     rules += _c4(settings.c4) if "c4" in settings.quality_rules else []  # what c4 emptied, c4 removed
     rules.append(Rule("empty", "characters", "below", 1, for_everyone=True))
     if settings.language.keep:
@@ -131,16 +135,33 @@ def _c4(group: "C4Settings") -> list[Rule]:
     return rules + _rules("c4", {"min_sentences": group.min_sentences})
 
 
+def _url(group: "UrlSettings") -> list[Rule]:
+    rules = [
+        Rule("url.domains", "blocked_domain", "above", 0),
+        Rule("url.urls", "blocked_url", "above", 0),
+        Rule("url.banned_words", "banned_url_words", "above", 0),
+    ]
+    if group.max_soft_banned_words is not None:
+        limit = group.max_soft_banned_words
+        rules.append(Rule("url.max_soft_banned_words", "soft_banned_url_words", "above", limit))
+    return [*rules, Rule("url.banned_subwords", "banned_url_subwords", "above", 0)]
+
+
 def first_broken(
-    columns: Mapping[str, np.ndarray], rules: Sequence[Rule], exempt: np.ndarray | None = None
+    columns: Mapping[str, np.ndarray],
+    rules: Sequence[Rule],
+    exempt: np.ndarray | None = None,
+    judged: Mapping[str, np.ndarray] | None = None,
 ) -> np.ndarray:
     """Return, per document, the index in `rules` of the first rule it breaks, or KEPT: int32[documents].
 
-    exempt: bool[documents], those that only the rules for everyone judge.
+    exempt: bool[documents], those that only the rules for everyone judge. judged: {rule name: bool[documents], who
+    breaks it} of the rules that somebody else has judged.
     """
     verdicts = np.full(len(next(iter(columns.values()))), KEPT, np.int32)
     for index, rule in enumerate(rules):
-        broken = (verdicts == KEPT) & rule.broken_by(columns[rule.column])
+        broken = judged[rule.name] if judged and rule.name in judged else rule.broken_by(columns[rule.column])
+        broken = broken & (verdicts == KEPT)
         if exempt is not None and not rule.for_everyone:
             broken &= ~exempt
         verdicts[broken] = index

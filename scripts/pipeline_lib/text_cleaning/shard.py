@@ -6,6 +6,7 @@ Trap: a parquet reader's batches follow row groups, never the machine, so batch 
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,23 +18,30 @@ import pyarrow.parquet as pq
 
 from pipeline_lib.stage import UserError, atomic_path, file_digest
 
+from .arrow_text import replace_texts
 from .c4 import C4_COLUMNS, apply_c4_batch
 from .contamination import NOBODY, EvaluationIndex, build_index
+from .datatrove_filter import GROUPS as DATATROVE_GROUPS
+from .datatrove_filter import DatatroveQualityFilter
 from .document_scores import score_documents
 from .language import LANGUAGE_COLUMNS, LanguageIdentifier
 from .normalise import normalise_batch
 from .personal_data import PersonalData
 from .quality_model import QualityModel
 from .receipts import PREVIEW_CHARACTERS, receipt_schema
-from .rules import KEPT, active_rules, first_broken
+from .rules import KEPT, Rule, active_rules, first_broken
+from .score_table import scores_table
 from .symbol_lines import remove_symbol_lines
 from .toxicity import load_scorer
+from .url_lists import UrlLists
 
 if TYPE_CHECKING:
     from pipeline_lib.config.clean import CleanSettings
 
 ROWS_PER_BATCH = 1024
+BATCH_BYTES = 4_000_000
 INPUT_COLUMNS = ("id", "text", "source", "url", "license")
+_ENDLESS = np.iinfo(np.int64).max
 
 
 @dataclass
@@ -57,10 +65,11 @@ class Tally:
 
 @dataclass(frozen=True)
 class Cleaned:
-    """A batch after cleaning: the documents that stay, with score columns, and receipts of the others."""
+    """A batch after cleaning: the documents that stay, receipts of the others, the scores of all."""
 
     kept: pa.Table
     receipts: pa.Table
+    scores: pa.Table
 
 
 class DocumentCleaner:
@@ -76,6 +85,9 @@ class DocumentCleaner:
         self._language = LanguageIdentifier(settings.language) if settings.language.keep else None
         self._quality_model = QualityModel.load(quality_model) if quality_model else None
         self.toxicity = load_scorer(settings.toxicity)
+        self._urls = UrlLists(settings.url) if "url" in settings.quality_rules else None
+        self._reference = DatatroveQualityFilter(settings) if settings.quality_engine == "datatrove" else None
+        self._c4_reasons: dict[int, str] = {}  # of the batch in hand
         self._index: EvaluationIndex | None = None
         if settings.contamination.enabled:
             self._index = build_index(evaluation_files, settings.contamination.ngram)
@@ -83,12 +95,18 @@ class DocumentCleaner:
     def clean(self, batch: pa.Table, tally: Tally) -> Cleaned:
         """Clean one batch with INPUT_COLUMNS and count what happened."""
         batch = batch.set_column(1, batch.schema.field("text"), batch["text"].combine_chunks().fill_null(""))
+        sizes = pc.binary_length(batch["text"]).to_numpy()
+        batch = self._cut(batch, sizes)
         exempt = pc.is_in(batch["source"], pa.array(sorted(self._exempt), pa.string())).to_numpy()
-        array, extra = self._rewrite(batch, exempt, tally)
+        array, previews, extra = self._rewrite(batch, exempt, tally)
         columns: dict[str, Any] = score_documents(
             array, self.settings.gopher_quality.stop_words, self.settings.fineweb.short_line_characters
         )
-        columns |= extra
+        for values in columns.values():
+            values[sizes > (self.settings.max_document_bytes or _ENDLESS)] = np.nan  # only their beginning was read
+        columns |= {"bytes": sizes} | extra
+        if self._urls:
+            columns |= self._urls.score(batch["url"].to_pylist())
         if self._language:
             columns |= self._identify(array.to_pylist())
         if self._quality_model:
@@ -99,14 +117,46 @@ class DocumentCleaner:
         if self._index:
             columns["contamination"], owners = self._index.matches(array)
             copied_from = [None if owner == NOBODY else self._index.records[owner] for owner in owners.tolist()]
-        verdicts = first_broken(columns, self.rules, exempt)
+        verdicts = first_broken(columns, self.rules, exempt, self._judge(array, exempt))
         table = batch.set_column(1, "text", array.cast(batch.schema.field("text").type))
         for name, values in columns.items():
             table = table.append_column(name, pa.array(values, pa.string() if values.dtype == object else None))
-        self._count(batch, array, verdicts, tally)
-        return Cleaned(table.filter(pa.array(verdicts == KEPT)), self._receipts(table, verdicts, copied_from))
+        self._count(batch, sizes, array, verdicts, tally)
+        names = pa.array([rule.name for rule in self.rules], pa.string())
+        rules = names.take(pa.array(verdicts, mask=verdicts == KEPT))
+        return Cleaned(
+            table.filter(pa.array(verdicts == KEPT)),
+            self._receipts(table, verdicts, copied_from, previews),
+            scores_table(table, previews, list(columns), rules),
+        )
 
-    def _rewrite(self, batch: pa.Table, exempt: np.ndarray, tally: Tally) -> tuple[pa.Array, dict[str, np.ndarray]]:
+    def _cut(self, batch: pa.Table, sizes: np.ndarray) -> pa.Table:
+        """Leave of a document beyond the greatest length only what its receipt shows; it is removed unread."""
+        limit = self.settings.max_document_bytes
+        if limit is None or not (sizes > limit).any():
+            return batch
+        column = batch["text"].combine_chunks().cast(pa.large_binary())
+        start = {
+            place: column[place].as_py()[: 4 * PREVIEW_CHARACTERS].decode("utf-8", "ignore")
+            for place in np.flatnonzero(sizes > limit).tolist()
+        }
+        shortened = replace_texts(column.cast(pa.large_string(), safe=False), start)
+        return batch.set_column(1, "text", shortened)
+
+    def _judge(self, texts: pa.Array, exempt: np.ndarray) -> dict[str, np.ndarray] | None:
+        """Return what datatrove's filters say, where they are chosen: {rule: bool[documents]}."""
+        if self._reference is None:
+            return None
+        ours = {rule.name for rule in self.rules if rule.name.split(".")[0] in DATATROVE_GROUPS}
+        judged = {name: np.zeros(len(texts), np.bool_) for name in sorted(ours)}
+        for place, text in enumerate(texts.to_pylist()):
+            reason = None if exempt[place] else self._c4_reasons.get(place) or self._reference.broken_rule(text)
+            if reason in judged:
+                judged[reason][place] = True
+        return judged
+
+    def _rewrite(self, batch: pa.Table, exempt: np.ndarray, tally: Tally) -> tuple[pa.Array, pa.Array, dict]:
+        """Return (texts, their first characters before C4 took lines out, columns)."""
         texts, invalid = normalise_batch(batch["text"].combine_chunks(), self.settings.normalise)
         columns = {"invalid_utf8": invalid.astype(np.int8)}
         if self.settings.remove_symbol_lines:
@@ -114,10 +164,24 @@ class DocumentCleaner:
         texts, finds = self._personal_data.replace_batch(texts)
         self._count_finds(batch["source"].to_pylist(), finds, tally)
         columns["personal_data"] = finds.sum(axis=1, dtype=np.int32)
+        previews = pc.utf8_slice_codeunits(texts, 0, PREVIEW_CHARACTERS)
         if "c4" in self.settings.quality_rules:
+            before = texts
             texts, c4_scores = apply_c4_batch(texts, self.settings.c4, exempt)
+            if self._reference:
+                texts = self._rewrite_as_datatrove(before, exempt)
             columns |= {name: c4_scores[:, k] for k, name in enumerate(C4_COLUMNS)}
-        return texts, columns
+        return texts, previews, columns
+
+    def _rewrite_as_datatrove(self, texts: pa.Array, exempt: np.ndarray) -> pa.Array:
+        rewritten = texts.to_pylist()
+        self._c4_reasons = {}
+        for place, text in enumerate(rewritten):
+            if not exempt[place]:
+                rewritten[place], reason = self._reference.rewrite(text)
+                if reason:
+                    self._c4_reasons[place] = reason
+        return pa.array(rewritten, pa.large_string())
 
     def _count_finds(self, sources: list[str], finds: np.ndarray, tally: Tally) -> None:
         for document, kind in np.argwhere(finds).tolist():
@@ -129,9 +193,10 @@ class DocumentCleaner:
         values = (np.array(languages, dtype=object), np.array(scores, np.float64), np.array(kept, np.float64))
         return dict(zip(LANGUAGE_COLUMNS, values, strict=True))
 
-    def _count(self, before: pa.Table, after: pa.Array, verdicts: np.ndarray, tally: Tally) -> None:
-        entered = pc.binary_length(before["text"]).to_pylist()
-        left = pc.binary_length(after).to_pylist()
+    def _count(self, before: pa.Table, sizes: np.ndarray, after: pa.Array, verdicts: np.ndarray, tally: Tally) -> None:
+        unread = sizes > (self.settings.max_document_bytes or _ENDLESS)
+        entered = sizes.tolist()
+        left = np.where(unread, sizes, pc.binary_length(after).to_numpy()).tolist()
         for source, size, new_size, verdict in zip(
             before["source"].to_pylist(), entered, left, verdicts.tolist(), strict=True
         ):
@@ -142,7 +207,9 @@ class DocumentCleaner:
                 tally.dropped[source, self.rules[verdict].name, "documents"] += 1
                 tally.dropped[source, self.rules[verdict].name, "bytes"] += new_size
 
-    def _receipts(self, table: pa.Table, verdicts: np.ndarray, copied_from: list[str | None]) -> pa.Table:
+    def _receipts(
+        self, table: pa.Table, verdicts: np.ndarray, copied_from: list[str | None], previews: pa.Array
+    ) -> pa.Table:
         removed = np.flatnonzero(verdicts != KEPT)
         rows = table.take(pa.array(removed))
         rules = [self.rules[index] for index in verdicts[removed].tolist()]
@@ -151,9 +218,9 @@ class DocumentCleaner:
             "id": rows["id"],
             "source": rows["source"],
             "rule": [rule.name for rule in rules],
-            "score": [float(rows[rule.column][i].as_py()) for i, rule in enumerate(rules)],
+            "score": [self._score_of(rule, rows, i) for i, rule in enumerate(rules)],
             "threshold": [float(rule.threshold) for rule in rules],
-            "preview": pc.utf8_slice_codeunits(rows["text"], 0, PREVIEW_CHARACTERS),
+            "preview": previews.take(pa.array(removed)),
             "survivor_id": [copied_from[i] if rule.name == "contamination" else None
                             for i, rule in zip(removed.tolist(), rules, strict=True)],
             "jaccard": nothing,
@@ -161,15 +228,20 @@ class DocumentCleaner:
         }  # fmt: skip
         return pa.Table.from_pydict(columns, schema=receipt_schema())
 
+    def _score_of(self, rule: Rule, rows: pa.Table, place: int) -> float | None:
+        judged_elsewhere = self._reference and rule.name.split(".")[0] in DATATROVE_GROUPS
+        return None if judged_elsewhere else float(rows[rule.column][place].as_py())
+
 
 @dataclass(frozen=True)
 class ShardJob:
-    """Some row groups of a shard, and the two scratch files that are written."""
+    """Some row groups of a shard, and the three scratch files that are written."""
 
     source: Path
     groups: tuple[int, ...]
     candidates: Path
     receipts: Path
+    scores: Path
 
 
 _cleaner: DocumentCleaner
@@ -188,24 +260,65 @@ def clean_shard(job: ShardJob) -> dict[str, Any]:
     tally = Tally()
     rows = removed = 0
     with (
-        pq.ParquetFile(job.source) as shard,
+        _opened(job.source) as shard,
         atomic_path(job.candidates) as kept_path,
         atomic_path(job.receipts) as gone,
+        atomic_path(job.scores) as scored,
     ):
         _check_columns(job.source, shard.schema_arrow)
-        kept_schema = _cleaner.clean(shard.schema_arrow.empty_table().select(INPUT_COLUMNS), tally).kept.schema
+        empty = _cleaner.clean(shard.schema_arrow.empty_table().select(INPUT_COLUMNS), tally)
         with (
-            pq.ParquetWriter(kept_path, kept_schema, compression="zstd") as kept_writer,
+            pq.ParquetWriter(kept_path, empty.kept.schema, compression="zstd") as kept_writer,
             pq.ParquetWriter(gone, receipt_schema(), compression="zstd") as receipt_writer,
+            pq.ParquetWriter(scored, empty.scores.schema, compression="zstd") as score_writer,
         ):
-            for batch in shard.iter_batches(ROWS_PER_BATCH, list(job.groups), list(INPUT_COLUMNS), use_threads=False):
-                cleaned = _cleaner.clean(pa.Table.from_batches([batch]).select(INPUT_COLUMNS), tally)
+            for batch in _batches(shard, job):
+                cleaned = _cleaner.clean(batch, tally)
                 kept_writer.write_table(cleaned.kept)
                 receipt_writer.write_table(cleaned.receipts)
+                score_writer.write_table(cleaned.scores)
                 rows += batch.num_rows
                 removed += cleaned.receipts.num_rows
-    digests = {"candidates": file_digest(job.candidates), "receipts": file_digest(job.receipts)}
+    digests = {name: file_digest(getattr(job, name)) for name in ("candidates", "receipts", "scores")}
     return {"documents": rows, "removed": removed, "tally": tally.to_json(), "digests": digests}
+
+
+def _opened(path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} is no readable Parquet file ({error}); run stage 01 with --force") from None
+
+
+def _batches(shard: pq.ParquetFile, job: ShardJob) -> Iterator[pa.Table]:
+    """Yield the rows of the job in batches that hold about BATCH_BYTES, whatever the length of the documents.
+
+    Raises UserError, with the file and the row group, for data that cannot be read, and for a document without id or
+    source.
+    """
+    for group in job.groups:
+        metadata = shard.metadata.row_group(group)
+        mean = max(metadata.total_byte_size // max(metadata.num_rows, 1), 1)
+        rows = max(1, min(ROWS_PER_BATCH, BATCH_BYTES // mean))
+        first = sum(shard.metadata.row_group(earlier).num_rows for earlier in range(group))
+        try:
+            for batch in shard.iter_batches(rows, [group], list(INPUT_COLUMNS), use_threads=False):
+                table = pa.Table.from_batches([batch]).select(INPUT_COLUMNS)
+                _check_present(job.source, table, first)
+                first += table.num_rows
+                yield table
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(
+                f"{job.source}: row group {group}, from row {first}, cannot be read ({error}); run stage 01"
+                " with --force"
+            ) from None
+
+
+def _check_present(path: Path, table: pa.Table, first: int) -> None:
+    for name in ("id", "source"):
+        if table[name].null_count:
+            row = first + pc.index(pc.is_null(table[name]), True).as_py()
+            raise UserError(f"{path}: row {row} has no {name}; every document needs one; run stage 01 with --force")
 
 
 def _check_columns(path: Path, schema: pa.Schema) -> None:
@@ -214,3 +327,7 @@ def _check_columns(path: Path, schema: pa.Schema) -> None:
         raise UserError(
             f"{path} has no column {missing[0]!r} (it has {', '.join(schema.names)}); run stage 01 with --force"
         )
+    for name in INPUT_COLUMNS:
+        kind = schema.field(name).type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise UserError(f"{path}: column {name!r} is {kind}, not text; run stage 01 with --force")

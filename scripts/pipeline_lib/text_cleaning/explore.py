@@ -1,0 +1,137 @@
+"""`--explore` and the effect lines of `--plan`: what other thresholds would do, from scores.parquet, without any text.
+
+A document is "decided" by a rule when it breaks that rule and no other: only those come back when the threshold moves.
+Whether they would then be duplicates of something is not known before a run.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline_lib.stage import UserError
+
+from .receipts import EXACT, NEAR
+from .rules import KEPT, Rule, active_rules, first_broken
+from .score_table import RULE, SCORES, read_scores
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from pipeline_lib.config.clean import CleanSettings
+
+BORDERLINE = 20
+STEPS = (0.5, 0.8, 0.9, 1.1, 1.25, 2.0)  # times the threshold
+_PREVIEW = 70
+
+
+def _columns(rules: Sequence[Rule]) -> list[str]:
+    return ["id", "source", "preview", RULE, *(rule.column for rule in rules)]
+
+
+class Judgement:
+    """All documents of a finished run before some rules: bool[rules, documents]."""
+
+    def __init__(self, table: "pa.Table", rules: Sequence[Rule], settings: "CleanSettings"):
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        exempt = pc.is_in(table["source"], pa.array(settings.exempt_sources, pa.string())).to_numpy()
+        self.table = table
+        self.rules = [rule for rule in rules if rule.column in table.column_names]
+        self.unknown = [rule for rule in rules if rule.column not in table.column_names]
+        self.scores = {rule.column: np.asarray(table[rule.column].to_numpy(), dtype=np.float64) for rule in self.rules}
+        self.judged = {rule.name: ~exempt if not rule.for_everyone else np.ones(len(exempt), bool) for rule in rules}
+        self.broken = np.zeros((len(self.rules), table.num_rows), np.bool_)
+        for row, rule in enumerate(self.rules):
+            self.broken[row] = rule.broken_by(self.scores[rule.column]) & self.judged[rule.name]
+        self.verdicts = first_broken(self.scores, self.rules, exempt)
+
+    def decided_by(self, row: int) -> np.ndarray:
+        """Return bool[documents]: judged by this rule, and no other rule breaks them."""
+        others = self.broken.sum(axis=0) - self.broken[row] == 0
+        return others & self.judged[self.rules[row].name]
+
+
+def explore_thresholds(stage_folder: Path, settings: "CleanSettings", wanted: str) -> list[str]:
+    """Return the lines for one rule or "all" of them. Raises UserError for an unknown rule or without scores."""
+    path = stage_folder / SCORES
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; run this script without --explore first")
+    rules = active_rules(settings)
+    known = [rule.name for rule in rules]
+    if wanted != "all" and wanted not in known:
+        raise UserError(f"there is no active rule {wanted!r}; there are {', '.join(known)}")
+    table = read_scores(path, settings, _columns(rules))
+    if table is None:
+        raise UserError(
+            f"{path} was made with other settings for texts or scores than the configuration has now (not thresholds);"
+            " run this script again first"
+        )
+    found = Judgement(table, rules, settings)
+    lines = [f"{table.num_rows} documents; {int((found.verdicts == KEPT).sum())} pass all rules before deduplication"]
+    for row, rule in enumerate(found.rules):
+        if wanted in ("all", rule.name):
+            lines += _about_rule(found, row, rule)
+    lines += [f"{rule.name}: not scored in this run" for rule in found.unknown if wanted in ("all", rule.name)]
+    return lines
+
+
+def _about_rule(found: Judgement, row: int, rule: Rule) -> list[str]:
+    scores, decided = found.scores[rule.column], found.decided_by(row)
+    gone = int(found.broken[row].sum())
+    alone = int((found.broken[row] & decided).sum())
+    lines = [
+        "",
+        f"{rule.name}  {rule.column} {'<' if rule.removes == 'below' else '>'} {rule.threshold:g}:"
+        f" {gone} documents break it, {alone} of them no other rule",
+    ]
+    values = scores[decided]
+    if rule.threshold:
+        for step in STEPS:
+            other = Rule(rule.name, rule.column, rule.removes, rule.threshold * step)
+            change = alone - int(other.broken_by(values).sum())
+            lines.append(f"  {other.threshold:>10g}: {change:+d} documents")
+    lines.append(f"  {'off':>10}: {alone:+d} documents")
+    return lines + _borderline(found, row, rule, decided)
+
+
+def _borderline(found: Judgement, row: int, rule: Rule, decided: np.ndarray) -> list[str]:
+    """Return the documents nearest to the threshold, half of them on each side where there are as many."""
+    scores = found.scores[rule.column]
+    distance = np.abs(scores - rule.threshold)
+    candidates = np.flatnonzero(decided & ~np.isnan(scores))
+    nearest = candidates[np.lexsort((candidates, distance[candidates]))]
+    removed, kept = nearest[found.broken[row][nearest]], nearest[~found.broken[row][nearest]]
+    half = BORDERLINE // 2
+    of_removed = min(len(removed), max(half, BORDERLINE - len(kept)))
+    chosen = np.concatenate([removed[:of_removed], kept[: BORDERLINE - of_removed]])
+    chosen = chosen[np.lexsort((chosen, scores[chosen]))]
+    rows = found.table.select(["id", "preview"]).take(chosen).to_pylist()
+    return [
+        f"  {scores[place]:>10.4g} {'goes ' if found.broken[row][place] else 'stays'} {document['id']}"
+        f"  {document['preview'][:_PREVIEW]!r}"
+        for place, document in zip(chosen.tolist(), rows, strict=True)
+    ]
+
+
+def effect_of_thresholds(stage_folder: Path, settings: "CleanSettings") -> list[str]:
+    """Return what `--plan` says about the thresholds now, compared with the finished run; nothing without one."""
+    path = stage_folder / SCORES
+    if not path.is_file():
+        return []
+    rules = active_rules(settings)
+    table = read_scores(path, settings, _columns(rules))
+    if table is None:
+        return ["  effect  unknown: settings that decide texts or scores have changed since the last run"]
+    found = Judgement(table, rules, settings)
+    if found.unknown:
+        return [f"  effect  unknown: {found.unknown[0].name} was not scored in the last run"]
+    before = np.array([rule not in (None, EXACT, NEAR) for rule in table[RULE].to_pylist()], np.bool_)
+    now = found.verdicts != KEPT
+    return [
+        f"  effect  {int((~now).sum())} of {table.num_rows} documents pass the rules, {int((~before).sum())} did in the"
+        f" last run: {int((before & ~now).sum())} come back, {int((~before & now).sum())} go (from the scores, before"
+        " deduplication)"
+    ]

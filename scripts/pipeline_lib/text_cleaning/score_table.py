@@ -1,0 +1,89 @@
+"""scores.parquet: one row for every document that came in, with all its scores and the rule that removed it.
+
+Texts are not in it, only their first characters, so that every question about thresholds is answered from a few columns
+of numbers. The file names the settings that the scores depend on; when those change, the old scores say nothing about a
+new run.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline_lib.stage import json_digest
+
+from .receipts import EXACT, NEAR
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from pipeline_lib.config.clean import CleanSettings
+
+SCORES = "scores.parquet"
+RULE = "rule"
+NOT_SCORES = ("id", "source", "preview", RULE)
+
+_DECIDES_LINES = ("min_line_words", "max_word_characters")  # thresholds that rewrite texts before there is a score
+_JUDGES = ("quality_engine", "datatrove_words", "max_document_bytes", "dedup", "quality_rules", "exempt_sources")
+
+
+def scores_table(table: "pa.Table", previews: "pa.Array", columns: Sequence[str], rules: "pa.Array") -> "pa.Table":
+    """Return id, source, preview, the score columns, and the rule that removed each document (null where none did)."""
+    chosen = table.select(["id", "source"])
+    chosen = chosen.append_column("preview", previews)
+    for name in columns:
+        chosen = chosen.append_column(name, table[name])
+    return chosen.append_column(RULE, rules)
+
+
+def write_scores_file(parts: Sequence[Path], duplicates: Path, output: Path, settings: "CleanSettings") -> int:
+    """Join score files in the order given, naming the duplicates too; return the number of rows."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    found = pq.read_table(duplicates, columns=["id", "kind"])
+    ids = found["id"].combine_chunks()
+    kinds = pc.if_else(pc.equal(found["kind"], "exact"), EXACT, NEAR).combine_chunks()
+    schema = pq.read_schema(parts[0])
+    schema = schema.with_metadata({"scoring": json_digest(scoring_settings(settings))})
+    rows = 0
+    with pq.ParquetWriter(output, schema, compression="zstd") as writer:
+        for part in parts:
+            with pq.ParquetFile(part) as file:
+                for group in range(file.num_row_groups):
+                    table = file.read_row_group(group)
+                    places = pc.index_in(table["id"].combine_chunks(), ids)
+                    rule = pc.coalesce(table[RULE].combine_chunks(), kinds.take(places).cast(pa.string()))
+                    table = table.set_column(table.schema.get_field_index(RULE), RULE, rule)
+                    writer.write_table(table.cast(schema))
+                    rows += table.num_rows
+    return rows
+
+
+def scoring_settings(settings: "CleanSettings") -> dict[str, Any]:
+    """Return what texts and scores depend on: the settings without thresholds and without who applies them."""
+    dumped = settings.model_dump(mode="json")
+    kept: dict[str, Any] = {}
+    for name, value in dumped.items():
+        if name in _JUDGES:
+            continue
+        if isinstance(value, dict):
+            value = {
+                key: item
+                for key, item in value.items()
+                if not key.startswith(("min_", "max_")) or key in _DECIDES_LINES
+            }
+        kept[name] = value
+    if "c4" in settings.quality_rules:
+        kept["c4_rewrites"] = {"except": dumped["exempt_sources"], "engine": dumped["quality_engine"]}
+    return kept
+
+
+def read_scores(path: Path, settings: "CleanSettings", columns: Sequence[str]) -> "pa.Table | None":
+    """Return these columns where the file has them; None when it was made with other scoring settings."""
+    import pyarrow.parquet as pq
+
+    schema = pq.read_schema(path)
+    if (schema.metadata or {}).get(b"scoring") != json_digest(scoring_settings(settings)).encode():
+        return None
+    return pq.read_table(path, columns=[name for name in dict.fromkeys(columns) if name in schema.names])

@@ -1,0 +1,70 @@
+"""Thresholds are tried on the columns of a finished run: what comes back, what goes, and the documents in between."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from finished_download import SCHEMA, document
+from test_02_clean_stage import corpus, prose
+
+from pipeline_lib.config.clean import CleanSettings
+from pipeline_lib.stage import UserError
+from pipeline_lib.text_cleaning.explore import effect_of_thresholds, explore_thresholds
+from pipeline_lib.text_cleaning.rules import active_rules
+from pipeline_lib.text_cleaning.score_table import SCORES, write_scores_file
+from pipeline_lib.text_cleaning.shard import DocumentCleaner, Tally
+
+PLAIN = {"language": {"keep": []}, "contamination": {"enabled": False}}
+LENGTHS = [2, 3, 4, 5, 6]  # sentences of 16 words
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder with the scores of the test corpus and of five short documents."""
+    folder = tmp_path_factory.mktemp("scores")
+    rows = [row for shard in corpus() for row in shard]
+    rows += [document(f"of-{n}", prose(500 + n, sentences=n)) for n in LENGTHS]
+    settings = CleanSettings(**PLAIN)
+    cleaned = DocumentCleaner(settings, [], 0).clean(pa.Table.from_pylist(rows, schema=SCHEMA), Tally())
+    pq.write_table(cleaned.scores, folder / "part.parquet")
+    nothing = pa.schema([("id", pa.string()), ("kind", pa.string())]).empty_table()
+    pq.write_table(nothing, folder / "duplicates.parquet")
+    written = write_scores_file([folder / "part.parquet"], folder / "duplicates.parquet", folder / SCORES, settings)
+    assert written == len(rows)
+    return folder
+
+
+def test_a_rule_shows_what_other_thresholds_change_and_its_borderline_documents(finished):
+    lines = explore_thresholds(finished, CleanSettings(**PLAIN), "gopher_quality.min_words")
+    text = "\n".join(lines)
+    assert "gopher_quality.min_words  words < 50: 4 documents break it, 3 of them no other rule" in text
+    assert "        45: +2 documents" in text and "off: +3 documents" in text
+    assert sum(" goes " in line for line in lines) == 3 and sum(" stays " in line for line in lines) == 17
+    assert [line.split()[2] for line in lines if " goes " in line][0] == "of-2"
+
+
+def test_every_active_rule_is_explained_when_none_is_named(finished):
+    settings = CleanSettings(**PLAIN)
+    lines = explore_thresholds(finished, settings, "all")
+    for rule in active_rules(settings):
+        assert any(line.startswith(f"{rule.name}  ") for line in lines), rule.name
+
+
+def test_the_effect_of_new_thresholds_is_what_cleaning_with_them_does(finished):
+    stricter = CleanSettings(**PLAIN, gopher_quality={"min_words": 90})
+    (line,) = effect_of_thresholds(finished, stricter)
+    rows = [row for shard in corpus() for row in shard]
+    rows += [document(f"of-{n}", prose(500 + n, sentences=n)) for n in LENGTHS]
+    kept = DocumentCleaner(stricter, [], 0).clean(pa.Table.from_pylist(rows, schema=SCHEMA), Tally()).kept
+    assert f"  effect  {kept.num_rows} of {len(rows)} documents pass the rules" in line and "0 come back" in line
+
+
+def test_scores_of_other_settings_are_not_used(finished, tmp_path):
+    other = CleanSettings(**PLAIN, fineweb={"short_line_characters": 40})
+    assert "unknown" in effect_of_thresholds(finished, other)[0]
+    with pytest.raises(UserError, match="other settings"):
+        explore_thresholds(finished, other, "all")
+    with pytest.raises(UserError, match=r"no active rule 'nothing'"):
+        explore_thresholds(finished, CleanSettings(**PLAIN), "nothing")
+    with pytest.raises(UserError, match="without --explore"):
+        explore_thresholds(tmp_path, CleanSettings(), "all")
+    assert effect_of_thresholds(tmp_path, CleanSettings()) == []
