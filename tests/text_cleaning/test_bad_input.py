@@ -89,7 +89,7 @@ def job(source, folder, groups=(0,)):
 @pytest.fixture
 def ready(monkeypatch):
     monkeypatch.setattr(shard_module, "_cleaner", None, raising=False)
-    start_cleaner(SETTINGS, [], 0)
+    start_cleaner(SETTINGS, [], 0, None)
 
 
 def test_files_that_cannot_be_used_are_named_with_what_is_wrong(ready, tmp_path):
