@@ -7,7 +7,7 @@ and we for half of it, three seeds each, in turn. Claimed is the time we needed 
 the peer's final value or below it.
 
     python benchmarks/pretrain_time_to_quality.py                      10 minutes a run: about two hours
-    python benchmarks/pretrain_time_to_quality.py --seconds 60 --seeds 1
+    python benchmarks/pretrain_time_to_quality.py --seconds 60 --seeds 1 --batches 8       six minutes
 
 litgpt pins an older huggingface_hub and cannot share our environment: --litgpt names the Python of one that has it.
 """
@@ -18,25 +18,36 @@ import os
 import statistics
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
 
 from pretraining_peers.contest import CONTEXT, ROOT, Result, batch_tokens, prepare_run, run_ours, run_peer
 
-SWEEP = [(batch, lr) for batch in (8, 16) for lr in (1e-3, 2e-3, 4e-3)]
+RATES = (1e-3, 2e-3, 4e-3)
 SWEEP_SHARE = 0.2
 OUR_SHARE = 0.5
+# A run of the sweep shorter than this would be over before the compiler is.
+LEAST_COMPILED = 90.0
 OUR_FLAGS = ("--batch_tokens", "8192", "--micro_batch", "8", "--keep_best", "false")
 
 
-def best_settings(program: str, python: str, seconds: float, common: dict) -> tuple[int, float, bool]:
+def best_settings(
+    program: str, python: str, seconds: float, batches: list[int], common: dict
+) -> tuple[int, float, bool]:
     """Return (batch, learning rate, compiled) of a peer's best run of the sweep, printing every run to stderr."""
     results = {}
-    for batch, lr in SWEEP:
-        result = run_peer(program, python, **common, batch=batch, lr=lr, seconds=seconds, seed=0, compile=False)
+    for batch, lr in product(batches, RATES):
+        result = run_peer(
+            program, python, **common, batch=batch, lr=lr, seconds=seconds, seed=0, compile=False, validations=1
+        )
         results[batch, lr, False] = result.bits_per_byte
         print(f"  sweep {program} batch {batch} lr {lr}: {result.bits_per_byte}", file=sys.stderr)
     batch, lr, _ = min(results, key=results.get)
-    compiled = run_peer(program, python, **common, batch=batch, lr=lr, seconds=seconds, seed=0, compile=True)
+    if seconds < LEAST_COMPILED:
+        return batch, lr, False
+    compiled = run_peer(
+        program, python, **common, batch=batch, lr=lr, seconds=seconds, seed=0, compile=True, validations=1
+    )
     results[batch, lr, True] = compiled.bits_per_byte
     print(f"  sweep {program} batch {batch} lr {lr} compiled: {compiled.bits_per_byte}", file=sys.stderr)
     return min(results, key=results.get)
@@ -52,6 +63,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--batches", type=int, nargs="+", default=[8, 16], help="batch sizes of the sweep, in sequences"
+    )
     parser.add_argument("--run-dir", type=Path, default=ROOT / "runs" / "benchmark_pretrain")
     parser.add_argument("--litgpt", default=os.environ.get("LITGPT_PYTHON"))
     options = parser.parse_args()
@@ -69,7 +83,7 @@ def main() -> None:
             "scratch": scratch,
         }
         sweep = options.seconds * SWEEP_SHARE
-        settings = {name: best_settings(*program, sweep, common) for name, program in programs.items()}
+        settings = {name: best_settings(*program, sweep, options.batches, common) for name, program in programs.items()}
         probe = run_ours(config, options.run_dir, 40 * batch_tokens(OUR_FLAGS), 0, *OUR_FLAGS, validations=1)
         tokens = int(probe.tokens / probe.seconds * options.seconds * OUR_SHARE)
         ours, theirs = [], {name: [] for name in programs}
@@ -79,7 +93,14 @@ def main() -> None:
                 batch, lr, compiled = settings[name]
                 theirs[name].append(
                     run_peer(
-                        *program, **common, batch=batch, lr=lr, seconds=options.seconds, seed=seed + 1, compile=compiled
+                        *program,
+                        **common,
+                        batch=batch,
+                        lr=lr,
+                        seconds=options.seconds,
+                        seed=seed + 1,
+                        compile=compiled,
+                        validations=6,
                     )
                 )
     for name, results in theirs.items():

@@ -14,7 +14,7 @@ CONTEXT = 512
 CONFIG = """
 base: {base}
 model: {{shape: {{layers: 4, width: 192, heads: 3}}}}
-pretrain: {{tokens: null, optimizer: {{lr: null, embedding_lr: null, head_lr: null}}, validation_tokens: 100000}}
+pretrain: {{tokens: null, optimizer: {{lr: null, embedding_lr: null, head_lr: null}}, validation_tokens: 60000}}
 """
 """The demo's text and tokenizer; learning rates by rule, since a contender's own tuning would have to be paid for."""
 
@@ -50,8 +50,6 @@ def run_ours(config: Path, run: Path, tokens: int, seed: int, *flags: str, valid
         copy.mkdir()
         for stage in ("03_packed", "04_init"):
             shutil.copytree(run / stage, copy / stage)
-        for stage in ("02_clean",):
-            (copy / stage).symlink_to(run / stage)
         steps = max(1, tokens // batch_tokens(flags))
         every = ["--validation_steps", str(max(1, steps // validations))]
         command = [sys.executable, str(ROOT / "scripts" / "05_pretrain.py"), "--config", str(config)]

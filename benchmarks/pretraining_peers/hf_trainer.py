@@ -19,8 +19,8 @@ class Rows(torch.utils.data.Dataset):
 
     def __init__(self, cache: PackedCache, context: int):
         batches = list(cache.batches(context, 512, seed=0))
-        self.tokens = torch.cat([torch.from_numpy(batch["input_ids"]) for batch in batches])
-        self.labels = torch.cat([torch.from_numpy(batch["labels"]) for batch in batches])
+        self.tokens = torch.cat([batch["input_ids"] for batch in batches])
+        self.labels = torch.cat([batch["labels"] for batch in batches])
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -87,7 +87,7 @@ def main() -> None:
     train(arguments, trial, rows, CALIBRATION_STEPS, [])
     steps = max(2, round(arguments["seconds"] * CALIBRATION_STEPS / (time.perf_counter() - began)))
     model = fresh()
-    judge = Judge(model, cache, arguments["context"], max(1, steps // 6))
+    judge = Judge(model, cache, arguments["context"], max(1, steps // arguments["validations"]))
     began = time.perf_counter()
     train(arguments, model, rows, steps, [judge])
     seconds = time.perf_counter() - began - judge.spent

@@ -9,7 +9,7 @@ from pipeline_lib.packing.reader import PackedCache
 from pipeline_lib.pretraining.attention import attention_arguments, use_attention
 from pipeline_lib.pretraining.batches import Batch, PackedData
 
-VALIDATION_TOKENS = 100_000
+VALIDATION_TOKENS = 60_000
 
 
 def bits_per_byte(cache: PackedCache, context: int, logits_of: Callable[[Batch], torch.Tensor]) -> float:

@@ -142,11 +142,11 @@ def _block_mask(documents: Tensor) -> Any:
 def _by_document(module, query, key, value, attention_mask, scaling, layout, **_) -> tuple[Tensor, None]:
     from .cpu_attention import document_attention
 
-    query, key = query.to(value.dtype), key.to(value.dtype)
-    groups = query.shape[1] // key.shape[1]
+    number_format, groups = value.dtype, query.shape[1] // key.shape[1]
+    query, key, value = query.float(), key.float(), value.float()
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    return document_attention(query, key, value, layout, scaling)[0].transpose(1, 2), None
+    return document_attention(query, key, value, layout, scaling)[0].transpose(1, 2).to(number_format), None
 
 
 def _flexible(module, query, key, value, attention_mask, scaling, layout, **_) -> tuple[Tensor, None]:
