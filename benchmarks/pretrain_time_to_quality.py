@@ -1,10 +1,10 @@
 """Validation bits per byte against time, on this machine's cores: stage 05 against Hugging Face's Trainer and litgpt.
 
 All start from the same initial weights (litgpt from its own initialisation of the same shape), read the same packed
-tokens and are judged on the same validation text. A peer gets its best batch and learning rate of a sweep whose runs
-last a fifth of the time; we use the rules of docs/models.md and no sweep. Then every peer trains for the whole time
-and we for half of it, three seeds each, in turn. Claimed is the time we needed over the peer's, where we arrived at
-the peer's final value or below it.
+tokens and are judged on the same validation text. A peer gets its best batch, learning rate, number format and, in long
+runs, compiling from a sweep whose runs last a fifth of the time; we use the rules of docs/models.md and no sweep. Then
+every peer trains for the whole time and we for half of it, three seeds each, in turn. Claimed is the time we needed
+over the peer's, where we arrived at the peer's final value or below it.
 
     python benchmarks/pretrain_time_to_quality.py                      10 minutes a run: about two hours
     python benchmarks/pretrain_time_to_quality.py --seconds 60 --seeds 1 --batches 8       six minutes
@@ -31,26 +31,27 @@ LEAST_COMPILED = 90.0
 OUR_FLAGS = ("--batch_tokens", "8192", "--micro_batch", "8", "--keep_best", "false")
 
 
-def best_settings(
-    program: str, python: str, seconds: float, batches: list[int], common: dict
-) -> tuple[int, float, bool]:
-    """Return (batch, learning rate, compiled) of a peer's best run of the sweep, printing every run to stderr."""
-    results = {}
+def best_settings(program: str, python: str, seconds: float, batches: list[int], common: dict) -> dict:
+    """Return a peer's best settings in a sweep, printing every run to stderr.
+
+    First batch and learning rate; with the best of these bfloat16, and compiling if a run is long enough for it.
+    """
+    tried: list[tuple[float, dict]] = []
+
+    def attempt(**settings: object) -> None:
+        result = run_peer(program, python, **common, **settings, seconds=seconds, seed=0, validations=1)
+        tried.append((result.bits_per_byte, settings))
+        print(f"  sweep {program} {settings}: {result.bits_per_byte}", file=sys.stderr, flush=True)
+
+    def best() -> dict:
+        return min(tried, key=lambda pair: pair[0])[1]
+
     for batch, lr in product(batches, RATES):
-        result = run_peer(
-            program, python, **common, batch=batch, lr=lr, seconds=seconds, seed=0, compile=False, validations=1
-        )
-        results[batch, lr, False] = result.bits_per_byte
-        print(f"  sweep {program} batch {batch} lr {lr}: {result.bits_per_byte}", file=sys.stderr)
-    batch, lr, _ = min(results, key=results.get)
-    if seconds < LEAST_COMPILED:
-        return batch, lr, False
-    compiled = run_peer(
-        program, python, **common, batch=batch, lr=lr, seconds=seconds, seed=0, compile=True, validations=1
-    )
-    results[batch, lr, True] = compiled.bits_per_byte
-    print(f"  sweep {program} batch {batch} lr {lr} compiled: {compiled.bits_per_byte}", file=sys.stderr)
-    return min(results, key=results.get)
+        attempt(batch=batch, lr=lr, compile=False, bf16=False)
+    attempt(**{**best(), "bf16": True})
+    if seconds >= LEAST_COMPILED:
+        attempt(**{**best(), "compile": True})
+    return best()
 
 
 def time_to(result: Result, target: float) -> float | None:
@@ -90,24 +91,16 @@ def main() -> None:
         for seed in range(options.seeds):
             ours.append(run_ours(config, options.run_dir, tokens, seed + 1, *OUR_FLAGS))
             for name, program in programs.items():
-                batch, lr, compiled = settings[name]
                 theirs[name].append(
                     run_peer(
-                        *program,
-                        **common,
-                        batch=batch,
-                        lr=lr,
-                        seconds=options.seconds,
-                        seed=seed + 1,
-                        compile=compiled,
-                        validations=6,
+                        *program, **common, **settings[name], seconds=options.seconds, seed=seed + 1, validations=6
                     )
                 )
     for name, results in theirs.items():
         report(name, settings[name], ours, results)
 
 
-def report(name: str, settings: tuple, ours: list[Result], theirs: list[Result]) -> None:
+def report(name: str, settings: dict, ours: list[Result], theirs: list[Result]) -> None:
     """Print the row of one peer."""
     target = statistics.median(result.bits_per_byte for result in theirs)
     times = [time_to(result, target) for result in ours]
@@ -123,7 +116,7 @@ def report(name: str, settings: tuple, ours: list[Result], theirs: list[Result])
                 "quality": {
                     "ours": [result.bits_per_byte for result in ours],
                     "peer": [result.bits_per_byte for result in theirs],
-                    "peer's best batch, learning rate, compiled": settings,
+                    "peer's best settings": settings,
                     "tokens": [ours[0].tokens, theirs[0].tokens],
                     "our curve": ours[0].curve,
                     "peer's curve": theirs[0].curve,

@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from pipeline_lib.packing.reader import PackedCache
 
-CALIBRATION_STEPS = 8
+CALIBRATION_STEPS = 15
 
 
 class Rows(torch.utils.data.Dataset):
@@ -29,8 +29,23 @@ class Rows(torch.utils.data.Dataset):
         return {"input_ids": self.tokens[index], "labels": self.labels[index]}
 
 
+class Clock(TrainerCallback):
+    """Notes when steps end, to know how many fit into a time."""
+
+    def __init__(self):
+        self.moments = []
+
+    def on_step_end(self, args, state, control, **_):
+        self.moments.append(time.perf_counter())
+
+    def step_seconds(self) -> float:
+        """Return the mean time of a step, the first third left out: it warms up, or compiles."""
+        moments = self.moments[len(self.moments) // 3 :]
+        return (moments[-1] - moments[0]) / (len(moments) - 1)
+
+
 class Judge(TrainerCallback):
-    """Validates a few times on the way; `spent` is the time that took."""
+    """Validates a few times on the way; `spent` is the time that took, in seconds."""
 
     def __init__(self, model, cache, context, every: int):
         self.model, self.cache, self.context, self.every = model, cache, context, every
@@ -60,6 +75,7 @@ def train(arguments: dict, model, rows: Rows, steps: int, callbacks: list) -> No
         max_steps=steps,
         seed=arguments["seed"],
         torch_compile=arguments["compile"],
+        bf16=arguments.get("bf16", False),
         use_cpu=True,
         report_to=[],
         save_strategy="no",
@@ -81,11 +97,9 @@ def main() -> None:
     def fresh():
         return AutoModelForCausalLM.from_pretrained(arguments["model"], dtype=torch.float32)
 
-    trial = fresh()
-    train(arguments, trial, rows, 2, [])
-    began = time.perf_counter()
-    train(arguments, trial, rows, CALIBRATION_STEPS, [])
-    steps = max(2, round(arguments["seconds"] * CALIBRATION_STEPS / (time.perf_counter() - began)))
+    clock = Clock()
+    train(arguments, fresh(), rows, CALIBRATION_STEPS, [clock])
+    steps = max(2, round(arguments["seconds"] / clock.step_seconds()))
     model = fresh()
     judge = Judge(model, cache, arguments["context"], max(1, steps // arguments["validations"]))
     began = time.perf_counter()

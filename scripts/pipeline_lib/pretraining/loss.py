@@ -29,19 +29,26 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         matrix = head.to(dtype)
         hidden_gradient = torch.empty_like(hidden) if needs_gradient else None
         head_gradient = torch.zeros_like(head) if needs_gradient else None
+        held = torch.empty(min(chunk, targets.numel()), head.shape[0], dtype=torch.float32, device=hidden.device)
         for start in range(0, targets.numel(), chunk):
             states = hidden[start : start + chunk].to(dtype)
             wanted = targets[start : start + chunk]
             counted = wanted != IGNORED
             index = torch.where(counted, wanted, 0)[:, None]
-            logits = (states @ matrix.T).float()
-            normaliser = torch.logsumexp(logits, 1, keepdim=True)
-            loss += torch.where(counted, (normaliser - logits.gather(1, index))[:, 0], 0.0).sum()
+            logits = held[: len(states)]
+            if dtype is torch.float32:
+                torch.mm(states, matrix.T, out=logits)
+            else:
+                logits.copy_(states @ matrix.T)
+            largest = logits.amax(1, keepdim=True)
+            aimed = logits.gather(1, index)
+            exponentials = logits.sub_(largest).exp_()
+            total = exponentials.sum(1, keepdim=True)
+            loss += torch.where(counted, (total.log() + largest - aimed)[:, 0], 0.0).sum()
             if not needs_gradient:
                 continue
-            gradient = logits.sub_(normaliser).exp_()
-            gradient.scatter_add_(1, index, gradient.new_full(index.shape, -1.0))
-            gradient = gradient.mul_(counted[:, None]).to(dtype)
+            weight = counted[:, None].float()
+            gradient = exponentials.mul_(weight / total).scatter_add_(1, index, -weight).to(dtype)
             hidden_gradient[start : start + chunk] = gradient @ matrix
             if dtype is head_gradient.dtype:
                 head_gradient.addmm_(gradient.T, states)
