@@ -41,9 +41,9 @@ def receipts(corpus, scratch, workers=1, pause=lambda: None):
 def test_stopped_after_any_number_of_units_the_next_start_ends_the_same(planted_corpus, small_units, tmp_path):
     expected = receipts(planted_corpus, tmp_path / "whole")
     total = len(list((tmp_path / "whole").rglob("*.npz")))
-    for units in range(0, total, 5):
+    for units in range(0, total, 15):
         scratch = tmp_path / str(units)
-        for attempt in range(3):
+        for attempt in range(2):
             with pytest.raises(Stop):
                 receipts(planted_corpus, scratch, 1 + units % 3, stopping_after(min(units, 4 + 2 * attempt)))
         assert receipts(planted_corpus, scratch, 1 + units % 4).equals(expected)
