@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline_lib.checkpoints import load_state, newest_valid_checkpoint
+from pipeline_lib.config import resolve_path
 from pipeline_lib.config.pretrain import PretrainSettings, ScheduleSettings
 from pipeline_lib.packing.reader import PackedCache
 from pipeline_lib.stage import ActionContext, Stage, StageInput, UserError
@@ -177,15 +178,20 @@ def _passed(horizon: Horizon, step: int) -> list[str]:
 def horizon_of(place: ActionContext | Stage, settings: PretrainSettings, length: int) -> Horizon:
     """Return the horizon that `settings` mean for the model of this run on sequences of `length` tokens."""
     initial = StageInput(place.run_folder, "04_init", place.arguments).result
-    tokens = PackedCache(place.run_folder / "03_packed").tokens() if settings.epochs is not None else None
+    tokens = _cache(place).tokens() if settings.epochs is not None else None
     return resolve_horizon(settings, length, initial["shape"]["width"], initial["parameters"]["matmul"], tokens)
+
+
+def _cache(place: ActionContext | Stage) -> PackedCache:
+    elsewhere = place.config.packed
+    return PackedCache(resolve_path(elsewhere) if elsewhere else place.run_folder / "03_packed")
 
 
 def _growth(place: ActionContext | Stage, state: dict[str, Any]) -> str | None:
     """Return a sentence when the place in the data is one in the present packed cache too, None otherwise."""
     position = state["data"]
     try:
-        cache = PackedCache(place.run_folder / "03_packed")
+        cache = _cache(place)
         cache.carry_over(position, position["context"])  # refused when the text read so far is not the same
         sequences = cache.sequences(position["context"])
     except UserError:
