@@ -31,7 +31,7 @@ def cleaner():
     return DocumentCleaner(SETTINGS, [], 0)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(
     st.lists(
         st.one_of(
