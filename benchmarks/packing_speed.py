@@ -6,10 +6,10 @@ interleaved; what is compared is checked to be the same (ids, merges) or its qua
 padding, bytes per token).
 """
 
+import gzip
 import json
 import os
 import random
-import re
 import statistics
 import sysconfig
 import tempfile
@@ -29,39 +29,52 @@ import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from trl import pack_dataset
 
-from pipeline_lib.packing.cache_index import describe_cache
+from pipeline_lib.packing.cache_index import INDEX, Shard, describe_cache, describe_chunk
 from pipeline_lib.packing.chunk_format import ChunkFile, encode_chunk
-from pipeline_lib.packing.encoded_runs import EncodedRuns, encode_run
-from pipeline_lib.packing.packing_plan import plan_file_name, write_plan
+from pipeline_lib.packing.chunk_ranges import cut_into_chunks
+from pipeline_lib.packing.encoded_runs import EncodedRuns, amounts_by_source, encode_run
+from pipeline_lib.packing.packing_plan import Mixture, plan_file_name, write_plan
 from pipeline_lib.packing.pretoken_counts import CL100K_PATTERN
 from pipeline_lib.packing.reader import PackedCache
 from pipeline_lib.packing.shards import plan_runs
 from pipeline_lib.packing.text_encoder import TextEncoder
 from pipeline_lib.packing.tokenizer_folder import SPECIAL_TOKENS
 from pipeline_lib.packing.trained_tokenizer import printable, tokenizer_json, train_tokenizer, write_tokenizer
-from pipeline_lib.stage import write_json_atomic
+from pipeline_lib.stage import available_cores, file_digest, write_json_atomic
 
 ROUNDS = 5
 CORPUS_BYTES = 12_000_000
 VOCAB_SIZE = 8192
 CONTEXT = 2048
-BATCH = 64
-FUNCTION = re.compile(r"\n(?=def |class |    def )")
-"""Where a source file is cut into many short documents, for the packing alone."""
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
-def real_texts() -> list[str]:
-    """Return Python sources of the standard library and the installed packages, about CORPUS_BYTES in all."""
+def real_texts(size: int = CORPUS_BYTES) -> list[str]:
+    """Return about `size` bytes of documents: Python sources, or the JSON lines files that PACKING_TEXT names."""
+    if given := os.environ.get("PACKING_TEXT"):
+        return _texts_of([Path(name) for name in given.split(":")], size)
     folders = [Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("purelib"))]
     files = [path for folder in folders for path in sorted(folder.rglob("*.py")) if 200 < path.stat().st_size < 200_000]
     random.Random(0).shuffle(files)
-    texts, size = [], 0
+    texts, read = [], 0
     for path in files:
         texts.append(path.read_text(encoding="utf-8", errors="replace"))
-        size += len(texts[-1])
-        if size >= CORPUS_BYTES:
+        read += len(texts[-1])
+        if read >= size:
             break
+    return texts
+
+
+def _texts_of(files: list[Path], size: int) -> list[str]:
+    texts, read = [], 0
+    for file in files:
+        with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else open(file, encoding="utf-8") as lines:
+            for line in lines:
+                record = json.loads(line)
+                texts.append(record.get("text") or record["content"])
+                read += len(texts[-1])
+                if read >= size:
+                    return texts
     return texts
 
 
@@ -141,25 +154,33 @@ def bytes_per_token(trained: tuple[dict, list], pattern: str, texts: list[str]) 
     return sum(len(text.encode()) for text in texts) / int(encoded.layout.offsets.data[-1])
 
 
-def pack_ours(folder: Path, shard: Path, encoder: TextEncoder) -> PackedCache:
+def pack_ours(folder: Path, shard: Path, encoder: TextEncoder, chunk_tokens: int = 4_000_000) -> PackedCache:
     """Text shard in, packed cache on disk out: what stage 03 does after training, without its process start."""
-    (run,) = plan_runs([shard])
-    encode_run(run, encoder, 42, folder / "run.arrow")
-    encoded = EncodedRuns([folder / "run.arrow"], 0.0)
-    names = []
-    for number, documents in enumerate(encoded.cut(4_000_000)):
-        content, text_bytes, split = encoded.gather(*documents)
-        names.append(f"chunk-{number:05d}.lz4")
-        (folder / names[-1]).write_bytes(encode_chunk(content, {"split": split, "text_bytes": int(text_bytes.sum())}))
-    chunks = [ChunkFile(folder / name) for name in names]
-    plans = {CONTEXT: write_plan(chunks, CONTEXT, folder / plan_file_name(CONTEXT))}
-    write_json_atomic(folder / "index.json", describe_cache(folder, names, plans, encoder))
+    for path in folder.glob("*.arrow"):
+        path.unlink()
+    paths = [encode_run(run, encoder, 42, folder) for run in plan_runs([shard])]
+    encoded = EncodedRuns(paths)
+    entries = []
+    for number, chunk in enumerate(cut_into_chunks(encoded.statistics(), chunk_tokens, 0.0).ranges):
+        content, text_bytes = encoded.gather(chunk)
+        description = {
+            "part": 0,
+            "split": chunk.split,
+            "range": chunk.to_json(),
+            "vocab_size": encoder.vocab_size,
+            "text_bytes": int(text_bytes.sum()),
+            "amounts": amounts_by_source(content, text_bytes),
+        }
+        name = f"chunk-{number:05d}.lz4"
+        (folder / name).write_bytes(encode_chunk(content, description, threads=available_cores()))
+        entries.append(describe_chunk(ChunkFile(folder / name), name))
+    chunks = [ChunkFile(folder / entry["file"]) for entry in entries]
+    path = folder / plan_file_name(CONTEXT)
+    plan = {"context": CONTEXT, "file": path.name, **write_plan(chunks, CONTEXT, path, Mixture())}
+    plan["digest"] = file_digest(path)
+    parts = [[Shard(shard.name, "")]]
+    write_json_atomic(folder / INDEX, describe_cache({}, encoder, parts, entries, [plan]))
     return PackedCache(folder)
-
-
-def read_all(cache: PackedCache) -> int:
-    """Read every packed batch; return the tokens that were in them."""
-    return sum(int((batch["segment_ids"] > 0).sum()) for batch in cache.batches(CONTEXT, BATCH))
 
 
 def pack_trl(encoded: datasets.Dataset, strategy: str, window: int) -> datasets.Dataset:
@@ -189,7 +210,7 @@ def quality_of(packed: datasets.Dataset, tokens: int) -> str:
 def write_shard(path: Path, texts: list[str]) -> Path:
     """Write texts as a shard of the pipeline."""
     columns = {"id": [str(number) for number in range(len(texts))], "source": ["python"] * len(texts), "text": texts}
-    pq.write_table(pa.table(columns), path, compression="zstd")
+    pq.write_table(pa.table(columns), path, compression="zstd", row_group_size=1000)
     return path
 
 
@@ -242,73 +263,46 @@ def benchmark_encoding(texts: list[str], encoder: TextEncoder, reference: tokeni
     report(claim, seconds["ours"], seconds["hf"], size, "MB/s", "ids equal in every document")
 
 
-def read_packed(packed: datasets.Dataset) -> datasets.Dataset:
-    """Read every batch of a data set that TRL packed, as arrays."""
-    for _ in packed.with_format("numpy").iter(BATCH):
-        pass
-    return packed
-
-
 def benchmark_whole(folder: Path, texts: list[str], encoder: TextEncoder, reference: tokenizers.Tokenizer) -> None:
-    """Text in a Parquet file to packed sequences that have been read once."""
+    """Cleaned Parquet to a finished cache, against the same with Hugging Face tokenizers and TRL."""
     folder.mkdir()
     shard = write_shard(folder / "part-00000.parquet", texts)
 
-    def peer(strategy: str, window: int) -> datasets.Dataset:
+    def documented() -> datasets.Dataset:
         loaded = datasets.Dataset(pq.read_table(shard, columns=["text"]))
-        return read_packed(pack_trl(encode_as_documented(loaded, reference), strategy, window))
+        return pack_trl(encode_as_documented(loaded, reference), "bfd", 1000)
 
-    seconds, results = medians(
-        {
-            "ours": lambda: read_all(pack_ours(folder, shard, encoder)),
-            "documented": lambda: peer("bfd", 1000),
-            "best": lambda: peer("bfd_split", len(texts)),
-        }
+    def best() -> datasets.Dataset:
+        read = pq.read_table(shard, columns=["text"])["text"].to_pylist()
+        ids = [[*each.ids, 0] for each in reference.encode_batch_fast(read, add_special_tokens=False)]
+        return pack_trl(datasets.Dataset.from_dict({"input_ids": ids}), "bfd_split", len(texts))
+
+    contenders = {"ours": lambda: pack_ours(folder, shard, encoder), "documented": documented, "best": best}
+    seconds, results = medians(contenders)
+    size = sum(len(text.encode()) for text in texts) / 1e6
+    tokens = results["ours"].tokens()
+    peers = {
+        "documented": "datasets.map(encode_batch) and TRL bfd, as documented",
+        "best": "encode_batch_fast in one call and TRL bfd_split in one window",
+    }
+    for name, label in peers.items():
+        quality = f"same ids; {padding_of(results['ours'])}; {quality_of(results[name], tokens)}"
+        report(f"cleaned Parquet to finished cache ({CONTEXT}), against {label}", seconds["ours"], seconds[name], size,
+               "MB/s", quality)  # fmt: skip
+
+
+def benchmark_overhead(folder: Path, texts: list[str], encoder: TextEncoder) -> None:
+    """What reading, shuffling, compressing, checksums and planning add to bare gigatoken on text in memory."""
+    folder.mkdir()
+    shard = write_shard(folder / "part-00000.parquet", texts)
+    arrow = pa.array(texts, pa.large_string())
+    seconds, _ = medians(
+        {"ours": lambda: pack_ours(folder, shard, encoder), "gigatoken": lambda: encoder.encode(arrow)}
     )
     size = sum(len(text.encode()) for text in texts) / 1e6
-    peers = {"documented": "datasets.map and TRL bfd", "best": "datasets.map and TRL bfd_split, one window"}
-    for name, label in peers.items():
-        quality = f"{padding_of(PackedCache(folder))}; {quality_of(results[name], results['ours'])}"
-        claim = f"text to packed sequences of {CONTEXT}, read once, against {label}"
-        report(claim, seconds["ours"], seconds[name], size, "MB/s", quality)
-
-
-def benchmark_packing(folder: Path, texts: list[str], encoder: TextEncoder) -> None:
-    """Encoded documents to packed batches: the packing alone, with the reading of what was packed."""
-    folder.mkdir()
-    cache = pack_ours(folder, write_shard(folder / "part-00000.parquet", texts), encoder)
-    chunks = [ChunkFile(folder / chunk["file"]) for chunk in cache.index["chunks"]]
-    tokens, offsets = encoder.encode_documents(pa.array(texts, pa.large_string()))
-    encoded = datasets.Dataset(
-        pa.table({"input_ids": pa.LargeListArray.from_arrays(offsets, tokens.astype(np.int32))})
-    )
-
-    def plan() -> None:
-        write_plan(chunks, CONTEXT, folder / plan_file_name(CONTEXT))
-
-    def plan_and_read() -> int:
-        plan()
-        return read_all(PackedCache(folder))
-
-    seconds, results = medians(
-        {
-            "plan": plan,
-            "ours": plan_and_read,
-            "pack": lambda: pack_trl(encoded, "bfd_split", len(texts)),
-            "documented": lambda: read_packed(pack_trl(encoded, "bfd", 1000)),
-            "best": lambda: read_packed(pack_trl(encoded, "bfd_split", len(texts))),
-        }
-    )
-    assert results["ours"] == len(tokens)
-    rows = {
-        "TRL bfd_split, one window (ours writes the plan only)": ("plan", "pack"),
-        "TRL bfd as documented, sequences read once": ("ours", "documented"),
-        "TRL bfd_split, one window, sequences read once": ("ours", "best"),
-    }
-    for label, (ours, peer) in rows.items():
-        quality = f"{padding_of(cache)}; {quality_of(results[peer], len(tokens))}"
-        report(f"packing {len(texts):,} encoded documents into {CONTEXT} tokens, against {label}", seconds[ours],
-               seconds[peer], len(texts) / 1e3, "k documents/s", quality)
+    quality = f"{seconds['ours'] / seconds['gigatoken']:.2f} times the time, for a finished cache instead of ids"
+    report(f"cleaned Parquet to finished cache, {size:.0f} MB, against bare gigatoken on text in memory",
+           seconds["ours"], seconds["gigatoken"], size, "MB/s", quality)  # fmt: skip
 
 
 def main() -> None:
@@ -325,7 +319,7 @@ def main() -> None:
         reference.encode_special_tokens = True
         benchmark_encoding(texts, encoder, reference, size)
         benchmark_whole(folder / "whole", texts, encoder, reference)
-        benchmark_packing(folder / "pieces", [piece for text in texts for piece in FUNCTION.split(text)], encoder)
+        benchmark_overhead(folder / "overhead", real_texts(5 * CORPUS_BYTES), encoder)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from .prefetch import prefetched
 from .shards import ORDER, SPLIT, Run, hash_ids, read_batches
 from .text_encoder import TextEncoder, text_buffers
 
+_MAPPED_BYTES = 64 << 20
 _DESCRIBING = ("order", "id", "source", "bytes", "shard", "row", "duplicates")
 Selection = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(order keys, split keys) -> which documents are wanted, bool [documents]."""
@@ -116,37 +117,55 @@ class EncodedRuns:
     """All encoded runs of a part, memory-mapped, as one shuffled sequence of documents."""
 
     def __init__(self, paths: list[Path | None]):
-        """Open the files. Raises UserError when one is not what its name says, FileNotFoundError when it is gone."""
-        self.tables = []
+        """Check the files. Raises UserError when one is not what its name says, FileNotFoundError when it is gone."""
+        self._paths: list[Path] = []
+        self._open: dict[int, pa.Table] = {}
+        self._touched = 0
         for path in paths:
             if path is None:
                 raise FileNotFoundError("an encoded run")
             if file_digest(path) != "xxh3:" + path.stem.rpartition("-")[2]:
                 raise UserError(f"{path} is damaged; delete it and start again: it is encoded anew")
-            self.tables.append(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
+            self._paths.append(path)
+
+    def _table(self, number: int) -> pa.Table:
+        """Return a run, mapped into memory; what was read through a map counts as memory until the map is dropped."""
+        if number not in self._open:
+            self._open[number] = pa.ipc.open_file(pa.memory_map(str(self._paths[number]))).read_all()
+        return self._open[number]
+
+    def _read(self, size: int) -> None:
+        """Count bytes that were read through the maps, and drop all maps when they are many."""
+        self._touched += size
+        if self._touched > _MAPPED_BYTES:
+            self._open.clear()
+            self._touched = 0
 
     def statistics(self) -> Iterator[RunStatistics]:
         """Yield the keys and sizes of one run after the other."""
-        for table in self.tables:
+        for number in range(len(self._paths)):
+            table = self._table(number)
             order, split = (table.column(name).to_numpy() for name in ("order", "split"))
             yield RunStatistics(order, split, _list_lengths(table.column("tokens")))
+            self._read(24 * len(table))
 
     def gather(self, wanted: ChunkRange) -> tuple[ChunkContent, np.ndarray]:
         """Return the documents of a chunk as (content, bytes of text of each int64 [documents])."""
         described, runs = [], []
-        for number, table in enumerate(self.tables):
+        for number in range(len(self._paths)):
+            table = self._table(number)
             order = table.column("order").to_numpy()
             first = np.searchsorted(order, wanted.first_key, "left")
             stop = np.searchsorted(order, wanted.last_key, "right")
             rows = first + np.flatnonzero(wanted.in_split(table.column("split").to_numpy()[first:stop]))
             if len(rows):
                 described.append(table.select(_DESCRIBING).take(pa.array(rows)))
-                runs.append((number, rows))
+                runs.append((table, rows))
         together = pa.concat_tables(described).combine_chunks()
         keys = [together.column(name).to_numpy() for name in ("row", "shard", "order")]
         place = np.lexsort(keys)  # the last key decides first: order, and shard and row where ids are equal
         together = together.take(pa.array(place)).combine_chunks()
-        tokens, offsets = self._tokens(runs, place)
+        tokens, offsets = _tokens(runs, place)
         sources = sorted(set(together.column("source").unique().to_pylist()))
         codes = pc.index_in(together.column("source"), pa.array(sources)).to_numpy()
         content = ChunkContent(
@@ -157,25 +176,27 @@ class EncodedRuns:
             sources,
             *(together.column(name).to_numpy() for name in ("shard", "row", "duplicates")),
         )
+        self._read(tokens.nbytes + together.nbytes + (len(self._paths) << 16))
         return content, together.column("bytes").to_numpy()
 
-    def _tokens(self, runs: list[tuple[int, np.ndarray]], place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Copy the documents of (run, rows) to where `place` sorts them; return (tokens, offsets)."""
-        views = []
-        for number, rows in runs:
-            lists = self.tables[number].column("tokens").chunk(0)
-            ends = lists.offsets.to_numpy()
-            views.append((lists.values.to_numpy(), ends[rows], ends[rows + 1] - ends[rows]))
-        lengths = np.concatenate([length for _, _, length in views])
-        offsets = np.concatenate([[0], np.cumsum(lengths[place])])
-        target = np.empty(len(lengths), np.int64)
-        target[place] = offsets[:-1]
-        tokens = np.empty(int(offsets[-1]), views[0][0].dtype)
-        done = 0
-        for values, starts, length in views:
-            _copy(values, starts, length, target[done : done + len(starts)], tokens)
-            done += len(starts)
-        return tokens, offsets
+
+def _tokens(runs: list[tuple[pa.Table, np.ndarray]], place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Copy the documents of (run, rows) to where `place` sorts them; return (tokens, offsets)."""
+    views = []
+    for table, rows in runs:
+        lists = table.column("tokens").chunk(0)
+        ends = lists.offsets.to_numpy()
+        views.append((lists.values.to_numpy(), ends[rows], ends[rows + 1] - ends[rows]))
+    lengths = np.concatenate([length for _, _, length in views])
+    offsets = np.concatenate([[0], np.cumsum(lengths[place])])
+    target = np.empty(len(lengths), np.int64)
+    target[place] = offsets[:-1]
+    tokens = np.empty(int(offsets[-1]), views[0][0].dtype)
+    done = 0
+    for values, starts, length in views:
+        _copy(values, starts, length, target[done : done + len(starts)], tokens)
+        done += len(starts)
+    return tokens, offsets
 
 
 def amounts_by_source(content: ChunkContent, text_bytes: np.ndarray) -> dict[str, dict[str, int]]:
