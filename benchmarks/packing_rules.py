@@ -32,10 +32,10 @@ VOCAB_SIZE = 32_768
 
 
 def encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return all documents' tokens, separators included, and their boundaries, int64 [documents + 1]."""
+    """Return all documents' tokens, uint32, and their boundaries, int64 [documents + 1]."""
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder), train_tokenizer([batch_of(texts)], VOCAB_SIZE, 2))
-        return TextEncoder(Path(folder)).encode_documents(pa.array(texts, pa.large_string()))
+        return TextEncoder(Path(folder)).encode(pa.array(texts, pa.large_string()))
 
 
 def best_fit(lengths: np.ndarray) -> dict[str, float]:
@@ -136,7 +136,8 @@ def olmo_core(lengths: np.ndarray) -> Callable[[], int]:
 def main() -> None:
     """Print one JSON row per claim."""
     datasets.disable_progress_bars()
-    tokens, offsets = encode([piece for text in real_texts(4 * CORPUS_BYTES) for piece in FUNCTION.split(text)])
+    texts = real_texts(4 * CORPUS_BYTES)
+    tokens, offsets = encode([piece for text in texts for piece in FUNCTION.split(text) if piece])
     lengths = np.diff(offsets)
     ids = pa.LargeListArray.from_arrays(offsets, tokens.astype(np.int32))
     encoded = datasets.Dataset(pa.table({"input_ids": ids}))

@@ -68,15 +68,6 @@ def test_text_that_spells_a_special_token_stays_text(encoder: TextEncoder):
         assert not set(encode(encoder, f"before {token} after")) & {0, 1, 2, 3}
 
 
-def test_documents_end_with_the_separator_and_keep_their_boundaries(encoder: TextEncoder):
-    texts = ["one", "", "two words", "日本"]
-    tokens, offsets = encoder.encode_documents(pa.array(texts))
-    assert tokens.dtype == np.uint16
-    for place, text in enumerate(texts):
-        document = tokens[offsets[place] : offsets[place + 1]]
-        assert document[-1] == encoder.special.separator and encoder.decode(document[:-1]) == text.encode()
-
-
 def test_slices_and_wide_strings_are_the_same_text(encoder: TextEncoder):
     texts = pa.array(["skipped", "one", "two", "three", "skipped"])
     expected = encoder.encode(pa.array(["one", "two", "three"]))
@@ -165,8 +156,7 @@ def test_a_tokenizer_of_another_make_gives_its_own_ids(tmp_path: Path, documents
     assert encoder.is_lossless([*texts, *PROBES])
     assert encoder.dtype == (np.uint16 if last_id < 1 << 16 else np.uint32)
     assert (encoder.special.separator, encoder.special.pad, encoder.vocab_size) == (last_id, last_id, last_id + 1)
-    tokens, _ = encoder.encode_documents(pa.array(["    return"]))
-    assert tokens.tolist() == [last_id - 1, last_id]
+    assert encode(encoder, "    return") == [last_id - 1]
 
 
 def test_folder_without_an_end_of_text_token_is_refused(folder: Path, tmp_path: Path):

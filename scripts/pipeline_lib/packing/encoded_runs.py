@@ -46,13 +46,11 @@ def encode_run(run: Run, encoder: TextEncoder, seed: int, folder: Path, wanted: 
     for batch in prefetched(read_batches(run), 2):
         described, encoded = _encode_batch(batch, run, encoder, seed, wanted)
         batches.append(described)
-        tokens.append(encoded)
+        tokens.append((encoded, len(described)))
     table = pa.Table.from_batches(batches).combine_chunks()
     order = np.argsort(table.column("order").to_numpy(), kind="stable")
-    lengths = table.column("tokens").to_numpy()
-    values = _in_order(np.concatenate(tokens), lengths, order)
+    values, ends = _in_order(tokens, table.column("tokens").to_numpy(), order, encoder)
     sorted_table = table.take(pa.array(order)).combine_chunks()
-    ends = np.concatenate([[0], np.cumsum(lengths[order])])
     lists = pa.LargeListArray.from_arrays(pa.array(ends), pa.array(values))
     sorted_table = sorted_table.set_column(table.schema.get_field_index("tokens"), "tokens", lists)
     temporary = folder / f"{run.key}.arrow"
@@ -76,7 +74,7 @@ def _encode_batch(
         chosen = np.flatnonzero(wanted(order, split))
         batch, order, split = batch.take(pa.array(chosen)), order[chosen], split[chosen]
     text = batch.column("text")
-    tokens, offsets = encoder.encode_documents(text)
+    tokens, offsets = encoder.encode(text)
     _, boundaries = text_buffers(text)
     described = pa.record_batch(
         {
@@ -88,20 +86,30 @@ def _encode_batch(
             "shard": np.full(len(text), run.shard_number, np.uint32),
             "row": batch.column("row"),
             "duplicates": batch.column("duplicates"),
-            "tokens": np.diff(offsets),
+            "tokens": np.diff(offsets) + 1,  # the separator
         }
     )
     return described, tokens
 
 
-def _in_order(tokens: np.ndarray, lengths: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Return the documents' tokens in another order of documents."""
-    starts = np.concatenate([[0], np.cumsum(lengths)])[:-1]
-    sizes = lengths[order]
-    ends = np.cumsum(sizes)
-    out = np.empty(len(tokens), tokens.dtype)
-    _copy(tokens, starts[order], sizes, ends - sizes, out)
-    return out
+def _in_order(
+    batches: list[tuple[np.ndarray, int]], lengths: np.ndarray, order: np.ndarray, encoder: TextEncoder
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the documents' tokens in another order, each ended by the separator, and their boundaries.
+
+    batches: tokens without separators, uint32, and how many documents they are; lengths: tokens of each document,
+    int64, the separator included.
+    """
+    ends = np.concatenate([[0], np.cumsum(lengths[order])])
+    target = np.empty(len(order), np.int64)
+    target[order] = ends[:-1]
+    out = np.empty(int(ends[-1]), encoder.dtype)
+    first = 0
+    for tokens, documents in batches:
+        mine = slice(first, first + documents)
+        _spread(tokens, lengths[mine], target[mine], encoder.special.separator, out)
+        first += documents
+    return out, ends
 
 
 @dataclass
@@ -218,6 +226,18 @@ def _copy(values, starts, lengths, targets, out):
     """Copy pieces of `values` to their places in `out`."""
     for i in range(len(starts)):
         out[targets[i] : targets[i] + lengths[i]] = values[starts[i] : starts[i] + lengths[i]]
+
+
+@kernel
+def _spread(tokens, lengths, targets, separator, out):
+    """Copy documents that lie side by side to their places, with the separator after each."""
+    place = 0
+    for document in range(len(lengths)):
+        target, size = targets[document], lengths[document] - 1
+        for i in range(size):
+            out[target + i] = tokens[place + i]
+        out[target + size] = separator
+        place += size
 
 
 def _list_lengths(column: pa.ChunkedArray) -> np.ndarray:

@@ -32,9 +32,9 @@ def probe_packing(runs: list[Run], settings: PackSettings, probed_bytes: int) ->
         trained_share = min(total, settings.training_bytes) / max(1, len(data))
         training = _train(Path(scratch), data, offsets, settings) * trained_share
         encoder = TextEncoder(Path(scratch) if settings.tokenizer is None else resolve_tokenizer(settings.tokenizer))
-        encoder.encode_documents(texts)  # the first call starts threads and compiles
+        encoder.encode(texts)  # the first call starts threads
         started = time.perf_counter()
-        tokens, _ = encoder.encode_documents(texts)
+        tokens, _ = encoder.encode(texts)
         encoding = (time.perf_counter() - started) / max(1, len(data))
     tokens_per_byte = len(tokens) / max(1, len(data))
     stored = total * tokens_per_byte * encoder.dtype.itemsize

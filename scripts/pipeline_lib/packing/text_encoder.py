@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline_lib.compiled import kernel
 from pipeline_lib.stage import StageFailure, UserError
 
 from .pretoken_counts import DocumentBatch
@@ -81,13 +80,6 @@ class TextEncoder:
         if len(array) == 0:
             return np.zeros(0, np.uint32), np.zeros(1, np.int64)
         return self._engine.encode(array)
-
-    def encode_documents(self, array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-        """Encode documents, each ended by the separator; return (tokens `dtype` [n], boundaries [documents + 1])."""
-        tokens, offsets = self.encode(array)
-        ended = np.empty(len(tokens) + len(array), self.dtype)
-        _append_separator(tokens, offsets, self.special.separator, ended)
-        return ended, offsets + np.arange(len(array) + 1)
 
     def decode(self, tokens: Sequence[int] | np.ndarray) -> bytes:
         """Return the bytes that the tokens spell."""
@@ -193,13 +185,3 @@ def _reference(folder: Path) -> "Tokenizer":
     reference.no_truncation()
     reference.no_padding()
     return reference
-
-
-@kernel
-def _append_separator(tokens, offsets, separator, ended):
-    """Copy each document's tokens into `ended` (one place longer per document) and put the separator after them."""
-    for document in range(len(offsets) - 1):
-        start, stop = offsets[document], offsets[document + 1]
-        for i in range(start, stop):
-            ended[i + document] = tokens[i]
-        ended[stop + document] = separator
