@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tokenizers
+import xxhash
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from trl import pack_dataset
 
@@ -209,7 +210,8 @@ def quality_of(packed: datasets.Dataset, tokens: int) -> str:
 
 def write_shard(path: Path, texts: list[str]) -> Path:
     """Write texts as a shard of the pipeline."""
-    columns = {"id": [str(number) for number in range(len(texts))], "source": ["python"] * len(texts), "text": texts}
+    ids = [f"python-{xxhash.xxh3_128_hexdigest(text.encode())}" for text in texts]
+    columns = {"id": ids, "source": ["python"] * len(texts), "text": texts}
     pq.write_table(pa.table(columns), path, compression="zstd", row_group_size=1000)
     return path
 

@@ -66,12 +66,20 @@ def add_arguments(parser: "argparse.ArgumentParser") -> None:
         "--replay", type=int, metavar="STEP",
         help="do a step again that was a spike or not finite: is it the same bit for bit, which documents stand out",
     )  # fmt: skip
+    parser.add_argument("--trace", metavar="STEP", help="list the documents that a step reads; STEP:ROW prints one of"
+                        " its sequences with text, file, row, licence and scores")  # fmt: skip
 
 
 def replay(context: ActionContext, step: int) -> int:
     from pipeline_lib.pretraining.incidents import replay
 
     return replay(context, step)
+
+
+def trace(context: ActionContext, step: str) -> None:
+    from pipeline_lib.pretraining.trace_step import print_step
+
+    print_step(context, step)
 
 
 def resume_plan(context: ActionContext, _: bool) -> int:
@@ -94,6 +102,6 @@ if __name__ == "__main__":
         estimate,
         follow=train_together,
         extra_arguments=add_arguments,
-        actions={"resume_plan": resume_plan, "replay": replay},
+        actions={"resume_plan": resume_plan, "replay": replay, "trace": trace},
         continue_with=continue_with,
     )

@@ -1,13 +1,16 @@
 """A chunk file: what goes in comes out, and no byte of it can change unnoticed."""
 
+import json
 from pathlib import Path
 
+import lz4.frame
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline_lib.packing.chunk_format import ChunkContent, ChunkDamaged, ChunkFile, encode_chunk
+from pipeline_lib.packing.token_code import SLACK, best_code
 from pipeline_lib.stage import UserError
 
 in_one_folder = settings(
@@ -27,12 +30,13 @@ def contents(draw) -> ChunkContent:
     kind = draw(st.sampled_from([np.uint16, np.uint32]))
     documents = draw(st.lists(st.lists(st.integers(0, MOST[kind] - 1), max_size=30), max_size=10))
     sources = ["library", "çâé"]
+    of = [draw(st.integers(0, 1)) for _ in documents]
     return ChunkContent(
         np.array([token for document in documents for token in document], kind),
         np.concatenate([[0], np.cumsum([len(document) for document in documents])]).astype(np.int64),
-        draw(st.sampled_from([[f"{n:032x}" for n in range(len(documents))], None]))
+        draw(st.sampled_from([[f"{sources[code]}-{n:032x}" for n, code in enumerate(of)], None]))
         or [draw(st.text(max_size=12)) for _ in documents],
-        np.array([draw(st.integers(0, 1)) for _ in documents], np.uint16),
+        np.array(of, np.uint16),
         sources,
         *(np.array([draw(st.integers(0, 2**32 - 1)) for _ in documents], np.uint32) for _ in range(3)),
     )
@@ -102,3 +106,61 @@ def test_a_later_format_is_named_not_guessed(tmp_path: Path, monkeypatch: pytest
     monkeypatch.undo()
     with pytest.raises(UserError, match="chunk format 3"):
         ChunkFile(path)
+
+
+@in_one_folder
+@given(contents())
+def test_the_documented_format_is_enough_to_read_a_chunk(content: ChunkContent):
+    """A reader of its own, written from docs/packed_cache.md with nothing but JSON and an LZ4 frame decoder."""
+    data = encode_chunk(content, description(content))
+    length = int.from_bytes(data[8:12], "little")
+    header, body = json.loads(data[28 : 28 + length]), data[28 + length :]
+    sections = {}
+    for name, section in header["sections"].items():
+        frame = body[section["position"] : section["position"] + section["bytes"]]
+        sections[name] = lz4.frame.decompress(frame)
+    widths = list(sections["widths"])
+    by_width = {width: [identity for identity, own in enumerate(widths) if own == width] for width in (1, 2, 3)}
+    narrow = len(by_width[1])
+    wide = narrow + -(-len(by_width[2]) // 256)
+    code, place, tokens = sections["tokens"], 0, []
+    while len(tokens) < header["tokens"]:
+        first = code[place]
+        if first < narrow:
+            tokens.append(by_width[1][first])
+            place += 1
+        elif first < wide:
+            tokens.append(by_width[2][(first - narrow) * 256 + code[place + 1]])
+            place += 2
+        else:
+            tokens.append(by_width[3][(first - wide) * 65536 + code[place + 1] * 256 + code[place + 2]])
+            place += 3
+    assert tokens == content.tokens.tolist() and code[place:] == bytes(2)
+    lengths = np.frombuffer(sections["lengths"], "<u4")
+    assert lengths.tolist() == np.diff(content.offsets).tolist()
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 255, 256, 257, 32_768, 50_304, 65_536, 65_537, 151_936, 300_000])
+def test_every_id_of_every_vocabulary_has_a_code(vocabulary: int):
+    ids = np.arange(vocabulary, dtype=np.uint16 if vocabulary <= 1 << 16 else np.uint32)
+    tokens = np.concatenate([ids, np.repeat(ids[:300], 50), ids[::-1]])
+    code = best_code(tokens, vocabulary)
+    code.check()
+    coded, lanes = code.encode(tokens)
+    decoded = np.empty_like(tokens)
+    code.decoder(tokens.dtype).decode(np.concatenate([coded, np.zeros(SLACK, np.uint8)]), lanes, decoded)
+    np.testing.assert_array_equal(decoded, tokens)
+
+
+@in_one_folder
+@given(st.integers(0, 60_000), st.integers(0, 60_000), st.integers(1, 3))
+def test_any_range_is_read_alone(tmp_path: Path, start: int, size: int, threads: int):
+    tokens = (np.arange(50_001, dtype=np.uint32) ** 2 % 3001).astype(np.uint16)
+    content = ChunkContent(tokens, np.array([0, len(tokens)]), ["a"], np.zeros(1, np.uint16), ["x"])
+    path = tmp_path / "chunk.lz4"
+    whole = encode_chunk(content, {"vocab_size": 3001}, threads=threads)
+    assert whole == encode_chunk(content, {"vocab_size": 3001})
+    path.write_bytes(whole)
+    start = min(start, len(tokens))
+    stop = min(start + size, len(tokens))
+    np.testing.assert_array_equal(ChunkFile(path).read(start, stop), tokens[start:stop])

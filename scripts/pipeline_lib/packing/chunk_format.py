@@ -80,7 +80,7 @@ def encode_chunk(
     """
     code = best_code(content.tokens, description["vocab_size"])
     tokens, block_tables = _encode_tokens(content.tokens, code, lz4_level, threads)
-    ids = _encode_ids(content.ids)
+    ids = _encode_ids(content)
     arrays = {
         "widths": code.width,
         **block_tables,
@@ -171,12 +171,18 @@ def _compressor(lz4_level: int) -> lz4.frame.LZ4FrameCompressor:
     )
 
 
-def _encode_ids(ids: list[str]) -> dict[str, Any]:
-    """Ids that are all 32 hexadecimal digits (a 128-bit hash) take 16 bytes; others their UTF-8 and a length each."""
-    joined = "".join(ids)
-    if all(len(identity) == 32 for identity in ids) and not set(joined) - set("0123456789abcdef"):
-        return {"spelling": "hex128", "ids": np.frombuffer(bytes.fromhex(joined), np.uint8)}
-    spelled = [identity.encode() for identity in ids]
+def _encode_ids(content: ChunkContent) -> dict[str, Any]:
+    """Ids that are their source, a hyphen and 32 hexadecimal digits take 16 bytes; others their UTF-8 and a length."""
+    prefixes = [f"{content.sources[code]}-" for code in content.source.tolist()]
+    digits = [identity[-32:] for identity in content.ids]
+    regular = all(
+        len(own) == 32 and identity == prefix + own
+        for identity, prefix, own in zip(content.ids, prefixes, digits, strict=True)
+    )
+    joined = "".join(digits)
+    if regular and not set(joined) - set("0123456789abcdef"):
+        return {"spelling": "source-hex128", "ids": np.frombuffer(bytes.fromhex(joined), np.uint8)}
+    spelled = [identity.encode() for identity in content.ids]
     return {
         "spelling": "utf8",
         "id_bytes": np.array([len(identity) for identity in spelled], np.uint32),
@@ -305,8 +311,12 @@ class ChunkFile:
     def ids(self) -> list[str]:
         """The ids of the documents."""
         spelled = self._section("ids").tobytes()
-        if self.header["id_spelling"] == "hex128":
-            return [spelled[start : start + 16].hex() for start in range(0, len(spelled), 16)]
+        if self.header["id_spelling"] == "source-hex128":
+            prefixes = [f"{source}-" for source in self.header["sources"]]
+            return [
+                prefixes[code] + spelled[16 * place : 16 * place + 16].hex()
+                for place, code in enumerate(self.source.tolist())
+            ]
         ends = np.cumsum(self._section("id_bytes"), dtype=np.int64).tolist()
         return [spelled[start:stop].decode() for start, stop in zip([0, *ends], ends, strict=False)]
 
