@@ -17,7 +17,7 @@ from pipeline_lib.stage import StageFailure, json_digest, write_bytes_atomic
 from .cache_index import describe_chunk, tokenizer_digests
 from .chunk_format import ChunkFile, chunk_digest, encode_chunk
 from .chunk_ranges import ChunkRange, cut_into_chunks
-from .claims import ClaimTable
+from .claims import ClaimTable, closing_mark
 from .encoded_runs import EncodedRuns, Selection, amounts_by_source, encode_run, finished_run
 from .kept_parts import CacheLayout, lay_out
 from .shards import Run, plan_runs
@@ -45,6 +45,15 @@ def chunk_name(number: int) -> str:
 
 def make_chunks(stage: "Stage", layout: CacheLayout, encoder: TextEncoder, backwards: bool) -> list[str]:
     """Make every chunk that is missing, alone or with other processes; return the names of those made."""
+    closed = closing_mark(stage.work / "claims")
+    closed.unlink(missing_ok=True)
+    made = _make_missing(stage, layout, encoder, backwards)
+    closed.parent.mkdir(exist_ok=True)
+    closed.touch()
+    return made
+
+
+def _make_missing(stage: "Stage", layout: CacheLayout, encoder: TextEncoder, backwards: bool) -> list[str]:
     made = []
     for part in range(len(layout.parts)):
         damaged = [chunk for chunk in layout.chunks if chunk["part"] == part and chunk["file"] not in layout.whole]
@@ -110,12 +119,13 @@ def share_work(stage: "Stage") -> None:
     Returns at once while the other one has not come to the chunks yet, and when it has published them.
     """
     ready = [stage.work / name for name in ("kept.json", "tokenizer", "token_bytes.npy")]
-    if not all(path.exists() for path in ready):
+    if not all(path.exists() for path in ready) or closing_mark(stage.work / "claims").exists():
         return
     try:
         layout = lay_out(stage)
         stage.say(f"{stage.name}: taking a share of the work of another process")
-        made = make_chunks(stage, layout, TextEncoder(stage.work / "tokenizer"), stage.flags.get("mode") == "inverse")
+        encoder = TextEncoder(stage.work / "tokenizer")
+        made = _make_missing(stage, layout, encoder, backwards=stage.flags.get("mode") == "inverse")
     except FileNotFoundError:
         return  # the other process published meanwhile
     stage.say(f"{stage.name}: {len(made)} chunks are made, the other process finishes the cache")
@@ -205,7 +215,7 @@ def _shared(stage, table, keys, finished, backwards, label, unit, rate) -> Itera
                 bar.advance(1, str(rate))
                 stage.stop_if_interrupted()
     finally:
-        claims.close()
+        claims.release()
     if before + own < len(keys):
         others = len(keys) - before - own
         stage.say(f"  {label}: this process made {own} of {len(keys)} {unit}, others {others}")

@@ -5,6 +5,8 @@ output, renamed into place, is there. One process may go through the list from t
 How: POSIX record locks (fcntl.lockf) on single bytes. The kernel gives a lock back when its holder dies, however it
 dies, so there are no stale claims to detect, no times to compare and no process numbers to trust; it works between
 machines on a shared file system whose lock service runs.
+The process that publishes the result closes the table first: once the outputs move, their absence means nothing, and a
+process that comes late must not take them for unfinished.
 Trap: closing any descriptor of a file gives all locks of the process on that file back, so there must be one table
 object per file and process.
 """
@@ -18,15 +20,21 @@ from pathlib import Path
 _POLL_SECONDS = 0.05
 
 
+def closing_mark(folder: Path) -> Path:
+    """Return the file whose presence in a folder of claim tables says that their outputs are being published."""
+    return folder / "closed"
+
+
 class ClaimTable:
     """The units of one list, shared by every process that opens the same file with the same keys."""
 
     def __init__(self, path: Path, keys: Sequence[str]):
         self._keys = list(keys)
         path.parent.mkdir(exist_ok=True)  # never its parents: they go when the work is published
+        self._closed = closing_mark(path.parent)
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
-    def close(self) -> None:
+    def release(self) -> None:
         """Give every claim back."""
         os.close(self._descriptor)
 
@@ -39,7 +47,8 @@ class ClaimTable:
         """Yield each unit that is not finished once it is claimed; the claim ends when the next one is asked for.
 
         Ends when all units are finished: units that others hold are waited for, and taken over when the holder dies.
-        `found` is told of every unit that this process did not make.
+        `found` is told of every unit that this process did not make. Raises FileNotFoundError when the result is
+        being published.
         """
         places = list(enumerate(self._keys))
         waiting = places[::-1] if backwards else places
@@ -54,6 +63,8 @@ class ClaimTable:
                     try:
                         if finished(key):  # its maker let it go between the two looks
                             found(key)
+                        elif self._closed.exists() or not self._closed.parent.exists():  # asked after `finished`
+                            raise FileNotFoundError(f"{key} was published")
                         else:
                             yield key
                     finally:

@@ -2,8 +2,8 @@
 
 What: encoding a run leaves a file of its documents sorted by their order key. A chunk covers a range of keys, so in
 every run its documents lie side by side, and building a chunk reads a slice of each file.
-How: an Arrow IPC file per run, memory-mapped, tokens as lists of the cache's integer type. The file's name carries the
-digest of its content, so a file that is there is a file that is whole, whichever process wrote it.
+How: an Arrow IPC file per run, memory-mapped, tokens as lists of the cache's integer type; when its digest lies beside
+it, it is finished, whichever process wrote it.
 Cost: one write and one read of 2 or 4 bytes per token; memory is one run's tokens while encoding, then one chunk, and
 never grows with the corpus.
 """
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline_lib.compiled import kernel
-from pipeline_lib.stage import UserError, atomic_path, file_digest
+from pipeline_lib.stage import UserError, atomic_path, file_digest, write_bytes_atomic
 
 from .chunk_format import ChunkContent
 from .chunk_ranges import ChunkRange
@@ -33,8 +33,13 @@ Selection = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def finished_run(folder: Path, run: Run) -> Path | None:
-    """Return the file of an encoded run, or None while there is none."""
-    return next(iter(sorted(folder.glob(f"{run.key}-*.arrow"))), None)
+    """Return the file of an encoded run, or None while it is not finished."""
+    path = folder / f"{run.key}.arrow"
+    return path if _digest_path(path).is_file() and path.is_file() else None
+
+
+def _digest_path(path: Path) -> Path:
+    return path.with_suffix(".xxh3")
 
 
 def encode_run(run: Run, encoder: TextEncoder, seed: int, folder: Path, wanted: Selection | None = None) -> Path:
@@ -53,16 +58,14 @@ def encode_run(run: Run, encoder: TextEncoder, seed: int, folder: Path, wanted: 
     sorted_table = table.take(pa.array(order)).combine_chunks()
     lists = pa.LargeListArray.from_arrays(pa.array(ends), pa.array(values))
     sorted_table = sorted_table.set_column(table.schema.get_field_index("tokens"), "tokens", lists)
-    temporary = folder / f"{run.key}.arrow"
+    final = folder / f"{run.key}.arrow"
     with (
-        atomic_path(temporary) as path,
+        atomic_path(final) as path,
         pa.OSFile(str(path), "wb") as sink,
         pa.ipc.new_file(sink, sorted_table.schema) as writer,
     ):
         writer.write_table(sorted_table, max_chunksize=max(1, len(sorted_table)))
-    digest = file_digest(temporary).removeprefix("xxh3:")
-    final = folder / f"{run.key}-{digest}.arrow"
-    temporary.replace(final)
+    write_bytes_atomic(_digest_path(final), file_digest(final).encode())
     return final
 
 
@@ -125,14 +128,14 @@ class EncodedRuns:
     """All encoded runs of a part, memory-mapped, as one shuffled sequence of documents."""
 
     def __init__(self, paths: list[Path | None]):
-        """Check the files. Raises UserError when one is not what its name says, FileNotFoundError when it is gone."""
+        """Check the files. Raises UserError when one is not what was written, FileNotFoundError when it is gone."""
         self._paths: list[Path] = []
         self._open: dict[int, pa.Table] = {}
         self._touched = 0
         for path in paths:
             if path is None:
                 raise FileNotFoundError("an encoded run")
-            if file_digest(path) != "xxh3:" + path.stem.rpartition("-")[2]:
+            if file_digest(path).encode() != _digest_path(path).read_bytes():
                 raise UserError(f"{path} is damaged; delete it and start again: it is encoded anew")
             self._paths.append(path)
 

@@ -44,7 +44,10 @@ class CacheLayout:
 
 
 def lay_out(stage: "Stage") -> CacheLayout:
-    """Decide which parts stay and which shards are new, or return what was decided when this work began."""
+    """Decide which parts stay and which shards are new, or return what was decided when this work began.
+
+    Raises FileNotFoundError when the cache whose parts were to stay is gone.
+    """
     clean = stage.input("02_clean")
     paths = clean.files("part-*.parquet")
     shards = [Shard(path.name, clean.manifest.files[path.name].digest) for path in paths]
@@ -64,6 +67,8 @@ def _layout(stage: "Stage", kept: int, shards: list[Shard], by_digest: "dict[str
         return CacheLayout([shards], by_digest)
     index = read_index(stage.folder)
     manifest = Manifest.read(stage.folder / MANIFEST)
+    if manifest is None:  # another process is publishing this very moment
+        raise FileNotFoundError(stage.folder / MANIFEST)
     parts = [[Shard(**shard) for shard in part["shards"]] for part in index["parts"][:kept]]
     old = {shard.digest for part in parts for shard in part}
     new = [shard for shard in shards if shard.digest not in old]
