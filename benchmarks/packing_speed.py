@@ -51,9 +51,12 @@ GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?
 
 
 def real_texts(size: int = CORPUS_BYTES) -> list[str]:
-    """Return about `size` bytes of documents: Python sources, or the JSON lines files that PACKING_TEXT names."""
+    """Return about `size` bytes of documents: Python sources, or the JSON lines files that PACKING_TEXT names.
+
+    No text is there twice: stage 02 would have removed it, and LZ4 would find it.
+    """
     if given := os.environ.get("PACKING_TEXT"):
-        return _texts_of([Path(name) for name in given.split(":")], size)
+        return list(dict.fromkeys(_texts_of([Path(name) for name in given.split(":")], size)))
     folders = [Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("purelib"))]
     files = [path for folder in folders for path in sorted(folder.rglob("*.py")) if 200 < path.stat().st_size < 200_000]
     random.Random(0).shuffle(files)
@@ -63,7 +66,7 @@ def real_texts(size: int = CORPUS_BYTES) -> list[str]:
         read += len(texts[-1])
         if read >= size:
             break
-    return texts
+    return list(dict.fromkeys(texts))
 
 
 def _texts_of(files: list[Path], size: int) -> list[str]:

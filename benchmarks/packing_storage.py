@@ -102,6 +102,7 @@ def benchmark_loader(cache: PackedCache) -> None:
 
 def benchmark_memory(folder: Path, tokenizer: Path) -> None:
     """Peak memory of stage 03 as a process, for corpora of growing size."""
+    os.environ.pop("PACKING_TEXT", None)  # web texts that every machine has are too few
     sizes, peaks = [], []
     for wanted in MEMORY_BYTES:
         run = folder / f"memory-{wanted}"
