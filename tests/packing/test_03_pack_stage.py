@@ -61,7 +61,7 @@ def kill_after(run, count: int) -> None:
     process.communicate()
 
 
-@pytest.mark.parametrize("after", [1, 3, 7])
+@pytest.mark.parametrize("after", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(7, marks=pytest.mark.slow)])
 def test_killed_at_any_time_it_continues_to_identical_files(packed_run, packing_run, documents, after: int):
     run = packing_run(documents)
     kill_after(run, after)
@@ -70,6 +70,7 @@ def test_killed_at_any_time_it_continues_to_identical_files(packed_run, packing_
     assert run.outputs() == packed_run.outputs()
 
 
+@pytest.mark.slow
 def test_a_damaged_intermediate_is_noticed_after_a_kill(packing_run, documents):
     run = packing_run(documents)
     kill_after(run, 5)

@@ -14,7 +14,7 @@ from pipeline_lib.packing.token_code import SLACK, best_code
 from pipeline_lib.stage import UserError
 
 in_one_folder = settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
