@@ -19,6 +19,11 @@ def print_step(context: "ActionContext", place: str) -> None:
     stage = Stage(BY_NAME["05_pretrain"], context.config, context.run_folder, 1, context.arguments)
     inputs = open_training_inputs(stage)
     horizon, cache = inputs.horizon, inputs.data.cache
+    if horizon.phases:
+        raise UserError(
+            f"--trace {place}: a step of a curriculum cannot be traced; --replay STEP names sequences of a spike, and"
+            " 03_tokenize_and_pack.py --trace CONTEXT:SEQUENCE shows each of them"
+        )
     if step > horizon.steps:
         raise UserError(f"--trace {place}: the run has {horizon.steps:,} steps")
     order = cache.order(horizon.context, stage.seed)
