@@ -51,6 +51,14 @@ class Toy:
             time.sleep(0.005)
         raise TimeoutError("the toy stage made no progress")
 
+    def wait_inside_unit(self, number: int) -> None:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            if any((self.folder / "work").rglob(f"number-{number:03d}.txt*")):
+                return
+            time.sleep(0.005)
+        raise TimeoutError(f"the toy stage did not begin number {number}")
+
 
 @pytest.fixture
 def toy(tmp_path: Path, scripts: Path) -> Toy:
@@ -107,7 +115,7 @@ def test_killed_many_times_at_arbitrary_instants_resumes_to_identical_files(toy:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_finishes_the_unit_and_names_the_command_that_continues(toy: Toy, number: int, code: int):
     process = toy.start(TOY_SLEEP="0.2")
-    toy.wait_for_unit(1)
+    toy.wait_inside_unit(1)
     process.send_signal(number)
     out, err = process.communicate(timeout=30)
     assert process.returncode == code, err
