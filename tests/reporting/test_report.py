@@ -40,12 +40,14 @@ def half_done(tmp_path: Path) -> Path:
     finish_stage(tmp_path / "half", "01_download", {}, ledger, text_documents=1200)
     rows = [{"step": step, "loss": 3 - step / 10, "seconds": step} for step in range(5)]
     metrics = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    finish_stage(tmp_path / "half", "05_pretrain", {"metrics.jsonl": metrics}, Ledger())
+    trained = {"tokens": 4_001_000, "val_bits_per_byte_after": 1.6339}
+    finish_stage(tmp_path / "half", "05_pretrain", {"metrics.jsonl": metrics}, Ledger(), **trained)
     results = {"models": {"sft": {"choice": {"accuracy": METRIC}}}, "comparisons": {}, "training": {}}
     finish_stage(tmp_path / "half", "11_eval", {"results.json": json.dumps(results).encode()}, Ledger())
     gate = {"name": "g", "passed": False, "demand": "> 0.6", "observed": None, "metric": "m", "reason": "missing <i>"}
     verdicts = {"passed": False, "failed": ["g"], "gates": [gate]}
-    finish_stage(tmp_path / "half", "12_gates", {"gates.json": json.dumps(verdicts).encode()}, Ledger())
+    files = {"gates.json": json.dumps(verdicts).encode()}
+    finish_stage(tmp_path / "half", "12_gates", files, Ledger(), gates_passed="0 of 1")
     return tmp_path / "half"
 
 
@@ -55,6 +57,7 @@ def test_the_card_tells_unfinished_from_finished_and_a_missing_number_from_zero(
     text = console.export_text()
     assert text.count("not finished") == len(gather(half_done).stages) - 4
     assert "1.5k" in text and "1.2k" in text and "1 min 01 s (resumed)" in text and "2.0 MB" in text
+    assert "4.0M tok" in text and "1.634 bits per byte" in text and "0 of 1 gates passed" in text
     assert "0.500 [0.400, 0.600]" in text and "FAIL" in text and "missing" in text and "FAILED: g" in text
 
 

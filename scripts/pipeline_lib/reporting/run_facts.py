@@ -63,8 +63,13 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def in_and_out(manifest: Manifest) -> tuple[str, str]:
-    """Return what entered and what was kept, flows joined, in short words for a table cell."""
+    """Return what entered and what was kept, flows joined, in short words for a table cell.
+
+    A stage without records of its own, which makes a model or a verdict, is told by its result.
+    """
     ledger = Ledger.from_json(manifest.ledger)
+    if not ledger.flows():
+        return _from_result(manifest.stage, manifest.result)
     sides = []
     for side in ("entered", "kept"):
         cells = []
@@ -72,8 +77,19 @@ def in_and_out(manifest: Manifest) -> tuple[str, str]:
             amounts = ledger.total(flow, side)
             unit = "tokens" if amounts["tokens"] else "documents"
             cells.append(f"{flow} {short(amounts[unit])}{' tok' if unit == 'tokens' else ''}")
-        sides.append(", ".join(cells) or "-")
+        sides.append(", ".join(cells))
     return sides[0], sides[1]
+
+
+def _from_result(stage: str, result: dict[str, Any]) -> tuple[str, str]:
+    match stage:
+        case "04_init":
+            return "-", f"{short(result['parameters']['total'])} parameters"
+        case "05_pretrain":
+            return f"{short(result['tokens'])} tok", f"{result['val_bits_per_byte_after']:.3f} bits per byte"
+        case "12_gates":
+            return "-", f"{result['gates_passed']} gates passed"
+    return "-", "-"
 
 
 def short(count: float) -> str:
