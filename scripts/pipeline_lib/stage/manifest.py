@@ -1,7 +1,8 @@
 """What a finished stage says about itself: `manifest.json`, written last, with a digest of its own.
 
-The part that decides (fingerprint, files, ledger, result) is reproducible; the part that describes one run of it
-(times, memory, machine, the modification times seen) stands apart under "run" and enters no digest.
+The part that decides (fingerprint, files, ledger) is reproducible; `result` and `notes` are for the card and may hold
+speeds. What describes one run (times, memory, machine, the modification times seen) stands apart under "run" and enters
+no digest. Later stages depend on `outputs_digest` alone.
 """
 
 import json
