@@ -223,6 +223,7 @@ def test_a_diverged_run_stops_before_the_weights_are_lost(fresh_run, launcher):
     assert len(metrics_of_unfinished(run)) == saved.step + 1
 
 
+@pytest.mark.slow
 def test_memory_that_really_runs_out_is_recovered_from_and_reported(fresh_run, launcher):
     config, run = fresh_run
     flags = ["--batch_tokens", "1000000", "--tokens", "1000000", "--micro_batch", "15625", "--validation_tokens", "64"]
