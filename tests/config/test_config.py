@@ -54,6 +54,11 @@ def test_unknown_key_names_file_line_and_nearest_key(tmp_path: Path):
         read(path)
 
 
+def test_a_key_that_is_near_to_none_is_told_which_there_are(tmp_path: Path):
+    with pytest.raises(UserError, match=r"unknown key 'sft_data\.learning_rte'; valid keys: .*max_length"):
+        read(write(tmp_path, "sft_data: {learning_rte: 1}\n"))
+
+
 def test_unknown_section_names_the_nearest_section(tmp_path: Path):
     with pytest.raises(UserError, match=r":1: unknown key 'pretrian'; did you mean 'pretrain'"):
         read(write(tmp_path, "pretrian: {}\n"))

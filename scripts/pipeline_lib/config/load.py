@@ -132,7 +132,7 @@ def _explain(model: type[Section], error: dict[str, Any]) -> str:
     name = ".".join(str(part) for part in location if isinstance(part, int) or "[" not in part)
     if error["type"] == "extra_forbidden":
         known = sorted(_keys_at(model, location[:-1]))
-        nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.4)
+        nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.6)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; valid keys: {', '.join(known)}"
         return f"unknown key {name!r}{hint}"
     if error["type"] == "missing":
