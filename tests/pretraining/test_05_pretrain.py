@@ -13,6 +13,7 @@ import pytest
 
 from pipeline_lib.checkpoints import load_checkpoint, newest_valid_checkpoint
 from pipeline_lib.config.pretrain import ScheduleSettings
+from pipeline_lib.evaluation.results import reproducible_numbers
 from pipeline_lib.pretraining.schedule import schedule_factor
 from pipeline_lib.stage.manifest import Manifest
 
@@ -20,10 +21,11 @@ STEPS = 24
 
 
 def digests(run: Path) -> dict[str, str]:
-    """Digests of the outputs that must not depend on interruptions."""
+    """What must not depend on interruptions: digests of the outputs, and the numbers that an evaluation passes on."""
     folder = run / "05_pretrain"
     files = [folder / "metrics.jsonl", *sorted((folder / "final").iterdir())]
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    numbers = reproducible_numbers(Manifest.read(folder / "manifest.json").result)
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files} | {"numbers": str(numbers)}
 
 
 def lines(path: Path) -> list[dict]:

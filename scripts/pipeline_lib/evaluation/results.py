@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .harness import Sample
 
 LOWER_IS_BETTER = ("bits_per_byte",)
-_RUN_DEPENDENT = ("second", "memory")
+_RUN_DEPENDENT = ("second", "memory", "mfu", "loader", "checkpoint")
 
 
 def samples_table(model: str, task: str, samples: Sequence["Sample"]) -> "pyarrow.Table":
@@ -121,7 +121,8 @@ def _json_numbers(fields: dict[str, Any]) -> dict[str, Any]:
 def reproducible_numbers(value: Any) -> Any:
     """Return the numbers, truth values and texts of a stage's result, nested as they are.
 
-    Left out are lists (curves), and what differs from run to run (times, speeds, memory): results.json must not.
+    Left out are lists (curves), and what differs from run to run (times, speeds, waits, memory, how often a run was
+    saved): results.json must not.
     """
     if isinstance(value, dict):
         kept = {
