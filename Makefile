@@ -40,7 +40,7 @@ chat: install  ## Talk to the model of CONFIG
 	@$(MODULE) pipeline_lib.reporting.chat --config $(CONFIG)
 
 test: install-dev  ## Run the tests (under 8 minutes on 2 cores)
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: install-dev  ## Run the tests that take long
 	$(PY) -m pytest -m slow
