@@ -4,7 +4,7 @@ from collections import Counter
 from functools import cache
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, pre_tokenizers
 
@@ -44,6 +44,7 @@ def count(documents: list[str]) -> dict[str, int]:
 
 
 @settings(max_examples=400, deadline=None)
+@example("'ſa 'ſ 'S")
 @given(text)
 def test_splits_like_the_pattern(document: str):
     assert pieces(document) == [piece for piece, _ in reference().pre_tokenize_str(document)]

@@ -149,10 +149,15 @@ def _skip(data, position, end, classes, wanted, most):
 
 @kernel
 def _contraction_end(data, position, end):
-    """Return where 's 't 'm 'd 're 've 'll ends when one starts at `position`, else `position`."""
+    """Return where 's 't 'm 'd 're 've 'll ends when one starts at `position`, else `position`.
+
+    Trap: without regard to case, the long s (U+017F, bytes C5 BF) is an s too.
+    """
     if data[position] != 39 or position + 1 >= end:
         return position
     first = data[position + 1] | 32
+    if position + 2 < end and data[position + 1] == 0xC5 and data[position + 2] == 0xBF:
+        return position + 3
     if first == 115 or first == 116 or first == 109 or first == 100:
         return position + 2
     if position + 2 < end:
