@@ -52,7 +52,7 @@ def main() -> None:
     for _ in range(STARTS):
         result, lines = start(config, options.run_dir, *few)
         firsts.append(lines[0][0])
-        loader.append(result["loader_share"])
+        loader.append(result["timing"]["loader_share"])
         for (before, _), (moment, line) in zip(lines[1:], lines[2:], strict=False):
             printed = float(re.search(r"([\d,]+) tok/s", line)[1].replace(",", ""))
             errors.append(abs(printed * (moment - before) / 4096 - 1))

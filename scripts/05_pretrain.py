@@ -47,6 +47,7 @@ def run(stage: Stage) -> None:
     for name in ("tensorboard", "trackers", "incidents"):
         if (stage.work / name).exists():
             stage.adopt(name, record=True)
+    outcome.text.account(stage.ledger)
     stage.result = outcome.summarise(stage.work)
     outcome.note_prediction(stage)
 

@@ -30,8 +30,11 @@ pretrain:
 """
 
 
-def write_text(run: Path, documents: int, seed: int = 0) -> None:
-    """Finish stage 02 with documents whose words follow each other by a fixed random table, so there is a pattern."""
+def write_text(run: Path, documents: int, seed: int = 0, sources: tuple[str, ...] = ("made",), shard: int = 0) -> None:
+    """Finish stage 02 with documents whose words follow each other by a fixed random table, so there is a pattern.
+
+    The documents are of the sources in turn. A `shard` after the first is added to what is there.
+    """
     chance = random.Random(seed)
     words = ["".join(chance.choice("bdfklmnprst") + chance.choice("aeiou") for _ in range(3)) for _ in range(60)]
     following = {word: chance.sample(words, 3) for word in words}
@@ -43,15 +46,19 @@ def write_text(run: Path, documents: int, seed: int = 0) -> None:
             word = chance.choice(following[word])
         texts.append(" ".join(text) + ".")
     folder = run / "02_clean"
-    folder.mkdir(parents=True)
-    columns = {"id": [f"d{n}" for n in range(documents)], "text": texts, "source": ["made"] * documents}
-    pq.write_table(pa.table(columns), folder / "part-00000.parquet")
-    ledger = Ledger()
-    for text in texts:
-        ledger.enter("text", "made", documents=1, bytes=len(text))
-        ledger.keep("text", "made", documents=1, bytes=len(text))
+    folder.mkdir(parents=True, exist_ok=True)
+    name, prefix = f"part-{shard:05d}.parquet", "d" if shard == 0 else f"s{shard}-"
+    of_text = [sources[n % len(sources)] for n in range(documents)]
+    pq.write_table(
+        pa.table({"id": [f"{prefix}{n}" for n in range(documents)], "text": texts, "source": of_text}), folder / name
+    )
+    before = Manifest.read(folder / "manifest.json") if shard else None
+    ledger = Ledger.from_json(before.ledger) if before else Ledger()
+    for text, source in zip(texts, of_text, strict=True):
+        ledger.enter("text", source, documents=1, bytes=len(text))
+        ledger.keep("text", source, documents=1, bytes=len(text))
     fingerprint = {"inputs": {}, "settings": {}, "seed": 42, "data": {}, "code": {}}
-    files = describe_files(folder / "part-00000.parquet", "part-00000.parquet")
+    files = {**(before.files if before else {}), **describe_files(folder / name, name)}
     Manifest("02_clean", fingerprint, files, ledger.to_json(), {}, [], 0, {}).write(folder / "manifest.json")
 
 

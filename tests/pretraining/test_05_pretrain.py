@@ -15,6 +15,7 @@ from pipeline_lib.checkpoints import load_checkpoint, newest_valid_checkpoint
 from pipeline_lib.config.pretrain import ScheduleSettings
 from pipeline_lib.evaluation.results import reproducible_numbers
 from pipeline_lib.pretraining.schedule import schedule_factor
+from pipeline_lib.stage import Ledger
 from pipeline_lib.stage.manifest import Manifest
 
 STEPS = 24
@@ -24,8 +25,9 @@ def digests(run: Path) -> dict[str, str]:
     """What must not depend on interruptions: digests of the outputs, and the numbers that an evaluation passes on."""
     folder = run / "05_pretrain"
     files = [folder / "metrics.jsonl", *sorted((folder / "final").iterdir())]
-    numbers = reproducible_numbers(Manifest.read(folder / "manifest.json").result)
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files} | {"numbers": str(numbers)}
+    manifest = Manifest.read(folder / "manifest.json")
+    told = {"numbers": str(reproducible_numbers(manifest.result)), "ledger": str(manifest.ledger)}
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files} | told
 
 
 def lines(path: Path) -> list[dict]:
@@ -55,7 +57,23 @@ def test_training_lowers_the_validation_bits_per_byte_and_says_so(uninterrupted)
     assert result["steps"] == STEPS and result["tokens"] == STEPS * 512
     assert result["val_bits_per_byte_after"] < 0.8 * result["val_bits_per_byte_before"]
     assert 0.9 * result["tokens"] < result["predicted_tokens"] < result["tokens"]
-    assert math.isclose(result["tokens_per_second"], result["tokens"] / result["seconds"])
+    timing = result["timing"]
+    assert math.isclose(timing["tokens_per_second"], result["tokens"] / timing["seconds"])
+
+
+def test_the_ledger_takes_over_what_was_packed_and_says_what_became_of_it(uninterrupted):
+    packed, trained = (
+        Ledger.from_json(Manifest.read(uninterrupted / name / "manifest.json").ledger)
+        for name in ("03_packed", "05_pretrain")
+    )
+    (_, source, entry), *others = trained.items()
+    assert (source, others) == ("made", [])
+    assert {**packed.total("text"), "bytes": 0} == trained.total("text", "entered")
+    assert set(entry.dropped) == {"set aside for validation", "not reached within the budget"}
+    assert 0 < trained.total("text")["tokens"] < trained.total("text", "entered")["tokens"]
+    result = Manifest.read(uninterrupted / "05_pretrain" / "manifest.json").result
+    assert result["text_tokens_read"] == {"once": trained.total("text")["tokens"], "again": 0}
+    assert result["token_uses"]["repeated"] == 0
 
 
 def test_metrics_hold_one_line_per_step(uninterrupted):
@@ -69,7 +87,7 @@ def test_the_times_of_the_steps_add_up_to_the_reported_time(uninterrupted):
     folder = uninterrupted / "05_pretrain"
     spent = sum(line["seconds"] for line in lines(folder / "timings.jsonl"))
     manifest = Manifest.read(folder / "manifest.json")
-    assert math.isclose(spent, manifest.result["seconds"], rel_tol=0.01)
+    assert math.isclose(spent, manifest.result["timing"]["seconds"], rel_tol=0.01)
     assert spent < manifest.run["seconds"]
 
 

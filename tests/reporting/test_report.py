@@ -40,8 +40,12 @@ def half_done(tmp_path: Path) -> Path:
     finish_stage(tmp_path / "half", "01_download", {}, ledger, text_documents=1200)
     rows = [{"step": step, "loss": 3 - step / 10, "seconds": step} for step in range(5)]
     metrics = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    trained = {"tokens": 4_001_000, "val_bits_per_byte_after": 1.6339}
-    finish_stage(tmp_path / "half", "05_pretrain", {"metrics.jsonl": metrics}, Ledger(), **trained)
+    read = Ledger()
+    read.enter("text", "a", 10, tokens=5_002_000)
+    read.keep("text", "a", 8, tokens=4_001_000)
+    read.drop("text", "a", "not reached within the budget", 2, tokens=1_001_000)
+    trained = {"tokens": 4_100_000, "val_bits_per_byte_after": 1.6339}
+    finish_stage(tmp_path / "half", "05_pretrain", {"metrics.jsonl": metrics}, read, **trained)
     results = {"models": {"sft": {"choice": {"accuracy": METRIC}}}, "comparisons": {}, "training": {}}
     finish_stage(tmp_path / "half", "11_eval", {"results.json": json.dumps(results).encode()}, Ledger())
     gate = {"name": "g", "passed": False, "demand": "> 0.6", "observed": None, "metric": "m", "reason": "missing <i>"}
@@ -57,7 +61,7 @@ def test_the_card_tells_unfinished_from_finished_and_a_missing_number_from_zero(
     text = console.export_text()
     assert text.count("not finished") == len(gather(half_done).stages) - 4
     assert "1.5k" in text and "1.2k" in text and "1 min 01 s (resumed)" in text and "2.0 MB" in text
-    assert "4.0M tok" in text and "1.634 bits per byte" in text and "0 of 1 gates passed" in text
+    assert "text 5.0M tok" in text and "text 4.0M tok, 1.634 bits per byte" in text and "0 of 1 gates passed" in text
     assert "0.500 [0.400, 0.600]" in text and "FAIL" in text and "missing" in text and "FAILED: g" in text
 
 

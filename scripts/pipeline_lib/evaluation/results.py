@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline_lib.stage import StageFailure
+from pipeline_lib.stage import TIMING, StageFailure
 
 from . import statistics
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from .harness import Sample
 
 LOWER_IS_BETTER = ("bits_per_byte",)
-_RUN_DEPENDENT = ("second", "memory", "mfu", "loader", "checkpoint")
 
 
 def samples_table(model: str, task: str, samples: Sequence["Sample"]) -> "pyarrow.Table":
@@ -121,14 +120,14 @@ def _json_numbers(fields: dict[str, Any]) -> dict[str, Any]:
 def reproducible_numbers(value: Any) -> Any:
     """Return the numbers, truth values and texts of a stage's result, nested as they are.
 
-    Left out are lists (curves), and what differs from run to run (times, speeds, waits, memory, how often a run was
-    saved): results.json must not.
+    Left out are lists (curves), and what a stage reports under "timing", which differs from run to run: results.json
+    must not.
     """
     if isinstance(value, dict):
         kept = {
             key: reproducible_numbers(item)
             for key, item in value.items()
-            if not isinstance(item, list) and not any(word in key for word in _RUN_DEPENDENT)
+            if not isinstance(item, list) and key != TIMING
         }
         return {key: item for key, item in kept.items() if item != {}}
     if isinstance(value, float) and not math.isfinite(value):

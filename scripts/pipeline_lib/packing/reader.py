@@ -224,6 +224,14 @@ class PackedCache:
         table = self._plan(context).split(split)
         return ReadingOrder(table.bounds, table.parts, seed, self.window_chunks)
 
+    def table(self, context: int, split: str = "train") -> SplitTable:
+        """Return the pieces of a split in the plan of a context length. Raises UserError for one without a plan."""
+        return self._plan(context).split(split)
+
+    def chunk(self, number: int) -> ChunkFile:
+        """Return a chunk by its number in the index, its header verified. Raises ChunkDamaged."""
+        return self._file(number)
+
     def carry_over(self, state: dict[str, Any], context: int) -> dict[str, Any]:
         """Return the state with which reading goes on in sequences of another length where `state` stands.
 

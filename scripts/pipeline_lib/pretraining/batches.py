@@ -14,6 +14,7 @@ from pipeline_lib.packing.reader import PackedCache
 
 from .curriculum import Phase, phase_at
 from .loss import IGNORED
+from .text_read import TextRead, extend_spans
 
 
 @dataclass(frozen=True)
@@ -113,15 +114,17 @@ class PackedData:
             total += max(0, last - phase.first + 1) * phase.sequences / self.cache.sequences(phase.context)
         return total
 
-    def rows_seen_before(self, state: dict[str, Any], rows: int) -> int:
-        """Return how many of the last `rows` sequences read up to `state` were read in an earlier epoch too."""
-        return min(rows, max(0, state["position"] - self.cache.sequences(state["context"])))
+    def text_read(self, state: dict[str, Any]) -> TextRead:
+        """Return what of the text was read up to `state`."""
+        return TextRead(self.cache, state, sorted({phase.context for phase in self._phases}), self.context)
 
     def training_batches(self, state: dict[str, Any] | None, step: int = 0) -> Iterator[tuple[Batch, dict[str, Any]]]:
         """Yield the batches of all steps from where `state` ends, with the state after each; epochs without end.
 
-        step: how many optimizer steps were done up to `state`, which decides the phase.
+        step: how many optimizer steps were done up to `state`, which decides the phase. The state is that of the cache
+        and, as "read", the spans of sequences read so far (text_read.py).
         """
+        spans = state["read"] if state else []
         while True:
             phase = phase_at(self._phases, step + 1)
             if state is not None and state.get("context") != phase.context and len(self._phases) > 1:
@@ -129,8 +132,12 @@ class PackedData:
             rows = self.cache.batches(
                 phase.context, phase.sequences, state=state, seed=self._seed, epochs=None, arrays="numpy"
             )
+            order = self.cache.order(phase.context, self._seed)
+            before = state or {"context": phase.context, "epoch": 0, "parts": len(order.parts) - 1, "offset": 0}
             for batch in rows:
-                step, state = step + 1, batch["state"]
+                spans = extend_spans(spans, order, before, len(batch["sequences"]))
+                step, before = step + 1, batch["state"]
+                state = {**before, "read": spans}
                 yield as_batch(batch), state
                 if phase is not self._phases[-1] and step == phase.last:
                     rows.close()

@@ -188,7 +188,7 @@ def _next_step(
         raise StageFailure(_out_of_memory(run, step, settings, batch)) from None
     run.data = data_state
     run.score = None
-    run.tokens.add(batch, data.rows_seen_before(data_state, len(batch.inputs)))
+    run.tokens.add(batch)
     factor = schedule_factor(step, run.horizon.steps, settings.schedule)
     line = {"step": step, "loss": loss, "grad_norm": norm, "lr": run.horizon.rates.matrices * factor}
     if spikes:

@@ -1,10 +1,11 @@
 """What a run has computed: tokens told apart by what they were good for, and the FLOPs they cost.
 
     useful      predicted for the first time
-    repeated    predicted again, in a later pass over the text
+    repeated    predicted again: in a later pass, in another packing, in a copy that the mixture asked for
     masked      text that nothing predicts: the first token of each document, which has nothing before it
     padding     places of a packed sequence that hold no text
 
+The loop counts useful and repeated together, as predicted; at the end the plan tells them apart (text_read.py).
 FLOPs are those of the model, whatever the machine really did: 6 for each token and parameter of a matrix (2 forward, 4
 backward), and 12 for each pair of tokens that attention compares, per feature and block (two products forward, four
 backward, two FLOPs each). A token looks at itself and its predecessors in its own document only. Padding and
@@ -15,38 +16,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from .batches import Batch
+if TYPE_CHECKING:
+    from .batches import Batch
+
 
 
 @dataclass
 class TokenCounts:
     """Tokens of the steps so far by use (see the head of this file), and the pairs that attention compared."""
 
-    useful: int = 0
-    repeated: int = 0
+    predicted: int = 0
     masked: int = 0
     padding: int = 0
     pairs: int = 0
 
-    def add(self, batch: Batch, rows_seen_before: int = 0) -> None:
-        """Count the batch of one step, whose last `rows_seen_before` sequences were read in an earlier pass."""
-        predicted = batch.counted.sum(1)
+    def add(self, batch: Batch) -> None:
+        """Count the batch of one step."""
         text = batch.documents != 0
-        again = int(predicted[len(predicted) - rows_seen_before :].sum())
-        real, total = int(text.sum()), int(predicted.sum())
-        self.useful += total - again
-        self.repeated += again
-        self.masked += real - total
+        real, predicted = int(text.sum()), batch.target_count
+        self.predicted += predicted
+        self.masked += real - predicted
         self.padding += text.numel() - real
         self.pairs += int((batch.positions + 1)[text].sum())
-
-    @property
-    def predicted(self) -> int:
-        """Tokens with a target."""
-        return self.useful + self.repeated
 
     @property
     def total(self) -> int:

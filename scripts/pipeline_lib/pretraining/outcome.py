@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipeline_lib.checkpoints import as_os_errors
-from pipeline_lib.stage import Stage, atomic_path
+from pipeline_lib.stage import TIMING, Stage, atomic_path
 
 from .cost import Prediction, peak_memory
 from .distribution import whole
@@ -19,6 +19,7 @@ from .meters import flop_count
 from .run_state import TrainingRun
 from .saving import Saving
 from .step_lines import read_lines
+from .text_read import TextRead
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Outcome:
     saving: Saving
     prediction: Prediction | None
     weights: dict[str, torch.Tensor]
+    text: TextRead
 
     def save_final_model(self, folder: Path) -> None:
         """Write the trained model and the tokenizer's files to `folder`, whole or not at all."""
@@ -44,10 +46,13 @@ class Outcome:
         """Return the summary numbers of a finished run, whose lines lie in `work`.
 
         tokens counts positions that went through the model, told apart by use (meters.py); predicted_tokens those with
-        a target. tokens_per_second is over the wall clock of the loop, validation and checkpoints included; step_mfu is
-        the share of the measured matmul peak that the steps alone reached (without validation and waiting for the
-        loader); loader_share is the share of a step spent waiting for data. The three checkpoint_ numbers are of the
-        last start only: saves, seconds in which they held up the loop, and seconds of writing.
+        a target; text_tokens_read the distinct tokens of the text among them, and how often one was read again.
+
+        Under "timing" is what another run of the same work would measure otherwise. tokens_per_second is over the wall
+        clock of the loop, validation and checkpoints included; step_mfu is the share of the measured matmul peak that
+        the steps alone reached (without validation and waiting for the loader); loader_share is the share of a step
+        spent waiting for data. The three checkpoint_ numbers are of the last start only: saves, seconds in which they
+        held up the loop, and seconds of writing.
         """
         run, inputs = self.run, self.inputs
         lines, times = read_lines(work / "metrics.jsonl"), read_lines(work / "timings.jsonl")
@@ -55,12 +60,18 @@ class Outcome:
         flops = flop_count(inputs.parameters["matmul"], inputs.layers, inputs.attention_width).of(run.tokens)
         spent = {name: sum(line.get(name, 0.0) for line in times[1:]) for name in ("loader", "validation")}
         stepping = sum(line["seconds"] for line in times[1:]) - sum(spent.values())
-        counts = run.tokens
+        counts, useful = run.tokens, self.text.predicted_once
         return {
             "steps": run.step,
             "tokens": counts.total,
             "predicted_tokens": counts.predicted,
-            "token_uses": {name: getattr(counts, name) for name in ("useful", "repeated", "masked", "padding")},
+            "token_uses": {
+                "useful": useful,
+                "repeated": counts.predicted - useful,
+                "masked": counts.masked,
+                "padding": counts.padding,
+            },
+            "text_tokens_read": self.text.tokens_read,
             "tokens_per_step": run.horizon.step_tokens,
             "epochs": round(inputs.data.epochs(run.step), 4),
             "val_bits_per_byte_before": before["val_bits_per_byte"],
@@ -70,15 +81,7 @@ class Outcome:
             "train_loss_last": after["loss"],
             "out_of_memory": {"events": run.micro_batches.events, **run.micro_batches.sizes()},
             "spikes": sum("spikes" in line for line in lines),
-            "seconds": run.seconds,
-            "tokens_per_second": counts.total / run.seconds,
             "model_flops": flops,
-            "model_flops_per_second": flops / run.seconds,
-            "step_mfu": round(flops / stepping / (run.choices.peak_flops * run.processes.size), 4),
-            "loader_share": round(spent["loader"] / (stepping + spent["loader"]), 5),
-            "checkpoints_saved": self.saving.saver.saves,
-            "checkpoint_stall_seconds": round(self.saving.saver.stalled, 4),
-            "checkpoint_write_seconds": round(self.saving.saver.written, 4),
             "dtype": run.choices.dtype,
             "compiled": run.choices.compiled,
             "attention": run.choices.attention,
@@ -87,6 +90,16 @@ class Outcome:
             "strategy": run.processes.strategy,
             "device": str(run.device),
             "peak_learning_rates": run.horizon.to_json()["rates"],
+            TIMING: {
+                "seconds": run.seconds,
+                "tokens_per_second": counts.total / run.seconds,
+                "model_flops_per_second": flops / run.seconds,
+                "step_mfu": round(flops / stepping / (run.choices.peak_flops * run.processes.size), 4),
+                "loader_share": round(spent["loader"] / (stepping + spent["loader"]), 5),
+                "checkpoints_saved": self.saving.saver.saves,
+                "checkpoint_stall_seconds": round(self.saving.saver.stalled, 4),
+                "checkpoint_write_seconds": round(self.saving.saver.written, 4),
+            },
         }
 
     def note_prediction(self, stage: Stage) -> None:
@@ -97,6 +110,11 @@ class Outcome:
 
 
 def finish(run: TrainingRun, inputs: TrainingInputs, saving: Saving, prediction: Prediction | None) -> Outcome:
-    """Return the outcome of a run that reached its horizon; every process must call it."""
+    """Return the outcome of a run that reached its horizon; every process must call it.
+
+    Raises StageFailure when the tokens that the loop counted are not those of the plan.
+    """
     weights = {name: whole(tensor) for name, tensor in run.model.state_dict().items()}
-    return Outcome(run, inputs, saving, prediction, weights)
+    text = inputs.data.text_read(run.data)
+    text.check(run.tokens)
+    return Outcome(run, inputs, saving, prediction, weights, text)

@@ -136,6 +136,10 @@ def restore_run(run: TrainingRun, folder: Path, say: Callable[[str], None]) -> P
 def restore_state(run: TrainingRun, loaded: LoadedCheckpoint) -> None:
     """Bring `run` to a checkpoint that was read. Raises CheckpointError when its tensors do not fit the model."""
     _check_architecture(run, loaded)
+    if loaded.state["data"] and "read" not in loaded.state["data"]:
+        raise CheckpointError(
+            f"{loaded.path} does not say which text was read (an older version wrote it); start anew with --force"
+        )
     # Copied into the parameters' own storage: a tensor mapped from a file has another alignment, and with it the
     # matrix products may round differently.
     members = run.model.state_dict()

@@ -78,6 +78,8 @@ def in_and_out(manifest: Manifest) -> tuple[str, str]:
             unit = "tokens" if amounts["tokens"] else "documents"
             cells.append(f"{flow} {short(amounts[unit])}{' tok' if unit == 'tokens' else ''}")
         sides.append(", ".join(cells))
+    if manifest.stage == "05_pretrain":
+        sides[1] += f", {manifest.result['val_bits_per_byte_after']:.3f} bits per byte"
     return sides[0], sides[1]
 
 
@@ -85,8 +87,6 @@ def _from_result(stage: str, result: dict[str, Any]) -> tuple[str, str]:
     match stage:
         case "04_init":
             return "-", f"{short(result['parameters']['total'])} parameters"
-        case "05_pretrain":
-            return f"{short(result['tokens'])} tok", f"{result['val_bits_per_byte_after']:.3f} bits per byte"
         case "12_gates":
             return "-", f"{result['gates_passed']} gates passed"
     return "-", "-"

@@ -5,6 +5,7 @@ from .digests import bytes_digest, file_digest, json_digest
 from .errors import StageFailure, StageInterrupted, UserError
 from .inputs import StageInput
 from .ledger import Ledger
+from .manifest import TIMING
 from .parallel import available_cores, ordered_map, ordered_threads
 from .plan import Estimate
 from .runner import GO_ON, ActionContext, run_stage
@@ -12,6 +13,7 @@ from .stage import Stage, Unit
 
 __all__ = [
     "GO_ON",
+    "TIMING",
     "ActionContext",
     "Estimate",
     "Ledger",

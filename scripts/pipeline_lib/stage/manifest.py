@@ -14,6 +14,9 @@ from .atomic import write_json_atomic
 from .digests import file_digest, json_digest
 
 MANIFEST = "manifest.json"
+TIMING = "timing"
+"""The key of `result` under which a stage puts what differs between two runs of the same work: times, speeds, how
+often it was saved. What later stages pass on leaves it out."""
 
 
 @dataclass
