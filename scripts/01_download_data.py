@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from pipeline_lib.stage import Estimate, Stage, run_stage
 
 if TYPE_CHECKING:
-    from pipeline_lib.config.download import DownloadSettings
+    from pipeline_lib.config.run import RunConfig
 
 
 def run(stage: Stage) -> None:
@@ -27,10 +27,10 @@ def run(stage: Stage) -> None:
     }
 
 
-def describe_inputs(settings: "DownloadSettings") -> dict:
+def describe_inputs(config: "RunConfig") -> dict:
     from pipeline_lib.sources.registry import fingerprints
 
-    return fingerprints(settings)
+    return fingerprints(config.download)
 
 
 def estimate(stage: Stage) -> Estimate:

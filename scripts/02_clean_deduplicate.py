@@ -11,7 +11,7 @@ from pipeline_lib.stage import Estimate, run_stage
 if TYPE_CHECKING:
     import argparse
 
-    from pipeline_lib.config.clean import CleanSettings
+    from pipeline_lib.config.run import RunConfig
     from pipeline_lib.stage import ActionContext, Stage
 
 
@@ -22,11 +22,14 @@ def add_arguments(parser: "argparse.ArgumentParser") -> None:
     )
 
 
-def describe_inputs(settings: "CleanSettings") -> dict:
+def describe_inputs(config: "RunConfig") -> dict:
+    """Identify what decides the outcome besides the text: examples, the judge of toxicity, what stage 11 will ask."""
+    from pipeline_lib.text_cleaning.copied_records import asked_sources
     from pipeline_lib.text_cleaning.quality_examples import example_files
     from pipeline_lib.text_cleaning.toxicity_backend import describe_backend
 
-    return {**example_files(settings), "toxicity": describe_backend(settings.toxicity)}
+    asked = sorted(set(asked_sources(config).values())) if config.clean.contamination.enabled else []
+    return {**example_files(config.clean), "toxicity": describe_backend(config.clean.toxicity), "asked": asked}
 
 
 def why(context: "ActionContext", identity: str) -> None:
@@ -58,6 +61,7 @@ def run(stage: "Stage") -> None:
     corpus.clean_shards(stage, shards, quality_model)
     duplicates = corpus.find_duplicates(stage, shards)
     corpus.write_final_shards(stage, shards, duplicates)
+    corpus.write_contamination(stage, shards)
     corpus.write_all_receipts(stage, shards)
     corpus.write_scores(stage, shards, duplicates)
     stage.result = corpus.summarise(stage, shards)

@@ -14,19 +14,19 @@ from pipeline_lib.stage import GO_ON, Estimate, UserError, bytes_digest, run_sta
 if TYPE_CHECKING:
     import argparse
 
-    from pipeline_lib.config.pack import PackSettings
+    from pipeline_lib.config.run import RunConfig
     from pipeline_lib.stage import ActionContext, Stage
 
 PROBED_BYTES = 2_000_000
 
 
-def describe_inputs(settings: "PackSettings") -> dict[str, str]:
+def describe_inputs(config: "RunConfig") -> dict[str, str]:
     """Identify an existing tokenizer by the content of its files."""
-    if settings.tokenizer is None:
+    if config.pack.tokenizer is None:
         return {}
     from pipeline_lib.packing.tokenizer_folder import resolve_tokenizer, tokenizer_files
 
-    files = tokenizer_files(resolve_tokenizer(settings.tokenizer))
+    files = tokenizer_files(resolve_tokenizer(config.pack.tokenizer))
     return {path.name: bytes_digest(path.read_bytes()) for path in files}
 
 

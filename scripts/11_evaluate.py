@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 from pipeline_lib.stage import Estimate, run_stage, write_json_atomic
 
 if TYPE_CHECKING:
-    from pipeline_lib.config.evaluate import EvaluateSettings
+    from pipeline_lib.config.run import RunConfig
     from pipeline_lib.evaluation.questionnaire import Questionnaire
     from pipeline_lib.stage import Stage
 
 
-def describe_inputs(settings: "EvaluateSettings") -> dict[str, Any]:
+def describe_inputs(config: "RunConfig") -> dict[str, Any]:
     """Identify the task files by content. Raises UserError if one is invalid."""
-    from pipeline_lib.evaluation.questionnaire import read_task_files
+    from pipeline_lib.config.task_files import read_task_files
     from pipeline_lib.stage import json_digest
 
-    return {name: json_digest(task.model_dump(mode="json")) for name, task in read_task_files(settings).items()}
+    return {name: json_digest(task.model_dump(mode="json")) for name, task in read_task_files(config.evaluate).items()}
 
 
 def prepare_libraries(stage: "Stage") -> None:
@@ -73,6 +73,7 @@ def summarise(stage: "Stage", questions: "Questionnaire") -> dict[str, Any]:
     """Return the content of results.json."""
     from pipeline_lib.evaluation.questionnaire import MODELS
     from pipeline_lib.evaluation.results import Scores, reproducible_numbers
+    from pipeline_lib.evaluation.training_copies import TrainingCopies, tell_apart
 
     settings = stage.settings
     scores = Scores.read(stage.work / sample_file(*pair) for pair in questions.pairs())
@@ -85,6 +86,7 @@ def summarise(stage: "Stage", questions: "Questionnaire") -> dict[str, Any]:
         "training": training,
         "prompts": {name: "chat template" if MODELS[name].chat else "plain text" for name in settings.models},
         "tasks": questions.describe(),
+        "contamination": tell_apart(TrainingCopies.read(stage), questions, scores, settings.confidence),
         "confidence": settings.confidence,
     }
 
@@ -92,6 +94,7 @@ def summarise(stage: "Stage", questions: "Questionnaire") -> dict[str, Any]:
 def tell(stage: "Stage", questions: "Questionnaire", results: dict[str, Any]) -> None:
     """Put the numbers on the card, and what a reader must know to read them right."""
     from pipeline_lib.evaluation.results import comparison_lines
+    from pipeline_lib.evaluation.training_copies import notes
 
     for line in comparison_lines(results):
         stage.say(f"  {line}")
@@ -104,6 +107,8 @@ def tell(stage: "Stage", questions: "Questionnaire", results: dict[str, Any]) ->
         shortened = stage.unit_result(f"{model}.{task}")["shortened_prompts"]
         if shortened:
             stage.note(f"{model} {task}: {shortened} prompts exceed the model's context and lost their beginning")
+    for line in notes(results["contamination"]):
+        stage.note(line)
     for model, tasks in results["models"].items():
         values = {
             f"{task} {metric}": entry["value"] for task, metrics in tasks.items() for metric, entry in metrics.items()

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING
 from pipeline_lib.stage import UserError, run_stage, write_bytes_atomic
 
 if TYPE_CHECKING:
-    from pipeline_lib.config.gates import GatesSettings
+    from pipeline_lib.config.run import RunConfig
     from pipeline_lib.stage import Stage
 
 
-def describe_inputs(settings: "GatesSettings") -> dict[str, str]:
+def describe_inputs(config: "RunConfig") -> dict[str, str]:
     """Identify the gate file by content, so that editing it makes the verdict stale. Raises UserError if invalid."""
     from pipeline_lib.config import resolve_path
     from pipeline_lib.gates.gate_file import read_gate_file
     from pipeline_lib.stage import json_digest
 
-    return {"gates": json_digest(read_gate_file(resolve_path(settings.file), settings.only).model_dump(mode="json"))}
+    gates = read_gate_file(resolve_path(config.gates.file), config.gates.only)
+    return {"gates": json_digest(gates.model_dump(mode="json"))}
 
 
 def read_results(path: Path) -> dict:

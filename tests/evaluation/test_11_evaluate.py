@@ -73,12 +73,36 @@ def write_evaluation_data(run):
     finish_stage(run, "01_download", ledger=ledger)
 
 
+DIRTY = {"python_choice": (2, 5), "heldout_docs": (0,)}  # lines of records that stand in the raw text
+TRAINED_ON = ("eval/python_choice.jsonl:6",)
+
+
+def write_copied_records(run):
+    """Write 02_clean as it is after documents with some of the records were found; "domain" was not compared."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = []
+    files = [f"eval/{name}.jsonl" for name in ("arithmetic", "heldout_docs", "preference", "python_choice")]
+    for file in files:
+        for line, _ in enumerate((run / "01_download" / file).read_text().splitlines()):
+            found = 3 * (line in DIRTY.get(Path(file).stem, ()))
+            row = {"record": f"{file}:{line + 1}", "ngrams": 5 * (line != 1), "documents": found}
+            kept = int(row["record"] in TRAINED_ON)
+            rows.append(row | {"documents_kept": kept, "example": "doc-1" if found else None})
+    table = pyarrow.Table.from_pylist(rows).replace_schema_metadata({"files": json.dumps(files), "ngram": "13"})
+    (run / "02_clean").mkdir()
+    pyarrow.parquet.write_table(table, run / "02_clean" / "contamination.parquet")
+    finish_stage(run, "02_clean")
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tokenizer, new_llama):
     """Every stage that stage 11 reads, with tiny random models that differ from each other."""
     folder = tmp_path_factory.mktemp("evaluation")
     run = folder / "run"
     write_evaluation_data(run)
+    write_copied_records(run)
     finish_stage(run, "03_packed")
     for seed, (name, source) in enumerate(MODELS.items()):
         place = run / source.stage / source.folder
@@ -124,6 +148,49 @@ def test_every_model_and_task_has_a_value_with_its_interval(run, finished):
     assert difference == pytest.approx(bits["dpo"] - bits["sft"]) and len(set(bits.values())) == 5
     assert results["training"]["05_pretrain"] == {"loss": 2.0, "model": "pretrained"}
     assert results["prompts"]["pretrained"] == "plain text" and results["prompts"]["lora"] == "chat template"
+
+
+def test_items_that_stand_in_the_training_text_are_named_and_scored_apart(run, finished):
+    import pyarrow.parquet
+
+    results = json.loads((run / "11_eval" / "results.json").read_text())
+    found = results["contamination"]
+    samples = pyarrow.parquet.read_table(run / "11_eval" / "samples.parquet").to_pylist()
+    asked = {row["item"] for row in samples if row["task"] == "python_choice"}
+    dirty = [f"q{line}" for line in DIRTY["python_choice"] if f"q{line}" in asked]
+    assert found["python_choice"]["dirty"] == len(dirty) > 0 and found["python_choice"]["items"] == 10
+    assert [entry["item"] for entry in found["python_choice"]["dirty_items"]] == dirty
+    assert found["python_choice"]["in_training"] == ("q5" in dirty)
+    assert found["python_choice"]["too_short"] == ("q1" in asked)
+    assert found["heldout_docs"]["dirty_items"] == [
+        {
+            "item": "d0",
+            "record": "eval/heldout_docs.jsonl:1",
+            "documents": 3,
+            "documents_in_training": 0,
+            "example": "doc-1",
+        }
+    ]
+    for model in MODELS:
+        for group, is_dirty in (("clean", False), ("dirty", True)):
+            entry = found["python_choice"]["scores"][model]["accuracy"][group]
+            scores = [
+                row["score"]
+                for row in samples
+                if (row["model"], row["task"]) == (model, "python_choice") and (row["item"] in dirty) == is_dirty
+            ]
+            assert (entry["value"], entry["n"]) == (pytest.approx(sum(scores) / len(scores)), len(scores))
+            assert entry["low"] <= entry["value"] <= entry["high"]
+        one = found["heldout_docs"]["scores"][model]["bits_per_byte"]["dirty"]
+        assert one["n"] == 1 and one["low"] is None
+    assert found["arithmetic"]["dirty"] == 0 and "scores" not in found["arithmetic"]
+    assert found["domain"] == {"compared": False, "why": "stage 02 did not compare eval/domain.jsonl"}
+
+
+def test_the_card_names_tasks_with_dirty_items_and_is_silent_about_the_others(finished):
+    assert "heldout_docs: 1 of 5 items stand in the raw text, 0 in what was trained on" in finished.stdout
+    assert "not compared with the training text (stage 02 did not compare eval/domain.jsonl): domain" in finished.stdout
+    assert "arithmetic: 0 of" not in finished.stdout
 
 
 def test_samples_are_one_table_with_one_row_per_model_task_and_item(run, finished):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from pipeline_lib.config import PROJECT_ROOT
+from pipeline_lib.config.task_files import TaskFile, read_task_file
 from pipeline_lib.evaluation.harness import run_task
-from pipeline_lib.evaluation.task_files import TaskFile, read_task_file
 from pipeline_lib.stage import UserError
 
 FOLDER = PROJECT_ROOT / "configs" / "eval_tasks"

@@ -71,6 +71,24 @@ def test_the_report_escapes_what_comes_from_data(half_done: Path):
     assert page.count("<svg") == 1 and "FAIL" in page
 
 
+def test_scores_of_copied_items_are_shown_apart_where_there_are_any(half_done: Path):
+    def shown() -> str:
+        console = Console(width=200, record=True, file=io.StringIO())
+        print_run_card(gather(half_done), console)
+        return console.export_text() + render(gather(half_done))
+
+    assert "dirty items" not in shown()
+    alone = METRIC | {"n": 1, "low": None, "high": None}
+    entry = {"compared": True, "items": 10, "dirty": 1, "in_training": 1}
+    entry["scores"] = {"sft": {"accuracy": {"clean": METRIC, "dirty": alone}}}
+    results = {"models": {"sft": {"choice": {"accuracy": METRIC}}}, "comparisons": {}, "training": {}}
+    results["contamination"] = {"choice": entry, "fine": {"compared": True, "items": 5, "dirty": 0}}
+    (half_done / "11_eval" / "results.json").write_text(json.dumps(results))
+    text = shown()
+    assert text.count("choice accuracy, 9 clean items") == 2 and "0.500 [-]" in text
+    assert text.count("choice accuracy, 1 dirty items, 1 of them trained on") == 2 and "fine accuracy" not in text
+
+
 def test_the_report_is_the_same_page_each_time(half_done: Path):
     assert render(gather(half_done)) == render(gather(half_done))
 

@@ -46,7 +46,7 @@ def run(stage: Stage) -> None:
         stage.exit_code = 1
 
 
-def outside_data(settings: object) -> dict:
+def outside_data(config: object) -> dict:
     listing = os.environ.get("TOY_DATA")
     return {"data": Path(listing).read_text()} if listing else {}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from finished_download import document, finish_download
+from finished_download import asking_tasks, document, finish_download, write_task
 
 from pipeline_lib.stage import Ledger, file_digest
 from pipeline_lib.stage.manifest import MANIFEST, Manifest
@@ -91,7 +91,7 @@ def start(folder: Path, *flags: str, threads: int = 2) -> subprocess.CompletedPr
 def command(folder: Path, *flags: str, threads: int = 2) -> list[str]:
     folder.mkdir(exist_ok=True)
     config = folder / "clean.yaml"
-    config.write_text(f"run: clean\nthreads: {threads}\n")
+    config.write_text(f"run: clean\nthreads: {threads}\n{asking_tasks(folder)}")
     return [sys.executable, str(SCRIPT), "--config", str(config), "--run-dir", str(folder), *flags]
 
 
@@ -161,7 +161,40 @@ def test_worker_count_does_not_show_in_the_files(finished, tmp_path, monkeypatch
     argv = command(tmp_path, threads=3)
     done = subprocess.run([argv[0], "-c", script, *argv[1:]], capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr + done.stdout
-    assert output_digests(tmp_path) == output_digests(finished) and len(output_digests(finished)) == 5
+    assert output_digests(tmp_path) == output_digests(finished) and len(output_digests(finished)) == 6
+
+
+def test_the_records_that_documents_copy_are_named_and_those_that_stay_are_counted(finished, tmp_path):
+    rows = pq.read_table(finished / "02_clean" / "contamination.parquet").to_pylist()
+    assert rows == [
+        {"record": "eval/questions.jsonl:1", "ngrams": 5, "documents": 1, "documents_kept": 0, "example": "leaked"}
+    ]
+    assert Manifest.read(finished / "02_clean" / MANIFEST).result["evaluation_records"] == (
+        "1 compared, 1 found in what came in, 0 in what is kept"
+    )
+    # A marked document stays, a copy of it goes as a duplicate: what is counted is what leaves the stage.
+    shards = [*corpus(), [document("again", prose(901) + "\n" + EVALUATION[0]["question"].upper())]]
+    other = {"questions": [*EVALUATION, {"question": "too short"}], "unasked": [{"question": prose(0)}]}
+    finish_download(tmp_path, shards, other)
+    (tmp_path / "eval_tasks" / "unasked.yaml").unlink()
+    write_task(tmp_path, "missing")
+    done = start(tmp_path, "--contamination.action", "mark")
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "not compared, because no task in evaluate.tasks asks them: eval/unasked.jsonl" in done.stdout
+    assert "01_download has no records of the tasks missing, so none were compared" in done.stdout
+    rows = pq.read_table(tmp_path / "02_clean" / "contamination.parquet").to_pylist()
+    assert [(row["ngrams"], row["documents"], row["documents_kept"]) for row in rows] == [(5, 2, 1), (0, 0, 0)]
+    kept = kept_by(tmp_path)
+    assert sum(row["contamination"] for row in kept.values()) == 5 and "good-0-0" in kept
+
+
+def test_asking_other_tasks_makes_the_stage_run_again(finished, tmp_path):
+    finish_download(tmp_path, [[document("a", prose(1))]], {"questions": EVALUATION, "others": EVALUATION})
+    (tmp_path / "eval_tasks" / "others.yaml").unlink()
+    assert start(tmp_path).returncode == 0
+    assert "up to date" in start(tmp_path).stdout
+    write_task(tmp_path, "others")
+    assert "cleans and deduplicates" in start(tmp_path).stdout
 
 
 def test_killed_again_and_again_it_ends_with_the_same_files(finished, tmp_path):

@@ -83,7 +83,8 @@ def test_one_enormous_line_is_removed_with_a_reason():
 
 
 def job(source, folder, groups=(0,)):
-    return ShardJob(source, groups, *(folder / f"{name}.parquet" for name in ("candidates", "receipts", "scores")))
+    names = ("candidates", "receipts", "scores", "copies")
+    return ShardJob(source, groups, *(folder / f"{name}.parquet" for name in names))
 
 
 @pytest.fixture

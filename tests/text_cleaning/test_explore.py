@@ -1,5 +1,6 @@
 """Thresholds are tried on the columns of a finished run: what comes back, what goes, and the documents in between."""
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -8,8 +9,8 @@ from test_02_clean_stage import corpus, prose
 
 from pipeline_lib.config.clean import CleanSettings
 from pipeline_lib.stage import UserError
-from pipeline_lib.text_cleaning.explore import effect_of_thresholds, explore_thresholds
-from pipeline_lib.text_cleaning.rules import active_rules
+from pipeline_lib.text_cleaning.explore import Judgement, about_rule, effect_of_thresholds, explore_thresholds
+from pipeline_lib.text_cleaning.rules import Rule, active_rules
 from pipeline_lib.text_cleaning.score_table import SCORES, write_scores_file
 from pipeline_lib.text_cleaning.shard import DocumentCleaner, Tally
 
@@ -38,8 +39,30 @@ def test_a_rule_shows_what_other_thresholds_change_and_its_borderline_documents(
     text = "\n".join(lines)
     assert "gopher_quality.min_words  words < 50: 4 documents break it, 3 of them no other rule" in text
     assert "        45: +2 documents" in text and "off: +3 documents" in text
-    assert sum(" goes " in line for line in lines) == 3 and sum(" stays " in line for line in lines) == 17
-    assert [line.split()[2] for line in lines if " goes " in line][0] == "of-2"
+    assert "near the threshold (45 to 55): 2 of 2 documents" in text
+    assert [line.split()[:3] for line in lines if " goes " in line] == [["48", "goes", "short"], ["48", "goes", "of-3"]]
+    assert not any(" stays " in line for line in lines), "all others have 64 words or more, or 32"
+
+
+@pytest.mark.parametrize(
+    ("threshold", "values", "near"),
+    [
+        (0.5, [0.44, 0.45, 0.5, 0.55, 0.56, np.nan], [1, 2, 3]),  # a tenth
+        (2, [0, 1, 2, 3, 4], [1, 2, 3]),  # counts: one away, though a tenth is 0.2
+        (2, [1.0, 1.8, 2.1, 2.5], [1, 2]),  # the same threshold on a column that is no count
+        (0, [0, 0, 1, 2], [2]),  # none at all: a document without any is not near
+        (0.0, [0, 0, 0, 0], []),
+        (0.3, [0, 0, 1, 1], []),
+    ],
+)
+def test_near_is_a_tenth_of_the_threshold_or_one_of_a_count(tmp_path, threshold, values, near):
+    rule = Rule("rule", "score", "above", threshold)
+    ids = [str(place) for place in range(len(values))]
+    columns = {"id": ids, "source": ["web"] * len(ids), "preview": ids, "rule": pa.nulls(len(ids), pa.string())}
+    table = pa.table(columns | {"score": pa.array(values, pa.float64())})
+    lines = about_rule(Judgement(table, [rule], CleanSettings()), 0, rule)
+    assert sorted(int(line.split()[2]) for line in lines if " goes " in line or " stays " in line) == near
+    assert any("none near the threshold" in line for line in lines) == (not near)
 
 
 def test_every_active_rule_is_explained_when_none_is_named(finished):

@@ -181,10 +181,12 @@ class ToxicitySettings(Section):
 
 
 class ContaminationSettings(Section):
-    """Removal of documents that contain text of the evaluation sets (01_download/eval)."""
+    """Documents that contain text of the records that `evaluate.tasks` will ask."""
 
     enabled: bool = True
-    """Whether documents are compared with the evaluation sets."""
+    """Whether documents are compared with the evaluation records; without it stage 11 cannot tell who read them."""
+    action: Literal["remove", "mark"] = "remove"
+    """What becomes of a document with copies; mark = it stays, counted in the column contamination and in stage 11."""
     ngram: int = Field(default=13, ge=4, le=64)
     """Number of consecutive words, case and punctuation aside, that count as a copy."""
     max_matches: int = Field(default=0, ge=0)

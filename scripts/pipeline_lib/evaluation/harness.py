@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline_lib.config.task_files import TaskFile
 from pipeline_lib.stage import StageFailure, UserError
 
 from .items import ID, shorten
-from .task_files import TaskFile
 
 if TYPE_CHECKING:
     from .language_model import EvaluatedModel

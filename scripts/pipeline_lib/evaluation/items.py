@@ -6,7 +6,7 @@ the limit grows. Taking the first n would test the modules whose names begin wit
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,23 +31,35 @@ def read_items(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """
     records: list[dict[str, Any]] = []
     seen: dict[str, str] = {}
-    for path in paths:
-        with open(path, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                where = f"{path}:{number}"
-                record = _parse(line, where)
-                key = str(record.get(ID, f"row-{len(records) + 1}"))
-                if key in seen:
-                    raise UserError(f"{where}: the id {key!r} was used at {seen[key]}; ids must be unique")
-                seen[key] = where
-                records.append({**record, ID: key})
+    for path, number, record in _numbered(paths):
+        where = f"{path}:{number}"
+        if record[ID] in seen:
+            raise UserError(f"{where}: the id {record[ID]!r} was used at {seen[record[ID]]}; ids must be unique")
+        seen[record[ID]] = where
+        records.append(record)
     if not records:
         raise UserError(
             f"{paths[0]} has no records; an evaluation of nothing proves nothing; make it again with stage 01"
         )
     return records
+
+
+def item_places(paths: Sequence[Path]) -> dict[str, str]:
+    """Return {id: `eval/<file>:<line>`}, the name that stage 02 has for a record."""
+    return {record[ID]: f"eval/{path.name}:{number}" for path, number, record in _numbered(paths)}
+
+
+def _numbered(paths: Sequence[Path]) -> Iterator[tuple[Path, int, dict[str, Any]]]:
+    """Yield (file, line, record with an id)."""
+    count = 0
+    for path in paths:
+        with open(path, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                record = _parse(line, f"{path}:{number}")
+                count += 1
+                yield path, number, {**record, ID: str(record.get(ID, f"row-{count}"))}
 
 
 def _parse(line: str, where: str) -> dict[str, Any]:

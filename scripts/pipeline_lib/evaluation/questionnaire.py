@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline_lib.config import resolve_path
+from pipeline_lib.config.task_files import MEANING, TaskFile, read_task_files
 from pipeline_lib.stage import UserError
 
-from .items import ID, Items, choose_items, read_items
-from .task_files import MEANING, TaskFile, read_task_file
+from .items import ID, Items, choose_items, item_places, read_items
 
 if TYPE_CHECKING:
     from pipeline_lib.config.evaluate import EvaluateSettings
@@ -46,21 +45,6 @@ def model_folder(stage: "Stage", name: str) -> Path:
     return made.path
 
 
-def read_task_files(settings: "EvaluateSettings") -> dict[str, TaskFile]:
-    """Return {name: task}. Raises UserError for a bad file and for limits or skips of a task that does not exist.
-
-    A limit of a task that is merely not asked this time is fine: `--tasks [domain]` must work with any configuration.
-    """
-    folder = resolve_path(settings.tasks_folder)
-    tasks = {name: read_task_file(folder, name) for name in settings.tasks}
-    existing = sorted(path.stem for path in folder.glob("*.yaml"))
-    named = {"limits": list(settings.limits), "skip": [pair.partition(".")[2] for pair in settings.skip]}
-    for field, names in named.items():
-        if strange := sorted(set(names) - set(existing)):
-            raise UserError(f"evaluate.{field} names the task {strange[0]!r}; {folder} has: {', '.join(existing)}")
-    return tasks
-
-
 @dataclass(frozen=True)
 class Questionnaire:
     """The tasks of a run with their chosen items, and which model is asked which."""
@@ -68,6 +52,8 @@ class Questionnaire:
     settings: "EvaluateSettings"
     tasks: dict[str, TaskFile]
     items: dict[str, Items]
+    files: dict[str, tuple[str, ...]]  # of each task's source, inside 01_download
+    folder: Path  # 01_download
 
     @classmethod
     def read(cls, stage: "Stage") -> "Questionnaire":
@@ -75,7 +61,7 @@ class Questionnaire:
         tasks = read_task_files(stage.settings)
         download = stage.input("01_download")
         entries = json.loads(download.file("sources.json").read_bytes())["sources"]
-        files = {entry["name"]: entry["files"] for entry in entries if entry["kind"] == "eval"}
+        files = {entry["name"]: tuple(entry["files"]) for entry in entries if entry["kind"] == "eval"}
         items = {}
         for name, task in tasks.items():
             if task.source not in files:
@@ -86,7 +72,8 @@ class Questionnaire:
                 )
             records = read_items([download.file(file) for file in files[task.source]])
             items[name] = choose_items(records, stage.settings.limits.get(name, stage.settings.limit), stage.seed)
-        return cls(stage.settings, tasks, items)
+        of_task = {name: files[task.source] for name, task in tasks.items()}
+        return cls(stage.settings, tasks, items, of_task, download.path)
 
     def pairs(self) -> Iterator[tuple[str, str]]:
         """Yield (model, task), model by model, so that each model is loaded once."""
@@ -94,6 +81,11 @@ class Questionnaire:
             for task in self.tasks:
                 if f"{model}.{task}" not in self.settings.skip:
                     yield model, task
+
+    def places(self, task: str) -> dict[str, str]:
+        """Return {item that is asked: its record, `eval/<file>:<line>`}, in the order of the items."""
+        places = item_places([self.folder / file for file in self.files[task]])
+        return {record[ID]: places[record[ID]] for record in self.items[task].records}
 
     def account(self, ledger: "Ledger", downloaded: "Ledger") -> None:
         """Enter every downloaded evaluation record: asked, beyond the limit, or of no task."""

@@ -5,13 +5,14 @@
      "training":    {stage: numbers the stage reported},
      "prompts":     {model: "plain text" | "chat template"},
      "tasks":       {task: {metrics, chance, items, available, ...}},
+     "contamination": {task: {compared, items, dirty, in_training, too_short, dirty_items, scores}},
      "confidence":  level of all intervals}
 
-Paths into the first three are what gates name.
+Paths into the first three and into contamination are what gates name.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,13 +79,26 @@ class Scores:
         """Return {model: {task: {metric: value with interval}}}; metrics: {task: {name: lm-eval metric}}."""
         result: dict[str, Any] = {}
         for (model, task, metric), (_, scores, weights) in self._scores.items():
-            kind = metrics[task][metric]
-            if kind == "bits_per_byte":
-                interval = statistics.ratio(scores * weights, weights, confidence)
-            else:
-                interval = statistics.proportion(scores, confidence)
-            entry = {**_json_numbers(asdict(interval)), "higher_is_better": kind not in LOWER_IS_BETTER}
+            entry = _summary(metrics[task][metric], scores, weights, confidence)
             result.setdefault(model, {}).setdefault(task, {})[metric] = entry
+        return result
+
+    def clean_and_dirty(
+        self, task: str, dirty: Collection[str], metrics: Mapping[str, str], confidence: float
+    ) -> dict[str, Any]:
+        """Return {model: {metric: {"clean": value with interval, "dirty": the same}}} of the two groups of items.
+
+        A group without items is null.
+        """
+        result: dict[str, Any] = {}
+        for (model, name, metric), (items, scores, weights) in self._scores.items():
+            if name != task:
+                continue
+            is_dirty = np.array([item in dirty for item in items], np.bool_)
+            result.setdefault(model, {})[metric] = {
+                group: _summary(metrics[metric], scores[chosen], weights[chosen], confidence) if chosen.any() else None
+                for group, chosen in (("clean", ~is_dirty), ("dirty", is_dirty))
+            }
         return result
 
     def comparisons(
@@ -110,6 +124,14 @@ class Scores:
         if kind == "bits_per_byte":
             return statistics.paired_ratios(scores * weights, other_scores * weights, weights, confidence)
         return statistics.paired_proportions(scores, other_scores, confidence)
+
+
+def _summary(kind: str, scores: np.ndarray, weights: np.ndarray, confidence: float) -> dict[str, Any]:
+    if kind == "bits_per_byte":
+        interval = statistics.ratio(scores * weights, weights, confidence)
+    else:
+        interval = statistics.proportion(scores, confidence)
+    return {**_json_numbers(asdict(interval)), "higher_is_better": kind not in LOWER_IS_BETTER}
 
 
 def _json_numbers(fields: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ A path leads to a metric in results.json:
     sft.python_choice.accuracy                       an entry of "models": value, low and high
     comparisons.dpo-vs-sft.preference.accuracy       a paired difference: value (the difference), low and high
     training.05_pretrain.validation_bits_per_byte    a plain number or truth value an earlier stage reported
+    contamination.python_choice.in_training          items of a task whose text was trained on, a plain number
 
 Fail-closed: whatever is not a finite number on the right side of the threshold fails, with the reason. That covers a
 metric nobody computed, null, NaN, a missing confidence bound, and a truth value where a number belongs (in Python
@@ -40,7 +41,7 @@ class Verdict:
 def find_metric(results: Mapping[str, Any], path: str) -> Any:
     """Return the entry of results.json at `path`. Raises MetricMissing naming the part that does not exist."""
     parts = path.split(".")
-    if parts[0] not in ("models", "comparisons", "training"):
+    if parts[0] not in ("models", "comparisons", "training", "contamination"):
         parts.insert(0, "models")
     place: Any = results
     for position, part in enumerate(parts):

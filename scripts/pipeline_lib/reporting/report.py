@@ -9,7 +9,7 @@ from pipeline_lib.stage.progress import duration, size
 
 from .chosen_run import facts_of_chosen_run
 from .plots import training_curve
-from .run_facts import RunFacts, evaluation_table, in_and_out
+from .run_facts import RunFacts, contamination_rows, evaluation_table, in_and_out
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -47,6 +47,7 @@ def render(facts: RunFacts) -> str:
         stages=stages,
         models=models,
         rows=rows,
+        dirty_rows=contamination_rows(facts.evaluation) if facts.evaluation else [],
         comparisons=(facts.evaluation or {}).get("comparisons", {}),
         verdicts=facts.verdicts,
         model=str(facts.last_model or "none yet"),

@@ -11,7 +11,7 @@ from rich.table import Table
 from pipeline_lib.stage.progress import duration, size
 
 from .chosen_run import facts_of_chosen_run
-from .run_facts import RunFacts, evaluation_table, in_and_out
+from .run_facts import RunFacts, contamination_rows, evaluation_table, in_and_out
 
 
 def print_run_card(facts: RunFacts, console: Console) -> None:
@@ -29,6 +29,10 @@ def print_run_card(facts: RunFacts, console: Console) -> None:
             table.add_column(model, justify="right")
         for label, cells in rows:
             table.add_row(label, *cells)
+        if dirty := contamination_rows(facts.evaluation):
+            table.add_section()
+            for label, cells in dirty:
+                table.add_row(label, *cells)
         console.print(table)
     if facts.verdicts:
         table = Table(title="Gates", title_justify="left", title_style="bold")

@@ -120,8 +120,27 @@ def evaluation_table(evaluation: dict[str, Any]) -> tuple[list[str], list[tuple[
     return models, rows
 
 
+def contamination_rows(evaluation: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """Return two rows, clean and dirty items, for each metric of each task with items that stand in the raw text.
+
+    Cells are those of `evaluation_table`; no rows when nothing is dirty.
+    """
+    rows = []
+    for task, entry in evaluation.get("contamination", {}).items():
+        scores = entry.get("scores", {})
+        for metric in dict.fromkeys(metric for metrics in scores.values() for metric in metrics):
+            for group in ("clean", "dirty"):
+                cells = [spell_interval(scores.get(m, {}).get(metric, {}).get(group)) for m in evaluation["models"]]
+                count = entry["dirty"] if group == "dirty" else entry["items"] - entry["dirty"]
+                trained = f", {entry['in_training']} of them trained on" if group == "dirty" else ""
+                rows.append((f"{task} {metric.replace('_', ' ')}, {count} {group} items{trained}", cells))
+    return rows
+
+
 def spell_interval(facts: dict[str, Any] | None) -> str:
-    """Spell a metric with its 95 % interval; a dash where it was not measured."""
+    """Spell a metric with its 95 % interval; a dash where it was not measured, or has no uncertainty (one item)."""
     if facts is None:
         return "-"
+    if facts["low"] is None:
+        return f"{facts['value']:.3f} [-]"
     return f"{facts['value']:.3f} [{facts['low']:.3f}, {facts['high']:.3f}]"

@@ -68,7 +68,7 @@ STAGES = (
         "11_eval",
         "11_evaluate.py",
         "evaluate",
-        ("01_download", "03_packed", "04_init", "05_pretrain", "07_sft", "09_dpo", "10_lora"),
+        ("01_download", "02_clean", "03_packed", "04_init", "05_pretrain", "07_sft", "09_dpo", "10_lora"),
         "evaluates every model",
     ),
     StageSpec("12_gates", "12_check_gates.py", "gates", ("11_eval",), "gives the verdicts"),

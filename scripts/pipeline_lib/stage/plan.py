@@ -36,8 +36,8 @@ def print_plan(
     for key, value in _leaves(_spell_settings(stage.settings)):
         print(f"    {key} = {value!r}  ({origins.get(f'{stage.spec.section}.{key}', 'default')})")
     missing = False
-    print("  inputs" if stage.spec.needs else "  inputs  none")
-    for name in stage.spec.needs:
+    print("  inputs" if stage.needs else "  inputs  none")
+    for name in stage.needs:
         try:
             files = stage.input(name).manifest.files
             print(f"    {name}: {len(files)} files, {size(sum(entry.bytes for entry in files.values()))}")

@@ -74,7 +74,7 @@ def run_stage(
 ) -> None:
     """Run a numbered script from its command line and leave the process with the right exit code.
 
-    run: does the work; estimate: the probe behind `--plan`; inputs: from the stage's settings, JSON that identifies
+    run: does the work; estimate: the probe behind `--plan`; inputs: from the configuration, JSON that identifies
     data outside the run (file digests, package versions); extra_arguments and actions: flags of this script that do
     something instead of running the stage, or before it (see GO_ON; another number is the exit code); the values of all
     of them are in `stage.flags`. join: takes a share of the work while another process runs the same stage; without
@@ -154,12 +154,12 @@ def _main(spec, run, estimate, inputs, extra_arguments, actions, join, continue_
 
 def _fingerprint(stage: Stage, spec: StageSpec, inputs: Callable[[Any], dict[str, Any]] | None) -> dict[str, Any]:
     """Return all that decides the outputs: upstream digests, settings, seed, code, and data outside the run."""
-    upstream = {name: stage.input(name).manifest.outputs_digest for name in spec.needs}
+    upstream = {name: stage.input(name).manifest.outputs_digest for name in stage.needs}
     return {
         "inputs": upstream,
         "settings": stage.settings.model_dump(mode="json"),
         "seed": stage.seed,
-        "data": inputs(stage.settings) if inputs else {},
+        "data": inputs(stage.config) if inputs else {},
         "code": code_version(_script(spec)),
     }
 
@@ -298,7 +298,7 @@ def _run_and_publish(stage: Stage, spec: StageSpec, run, fingerprint: dict[str, 
             stage.stop_if_interrupted()
             files, ledger = stage.collect()
             ledger.check()
-            for name in spec.needs:
+            for name in stage.needs:
                 ledger.check_chain(stage.input(name).ledger, name)
     except StageInterrupted as interruption:
         peak.stop()

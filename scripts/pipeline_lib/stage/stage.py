@@ -90,11 +90,17 @@ class Stage:
 
     def input(self, name: str) -> StageInput:
         """Return a finished earlier stage. Raises UserError naming the command that makes it."""
-        if name not in self.spec.needs:
+        if name not in self.needs:
             raise ValueError(f"{self.name} does not declare {name} in catalog.py, so its digest would not be watched")
         if name not in self.inputs:
             self.inputs[name] = StageInput(self.run_folder, name, self.arguments, self.elsewhere(name))
         return self.inputs[name]
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The stages that this one reads; a run that starts from a packed cache has no 02_clean."""
+        absent = BEFORE_PACKED[:-1] if self.config.packed else ()
+        return tuple(name for name in self.spec.needs if name not in absent)
 
     def elsewhere(self, name: str) -> Path | None:
         """Return the folder that the run starts from instead of its own stages up to `name`, if it does."""

@@ -63,17 +63,3 @@ def _combining() -> set[int]:
         if decomposed and not decomposed.startswith("<"):
             found.update(int(part, 16) for part in decomposed.split()[1:])
     return found
-
-
-@cache
-def lower_case() -> np.ndarray:
-    """Return the lower-case code point of every code point below TABLE_SIZE, uint32[TABLE_SIZE].
-
-    Where lower case takes two code points (one Turkish letter) the code point stays as it is.
-    """
-    table = np.arange(TABLE_SIZE, dtype=np.uint32)
-    for code_point in range(TABLE_SIZE):
-        lowered = chr(code_point).lower()
-        if len(lowered) == 1:
-            table[code_point] = ord(lowered)
-    return table

@@ -1,10 +1,12 @@
 """Documents that contain a stretch of the evaluation sets: a model must not be examined on what it has read.
 
 What: every text in the evaluation records, cut into word 13-grams (Brown et al. 2020, appendix C), as 64-bit hashes.
-A document matches where 13 words in a row, case, punctuation and layout aside, are one of them.
-How: a polynomial hash that rolls from word to word (one multiplication each), and a look-up in an open table.
-Cost: one pass over the text; 8 to 24 bytes of memory per n-gram of the evaluation sets.
-Trap: texts shorter than n words have no n-gram, so short questions cannot be found this way.
+A document matches where 13 words in a row, case, punctuation and layout aside, are one of them. What a word is, and
+which forms of a letter are the same, is what deduplication says (dedup.normalise, dedup.shingles).
+How: one bit per hash, in a table of at least sixteen times as many bits as there are n-grams, sends nearly all others
+away without leaving the cache; what passes is looked up in an open table.
+Cost: one pass over the text; 40 to 64 bytes of memory per n-gram of the evaluation sets, 4 per further record with it.
+Trap: texts shorter than n words have no n-gram, so short questions cannot be found this way. `ngrams` tells which.
 """
 
 import json
@@ -15,38 +17,72 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dedup.normalise import TextBatch, normalise
+from dedup.shingles import shingle_hashes
 from pipeline_lib.compiled import kernel
 from pipeline_lib.stage import UserError
 
 from .arrow_text import text_buffers
-from .characters import SINGLE, TABLE_SIZE, WORD, character_classes, lower_case
-from .words import class_of, decode, mix
 
 if TYPE_CHECKING:
     import pyarrow
 
-_BASE = np.uint64(0x9E3779B97F4A7C15)
-_SEED = np.uint64(0x51ED270B27220A85)
 NOBODY = -1
+_FILTER_BITS = 16  # per n-gram
+
+
+@dataclass(frozen=True)
+class Matches:
+    """What a batch of documents shares with the evaluation sets.
+
+    counts: copied n-grams, int64[documents]; documents, grams: the document and the number of each of them, in the
+    order of the text, int32[copied n-grams].
+    """
+
+    counts: np.ndarray
+    documents: np.ndarray
+    grams: np.ndarray
 
 
 @dataclass(frozen=True)
 class EvaluationIndex:
-    """The n-grams of the evaluation sets: an open-addressing table and the record that each n-gram is from."""
+    """The n-grams of the evaluation sets, numbered, in an open-addressing table; and the records that have each."""
 
     ngram: int
     keys: np.ndarray  # uint64[slots]
-    owners: np.ndarray  # int32[slots], NOBODY where the slot is empty
-    records: list[str]  # "eval/<file>:<line>" by owner number
+    numbers: np.ndarray  # int32[slots]: number of the n-gram, NOBODY where the slot is empty
+    filter: np.ndarray  # uint8[bytes, a power of two]
+    starts: np.ndarray  # int64[n-grams + 1] into `owners`
+    owners: np.ndarray  # int32[...]: the records that have n-gram g, ascending, are owners[starts[g] : starts[g + 1]]
+    records: list[str]  # "eval/<file>:<line>" by record number
 
-    def matches(self, texts: "pyarrow.Array") -> tuple[np.ndarray, np.ndarray]:
-        """Return (copied n-grams int64[documents], owner of the first one int32[documents] or NOBODY)."""
-        data, offsets = text_buffers(texts)
+    def matches(self, texts: "pyarrow.Array") -> Matches:
+        """Compare texts (a string array without nulls) with the evaluation sets."""
+        grams, starts = ngram_hashes(texts, self.ngram)
         counts = np.zeros(len(texts), np.int64)
-        owners = np.full(len(texts), NOBODY, np.int32)
-        table = (character_classes(), lower_case())
-        _match_batch(data, offsets, *table, self.ngram, self.keys, self.owners, counts, owners)
-        return counts, owners
+        documents, found = np.empty(len(grams), np.int32), np.empty(len(grams), np.int32)
+        total = _match(grams, starts, self.filter, self.keys, self.numbers, counts, documents, found)
+        return Matches(counts, documents[:total].copy(), found[:total].copy())
+
+    def first_record(self, matches: Matches) -> list[str | None]:
+        """Return, for each document, the first record that has the first n-gram it shares."""
+        names: list[str | None] = [None] * len(matches.counts)
+        documents, places = np.unique(matches.documents, return_index=True)
+        for document, gram in zip(documents.tolist(), matches.grams[places].tolist(), strict=True):
+            names[document] = self.records[self.owners[self.starts[gram]]]
+        return names
+
+    def documents_per_record(self, matches: Matches) -> tuple[np.ndarray, np.ndarray]:
+        """Return (documents that share an n-gram with each record, the first of them or NOBODY): int32[records]."""
+        shared = np.zeros(len(self.records), np.int32)
+        first = np.full(len(self.records), NOBODY, np.int32)
+        last = np.full(len(self.records), NOBODY, np.int32)
+        _count_documents(matches.documents, matches.grams, self.starts, self.owners, shared, first, last)
+        return shared, first
+
+    def ngrams(self) -> np.ndarray:
+        """Return how many different n-grams each record has, int64[records]; those with none cannot be found."""
+        return np.bincount(self.owners, minlength=len(self.records))
 
 
 def build_index(files: Sequence[Path], ngram: int) -> EvaluationIndex:
@@ -62,16 +98,26 @@ def build_index(files: Sequence[Path], ngram: int) -> EvaluationIndex:
             texts += found
             numbers += [len(records)] * len(found)
             records.append(f"eval/{file.name}:{line}")
-    data, offsets = text_buffers(pa.array(texts, pa.large_string()))
-    grams, owners = _ngrams_of_batch(
-        data, offsets, np.array(numbers, np.int32), character_classes(), lower_case(), ngram
-    )
-    size = 16
-    while size < 2 * len(grams):
-        size *= 2
+    grams, starts = ngram_hashes(pa.array(texts, pa.large_string()), ngram)
+    record_of = np.repeat(np.array(numbers, np.int64), np.diff(starts))
+    different, gram_of = np.unique(grams, return_inverse=True)
+    owned = np.unique(gram_of << 32 | record_of)
+    per_gram = np.bincount(owned >> 32, minlength=len(different))
+    size = _power_of_two(2 * len(different))
     keys, slots = np.zeros(size, np.uint64), np.full(size, NOBODY, np.int32)
-    _fill_table(grams, owners, keys, slots)
-    return EvaluationIndex(ngram, keys, slots, records)
+    bits = np.zeros(_power_of_two(_FILTER_BITS * len(different) // 8), np.uint8)
+    _fill_table(different, keys, slots, bits)
+    owners = (owned & 0xFFFFFFFF).astype(np.int32)
+    return EvaluationIndex(ngram, keys, slots, bits, np.append(0, np.cumsum(per_gram)), owners, records)
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << max(4, (least - 1).bit_length())
+
+
+def ngram_hashes(texts: "pyarrow.Array", ngram: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (hashes uint64[n-grams], starts int64[texts + 1]), in the order of the texts, repeats included."""
+    return shingle_hashes(normalise(TextBatch(*text_buffers(texts))), "word", ngram)
 
 
 def read_records(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -102,102 +148,45 @@ def strings_in(value: Any) -> Iterator[str]:
 
 
 @kernel
-def plain_words(data, start, end, classes, lower, hashes):
-    """Hash the words of data[start:end], letters and digits only and in lower case; return their number."""
-    count = 0
-    value = _SEED
-    inside = False
-    position = start
-    while position < end:
-        code_point, width = decode(data, position)
-        kind = class_of(classes, code_point)
-        position += width
-        if inside and (not kind & WORD or kind & SINGLE):
-            hashes[count] = mix(value)
-            count += 1
-            value = _SEED
-            inside = False
-        if kind & WORD:
-            lowered = lower[code_point] if code_point < TABLE_SIZE else code_point
-            value = (value ^ np.uint64(lowered)) * _BASE
-            inside = True
-            if kind & SINGLE:
-                hashes[count] = mix(value)
-                count += 1
-                value = _SEED
-                inside = False
-    if inside:
-        hashes[count] = mix(value)
-        count += 1
-    return count
-
-
-@kernel
-def rolling_ngrams(hashes, count, n, grams):
-    """Fill grams[0 : count - n + 1] with the hash of each n words; return how many there are."""
-    if count < n:
-        return 0
-    leaving = np.uint64(1)
-    for _ in range(n - 1):
-        leaving *= _BASE
-    value = np.uint64(0)
-    for i in range(count):
-        if i >= n:
-            value -= hashes[i - n] * leaving
-        value = value * _BASE + hashes[i]
-        if i >= n - 1:
-            grams[i - n + 1] = mix(value)
-    return count - n + 1
-
-
-@kernel
-def _longest(offsets):
-    longest = 1
-    for i in range(offsets.size - 1):
-        longest = max(longest, offsets[i + 1] - offsets[i])
-    return longest
-
-
-@kernel
-def _ngrams_of_batch(data, offsets, numbers, classes, lower, n):
-    longest = _longest(offsets)
-    hashes, grams = np.empty(longest, np.uint64), np.empty(longest, np.uint64)
-    room = data.size + 1
-    all_grams, owners = np.empty(room, np.uint64), np.empty(room, np.int32)
-    total = 0
-    for i in range(offsets.size - 1):
-        count = plain_words(data, offsets[i], offsets[i + 1], classes, lower, hashes)
-        for k in range(rolling_ngrams(hashes, count, n, grams)):
-            all_grams[total] = grams[k]
-            owners[total] = numbers[i]
-            total += 1
-    return all_grams[:total].copy(), owners[:total].copy()
-
-
-@kernel
-def _fill_table(grams, owners, keys, slots):
-    mask = keys.size - 1
+def _fill_table(grams, keys, numbers, bits):
+    mask, bit_mask = np.uint64(keys.size - 1), np.uint64(8 * bits.size - 1)
     for i in range(grams.size):
-        slot = np.int64(grams[i] & np.uint64(mask))
-        while slots[slot] != NOBODY and keys[slot] != grams[i]:
-            slot = (slot + 1) & mask
-        if slots[slot] == NOBODY:  # the first record keeps an n-gram that several have
-            keys[slot] = grams[i]
-            slots[slot] = owners[i]
+        slot = np.int64(grams[i] & mask)
+        while numbers[slot] != NOBODY:
+            slot = (slot + 1) & np.int64(mask)
+        keys[slot] = grams[i]
+        numbers[slot] = i
+        bit = grams[i] & bit_mask
+        bits[np.int64(bit >> np.uint64(3))] |= np.uint8(1) << np.uint8(bit & np.uint64(7))
 
 
 @kernel
-def _match_batch(data, offsets, classes, lower, n, keys, slots, counts, owners):
-    longest = _longest(offsets)
-    hashes, grams = np.empty(longest, np.uint64), np.empty(longest, np.uint64)
-    mask = keys.size - 1
-    for i in range(offsets.size - 1):
-        count = plain_words(data, offsets[i], offsets[i + 1], classes, lower, hashes)
-        for k in range(rolling_ngrams(hashes, count, n, grams)):
-            slot = np.int64(grams[k] & np.uint64(mask))
-            while slots[slot] != NOBODY and keys[slot] != grams[k]:
-                slot = (slot + 1) & mask
-            if slots[slot] != NOBODY:
-                counts[i] += 1
-                if owners[i] == NOBODY:
-                    owners[i] = slots[slot]
+def _match(grams, starts, bits, keys, numbers, counts, documents, found):
+    mask, bit_mask = np.uint64(keys.size - 1), np.uint64(8 * bits.size - 1)
+    total = 0
+    for document in range(counts.size):
+        for i in range(starts[document], starts[document + 1]):
+            bit = grams[i] & bit_mask
+            if not bits[np.int64(bit >> np.uint64(3))] >> np.uint8(bit & np.uint64(7)) & 1:
+                continue
+            slot = np.int64(grams[i] & mask)
+            while numbers[slot] != NOBODY and keys[slot] != grams[i]:
+                slot = (slot + 1) & np.int64(mask)
+            if numbers[slot] != NOBODY:
+                counts[document] += 1
+                documents[total] = document
+                found[total] = numbers[slot]
+                total += 1
+    return total
+
+
+@kernel
+def _count_documents(documents, grams, starts, owners, shared, first, last):
+    for i in range(documents.size):
+        for k in range(starts[grams[i]], starts[grams[i] + 1]):
+            record = owners[k]
+            if last[record] != documents[i]:
+                last[record] = documents[i]
+                shared[record] += 1
+                if first[record] == NOBODY:
+                    first[record] = documents[i]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline_lib.stage import Ledger, Stage, StageFailure, UserError, atomic_path, file_digest, ordered_map
 
+from .copied_records import COPIED_RECORDS, CopiedRecords, compared_sets, count_in_shards, write_copied_records
 from .receipts import RECEIPTS, write_receipts
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Piece:
     candidates: Path
     receipts: Path
     scores: Path
+    copies: Path
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def _pieces(file: Path, folder: Path) -> list[Piece]:
             folder / "candidates" / f"{file.stem}-{number:04d}.parquet",
             folder / "receipts" / f"{file.stem}-{number:04d}.parquet",
             folder / "scores" / f"{file.stem}-{number:04d}.parquet",
+            folder / "copies" / f"{file.stem}-{number:04d}.parquet",
         )
         for number, groups in enumerate(runs)
     ]
@@ -110,10 +113,16 @@ def evaluation_files(stage: Stage) -> list[Path]:
     """Return the evaluation sets that documents are compared with, none when that is switched off."""
     if not stage.settings.contamination.enabled:
         return []
-    files = stage.input("01_download").files("eval/*.jsonl")
-    if not files:
-        stage.note("contamination was not checked: 01_download has no evaluation sets")
-    return files
+    sets = compared_sets(stage)
+    if not sets.files:
+        stage.note("contamination was not checked: 01_download has no records of the tasks in evaluate.tasks")
+    elif sets.tasks_without_records:
+        tasks = ", ".join(sets.tasks_without_records)
+        stage.note(f"contamination: 01_download has no records of the tasks {tasks}, so none were compared")
+    if sets.files_without_task:
+        files = ", ".join(sets.files_without_task)
+        stage.note(f"contamination: not compared, because no task in evaluate.tasks asks them: {files}")
+    return [stage.input("01_download").file(name) for name in sets.files]
 
 
 def train_quality_model(stage: Stage, shards: list[Shard]) -> Path | None:
@@ -138,7 +147,7 @@ def clean_shards(stage: Stage, shards: list[Shard], quality_model: Path | None) 
         stage.note(f"toxicity is judged by {judge}")
 
     jobs = {
-        piece.unit: ShardJob(shard.source, piece.groups, piece.candidates, piece.receipts, piece.scores)
+        piece.unit: ShardJob(shard.source, piece.groups, piece.candidates, piece.receipts, piece.scores, piece.copies)
         for shard in shards
         for piece in shard.pieces
     }
@@ -305,6 +314,22 @@ def write_scores(stage: Stage, shards: list[Shard], duplicates: Path) -> None:
             unit.result = {"rows": write_scores_file(parts, duplicates, unit.path(SCORES), stage.settings)}
 
 
+def write_contamination(stage: Stage, shards: list[Shard]) -> None:
+    """Write contamination.parquet, unless nothing was compared: which evaluation records came in, and which stay."""
+    if not stage.settings.contamination.enabled:
+        return
+    from .contamination import build_index
+
+    for key in stage.todo([COPIED_RECORDS], "contamination", "files"):
+        with stage.unit(key) as unit:
+            index = build_index(evaluation_files(stage), stage.settings.contamination.ngram)
+            found = CopiedRecords(index)
+            for piece in _pieces_of(shards):
+                found.read(_verified(stage, piece.unit, "copies", piece.copies))
+            kept = count_in_shards(index, [stage.work / f"{shard.name}.parquet" for shard in shards])
+            unit.result = write_copied_records(index, found, kept, compared_sets(stage), unit.path(COPIED_RECORDS))
+
+
 def summarise(stage: Stage, shards: list[Shard]) -> dict[str, Any]:
     """Return the numbers for the card: documents in and out, removals per rule, personal data replaced."""
     removed: Counter[str] = Counter()
@@ -323,8 +348,20 @@ def summarise(stage: Stage, shards: list[Shard]) -> dict[str, Any]:
         "documents_kept": kept,
         "removed": dict(removed.most_common()),
         "personal_data_replaced": dict(replaced.most_common()),
+        "evaluation_records": _spell_contamination(stage),
         "deduplication": _spell_deduplication(stage),
     }
+
+
+def _spell_contamination(stage: Stage) -> str:
+    """Return the card's line on the evaluation records: how many were compared, came in, and stay."""
+    if not stage.settings.contamination.enabled:
+        return "not compared (clean.contamination.enabled is false)"
+    numbers = stage.unit_result(COPIED_RECORDS)
+    return (
+        f"{numbers['compared']:,} compared, {numbers['found']:,} found in what came in,"
+        f" {numbers['kept']:,} in what is kept"
+    )
 
 
 def _spell_deduplication(stage: Stage) -> str:

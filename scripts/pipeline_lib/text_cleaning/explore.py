@@ -2,6 +2,8 @@
 
 A document is "decided" by a rule when it breaks that rule and no other: only those come back when the threshold moves.
 Whether they would then be duplicates of something is not known before a run.
+It is "near" a threshold when its score is within a tenth of it, or one away where scores are counts. A threshold of 0
+means "none at all": there only documents that have something of it are near, with a score of at most 1.
 """
 
 from collections.abc import Sequence
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 BORDERLINE = 20
 STEPS = (0.5, 0.8, 0.9, 1.1, 1.25, 2.0)  # times the threshold
+NEAR_SHARE = 0.1
 _PREVIEW = 70
 
 
@@ -73,12 +76,13 @@ def explore_thresholds(stage_folder: Path, settings: "CleanSettings", wanted: st
     lines = [f"{table.num_rows} documents; {int((found.verdicts == KEPT).sum())} pass all rules before deduplication"]
     for row, rule in enumerate(found.rules):
         if wanted in ("all", rule.name):
-            lines += _about_rule(found, row, rule)
+            lines += about_rule(found, row, rule)
     lines += [f"{rule.name}: not scored in this run" for rule in found.unknown if wanted in ("all", rule.name)]
     return lines
 
 
-def _about_rule(found: Judgement, row: int, rule: Rule) -> list[str]:
+def about_rule(found: Judgement, row: int, rule: Rule) -> list[str]:
+    """Return the lines about the rule in this row of the judgement."""
     scores, decided = found.scores[rule.column], found.decided_by(row)
     gone = int(found.broken[row].sum())
     alone = int((found.broken[row] & decided).sum())
@@ -98,10 +102,15 @@ def _about_rule(found: Judgement, row: int, rule: Rule) -> list[str]:
 
 
 def _borderline(found: Judgement, row: int, rule: Rule, decided: np.ndarray) -> list[str]:
-    """Return the documents nearest to the threshold, half of them on each side where there are as many."""
+    """Return the near documents, nearest first to be chosen, half of them on each side where there are as many."""
     scores = found.scores[rule.column]
     distance = np.abs(scores - rule.threshold)
-    candidates = np.flatnonzero(decided & ~np.isnan(scores))
+    reach = near_distance(scores, rule.threshold)
+    near = (distance <= reach * (1 + 1e-9)) & ((scores != 0) | (rule.threshold != 0))
+    candidates = np.flatnonzero(decided & near)
+    span = f"{max(rule.threshold - reach, 0):g} to {rule.threshold + reach:g}"
+    if not len(candidates):
+        return [f"  none near the threshold ({span})"]
     nearest = candidates[np.lexsort((candidates, distance[candidates]))]
     removed, kept = nearest[found.broken[row][nearest]], nearest[~found.broken[row][nearest]]
     half = BORDERLINE // 2
@@ -109,11 +118,20 @@ def _borderline(found: Judgement, row: int, rule: Rule, decided: np.ndarray) -> 
     chosen = np.concatenate([removed[:of_removed], kept[: BORDERLINE - of_removed]])
     chosen = chosen[np.lexsort((chosen, scores[chosen]))]
     rows = found.table.select(["id", "preview"]).take(chosen).to_pylist()
-    return [
+    lines = [f"  near the threshold ({span}): {len(chosen)} of {len(candidates)} documents"]
+    return lines + [
         f"  {scores[place]:>10.4g} {'goes ' if found.broken[row][place] else 'stays'} {document['id']}"
         f"  {document['preview'][:_PREVIEW]!r}"
         for place, document in zip(chosen.tolist(), rows, strict=True)
     ]
+
+
+def near_distance(scores: np.ndarray, threshold: float) -> float:
+    """Return how far from the threshold a score may be and still be near it."""
+    share = NEAR_SHARE * abs(threshold)
+    known = scores[~np.isnan(scores)]
+    are_counts = float(threshold).is_integer() and bool((known == np.floor(known)).all())
+    return max(share, 1.0) if are_counts else share
 
 
 def effect_of_thresholds(stage_folder: Path, settings: "CleanSettings") -> list[str]:

@@ -65,7 +65,7 @@ def active_rules(settings: "CleanSettings") -> list[Rule]:
         rules.append(Rule("toxicity.max_score", "toxicity", "above", settings.toxicity.max_score))
     elif backend == "words":
         rules.append(Rule("toxicity.max_word_share", "profane_words", "above", settings.toxicity.max_word_share))
-    if settings.contamination.enabled:
+    if settings.contamination.enabled and settings.contamination.action == "remove":
         limit = settings.contamination.max_matches
         rules.append(Rule("contamination", "contamination", "above", limit, for_everyone=True))
     return rules

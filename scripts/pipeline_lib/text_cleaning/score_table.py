@@ -23,6 +23,7 @@ RULE = "rule"
 NOT_SCORES = ("id", "source", "preview", RULE)
 
 _DECIDES_LINES = ("min_line_words", "max_word_characters")  # thresholds that rewrite texts before there is a score
+_DECIDES_FATE = ("action",)
 _JUDGES = ("quality_engine", "datatrove_words", "max_document_bytes", "dedup", "quality_rules", "exempt_sources")
 
 
@@ -71,7 +72,7 @@ def scoring_settings(settings: "CleanSettings") -> dict[str, Any]:
             value = {
                 key: item
                 for key, item in value.items()
-                if not key.startswith(("min_", "max_")) or key in _DECIDES_LINES
+                if key in _DECIDES_LINES or not (key.startswith(("min_", "max_")) or key in _DECIDES_FATE)
             }
         kept[name] = value
     if "c4" in settings.quality_rules:

@@ -20,7 +20,8 @@ from pipeline_lib.stage import UserError, atomic_path, file_digest
 
 from .arrow_text import replace_texts
 from .c4 import C4_COLUMNS, apply_c4_batch
-from .contamination import NOBODY, EvaluationIndex, build_index
+from .contamination import EvaluationIndex, Matches, build_index
+from .copied_records import CopiedRecords
 from .datatrove_filter import GROUPS as DATATROVE_GROUPS
 from .datatrove_filter import DatatroveQualityFilter
 from .document_scores import score_documents
@@ -65,11 +66,12 @@ class Tally:
 
 @dataclass(frozen=True)
 class Cleaned:
-    """A batch after cleaning: the documents that stay, receipts of the others, the scores of all."""
+    """A batch after cleaning: the documents that stay, receipts of the others, the scores and the copies of all."""
 
     kept: pa.Table
     receipts: pa.Table
     scores: pa.Table
+    copies: Matches | None
 
 
 class DocumentCleaner:
@@ -88,9 +90,9 @@ class DocumentCleaner:
         self._urls = UrlLists(settings.url) if "url" in settings.quality_rules else None
         self._reference = DatatroveQualityFilter(settings) if settings.quality_engine == "datatrove" else None
         self._c4_reasons: dict[int, str] = {}  # of the batch in hand
-        self._index: EvaluationIndex | None = None
+        self.index: EvaluationIndex | None = None
         if settings.contamination.enabled:
-            self._index = build_index(evaluation_files, settings.contamination.ngram)
+            self.index = build_index(evaluation_files, settings.contamination.ngram)
 
     def clean(self, batch: pa.Table, tally: Tally) -> Cleaned:
         """Clean one batch with INPUT_COLUMNS and count what happened."""
@@ -113,10 +115,11 @@ class DocumentCleaner:
             columns["quality_model"] = self._quality_model.score(array)
         if self.toxicity:
             columns[self.toxicity.column] = self.toxicity.score(array)
-        copied_from = [None] * len(array)
-        if self._index:
-            columns["contamination"], owners = self._index.matches(array)
-            copied_from = [None if owner == NOBODY else self._index.records[owner] for owner in owners.tolist()]
+        copies = self.index.matches(array) if self.index else None
+        copied_from: list[str | None] = [None] * len(array)
+        if copies:
+            columns["contamination"] = copies.counts
+            copied_from = self.index.first_record(copies)
         verdicts = first_broken(columns, self.rules, exempt, self._judge(array, exempt))
         table = batch.set_column(1, "text", array.cast(batch.schema.field("text").type))
         for name, values in columns.items():
@@ -128,6 +131,7 @@ class DocumentCleaner:
             table.filter(pa.array(verdicts == KEPT)),
             self._receipts(table, verdicts, copied_from, previews),
             scores_table(table, previews, list(columns), rules),
+            copies,
         )
 
     def _cut(self, batch: pa.Table, sizes: np.ndarray) -> pa.Table:
@@ -235,13 +239,14 @@ class DocumentCleaner:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """Some row groups of a shard, and the three scratch files that are written."""
+    """Some row groups of a shard, and the four scratch files that are written."""
 
     source: Path
     groups: tuple[int, ...]
     candidates: Path
     receipts: Path
     scores: Path
+    copies: Path
 
 
 _cleaner: DocumentCleaner
@@ -256,8 +261,9 @@ def start_cleaner(
 
 
 def clean_shard(job: ShardJob) -> dict[str, Any]:
-    """Clean one piece; return its tally, row counts and the digests of both files. Raises UserError for bad input."""
+    """Clean one piece; return its tally, row counts and the digests of its files. Raises UserError for bad input."""
     tally = Tally()
+    copied = CopiedRecords(_cleaner.index) if _cleaner.index else None
     rows = removed = 0
     with (
         _opened(job.source) as shard,
@@ -277,9 +283,15 @@ def clean_shard(job: ShardJob) -> dict[str, Any]:
                 kept_writer.write_table(cleaned.kept)
                 receipt_writer.write_table(cleaned.receipts)
                 score_writer.write_table(cleaned.scores)
+                if copied:
+                    copied.add(cleaned.copies, batch["id"])
                 rows += batch.num_rows
                 removed += cleaned.receipts.num_rows
     digests = {name: file_digest(getattr(job, name)) for name in ("candidates", "receipts", "scores")}
+    if copied:
+        with atomic_path(job.copies) as path:
+            copied.write(path)
+        digests["copies"] = file_digest(job.copies)
     return {"documents": rows, "removed": removed, "tally": tally.to_json(), "digests": digests}
 
 

@@ -14,12 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from pipeline_lib.compiled import kernel
 from pipeline_lib.stage import UserError
 
-from .arrow_text import text_buffers
-from .characters import character_classes, lower_case
-from .contamination import plain_words
+from .contamination import ngram_hashes
 from .toxicity_backend import read_words, toxicity_backend, weights_folder, word_list
 
 if TYPE_CHECKING:
@@ -61,19 +58,16 @@ class WordShare:
         """`words`: one word each; a line of several words would never be met and raises UserError."""
         import pyarrow as pa
 
-        data, offsets = text_buffers(pa.array(list(words), pa.large_string()))
-        hashes, counts = np.zeros(len(words), np.uint64), np.zeros(len(words), np.int64)
-        _hash_entries(data, offsets, character_classes(), lower_case(), hashes, counts)
-        if (counts != 1).any():
-            raise UserError(f"clean.toxicity.words: {words[int(np.argmax(counts != 1))]!r} is not one word")
+        hashes, starts = ngram_hashes(pa.array(list(words), pa.large_string()), 1)
+        if (strange := np.diff(starts) != 1).any():
+            raise UserError(f"clean.toxicity.words: {words[int(np.argmax(strange))]!r} is not one word")
         self._hashes = np.unique(hashes)
 
     def score(self, texts: "pyarrow.Array") -> np.ndarray:
         """Return listed words per word, float64[documents]."""
-        data, offsets = text_buffers(texts)
-        shares = np.zeros(len(texts))
-        _word_shares(data, offsets, character_classes(), lower_case(), self._hashes, shares)
-        return shares
+        hashes, starts = ngram_hashes(texts, 1)
+        listed = np.append(0, np.cumsum(np.isin(hashes, self._hashes)))
+        return np.diff(listed[starts]) / np.maximum(np.diff(starts), 1)
 
 
 class Detoxify:
@@ -116,26 +110,3 @@ class Detoxify:
         if len(cut) <= _MOST_WINDOWS:
             return cut if text.strip() else []
         return [cut[round(i * (len(cut) - 1) / (_MOST_WINDOWS - 1))] for i in range(_MOST_WINDOWS)]
-
-
-@kernel
-def _hash_entries(data, offsets, classes, lower, hashes, counts):
-    scratch = np.empty(data.size + 1, np.uint64)
-    for i in range(offsets.size - 1):
-        counts[i] = plain_words(data, offsets[i], offsets[i + 1], classes, lower, scratch)
-        hashes[i] = scratch[0]
-
-
-@kernel
-def _word_shares(data, offsets, classes, lower, listed, shares):
-    longest = 1
-    for i in range(offsets.size - 1):
-        longest = max(longest, offsets[i + 1] - offsets[i])
-    hashes = np.empty(longest, np.uint64)
-    for i in range(offsets.size - 1):
-        count = plain_words(data, offsets[i], offsets[i + 1], classes, lower, hashes)
-        found = 0
-        for k in range(count):
-            place = np.searchsorted(listed, hashes[k])
-            found += place < listed.size and listed[place] == hashes[k]
-        shares[i] = found / count if count else 0.0

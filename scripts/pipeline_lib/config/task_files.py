@@ -16,9 +16,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline_lib.config import Section
-from pipeline_lib.config.load import build, merge, read_layers
 from pipeline_lib.stage import UserError
+
+from .base import Section, resolve_path
+from .evaluate import EvaluateSettings
+from .load import build, merge, read_layers
 
 OutputType = Literal["multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until"]
 Metric = Literal["acc", "acc_norm", "acc_bytes", "exact_match", "bits_per_byte"]
@@ -140,3 +142,18 @@ def read_task_file(folder: Path, name: str) -> TaskFile:
     if task.task != name:
         raise UserError(f"{path}: the file is called {name} and its task {task.task}; give both one name")
     return task
+
+
+def read_task_files(settings: EvaluateSettings) -> dict[str, TaskFile]:
+    """Return {name: task}. Raises UserError for a bad file and for limits or skips of a task that does not exist.
+
+    A limit of a task that is merely not asked this time is fine: `--tasks [domain]` must work with any configuration.
+    """
+    folder = resolve_path(settings.tasks_folder)
+    tasks = {name: read_task_file(folder, name) for name in settings.tasks}
+    existing = sorted(path.stem for path in folder.glob("*.yaml"))
+    named = {"limits": list(settings.limits), "skip": [pair.partition(".")[2] for pair in settings.skip]}
+    for field, names in named.items():
+        if strange := sorted(set(names) - set(existing)):
+            raise UserError(f"evaluate.{field} names the task {strange[0]!r}; {folder} has: {', '.join(existing)}")
+    return tasks

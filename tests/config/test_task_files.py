@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline_lib.config import PROJECT_ROOT
-from pipeline_lib.evaluation.task_files import read_task_file
+from pipeline_lib.config.task_files import read_task_file
 from pipeline_lib.stage import UserError
 
 FOLDER = PROJECT_ROOT / "configs" / "eval_tasks"
