@@ -57,6 +57,7 @@ def run(stage: "Stage") -> None:
     from pipeline_lib.text_cleaning import corpus
 
     shards = corpus.shards_of(stage)
+    corpus.check_inputs(stage, shards)
     quality_model = corpus.train_quality_model(stage, shards)
     corpus.clean_shards(stage, shards, quality_model)
     duplicates = corpus.find_duplicates(stage, shards)

@@ -108,12 +108,17 @@ def test_comparisons_and_training_numbers_are_reached_by_path():
         "models": {},
         "comparisons": {"dpo-vs-sft": {"preference": {"accuracy": {"difference": 0.1, "low": 0.02, "high": 0.2}}}},
         "training": {"05_pretrain": {"loss": 2.5, "converged": True}},
+        "contamination": {"python_choice": {"compared": True, "in_training": 1}, "domain": {"compared": False}},
     }
+    none = {"direction": "lower", "threshold": 0, "or_equal": True}
     assert judge(gate("comparisons.dpo-vs-sft.preference.accuracy", use="low"), everything).observed == 0.02
     assert judge(gate("comparisons.dpo-vs-sft.preference.accuracy"), everything).observed == 0.1
     assert judge(gate("training.05_pretrain.loss", direction="lower", threshold=3.0), everything).passed
     assert judge(gate("training.05_pretrain.converged", equals=True), everything).passed
     assert "confidence bound" in judge(gate("training.05_pretrain.loss", use="low"), everything).reason
+    trained_on = judge(gate("contamination.python_choice.in_training", **none), everything)
+    unknown = judge(gate("contamination.domain.in_training", **none), everything)
+    assert (trained_on.passed, trained_on.observed) == (False, 1) and not unknown.passed, "what nobody compared fails"
 
 
 def verdicts_of(*outcomes, group="sft"):

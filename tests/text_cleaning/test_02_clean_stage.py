@@ -238,7 +238,9 @@ def test_a_corpus_that_cleaning_empties_fails_with_what_to_do(tmp_path):
 def test_repeated_ids_and_broken_evaluation_sets_are_the_users_to_mend(tmp_path):
     finish_download(tmp_path, [[document("same", prose(1))], [document("same", prose(2))]])
     done = start(tmp_path)
-    assert done.returncode == 2 and "'same'" in done.stderr
+    first, second = (tmp_path / "01_download" / f"part-0000{n}.parquet" for n in range(2))
+    assert done.returncode == 2 and f"'same' stands in {first} row 0 and in {second} row 0" in done.stderr
+    assert "`id_field`" in done.stderr and done.stderr.count("\n") == 1
     other = tmp_path / "other"
     folder = finish_download(other, corpus(), {"questions": EVALUATION})
     path = folder / "eval" / "questions.jsonl"

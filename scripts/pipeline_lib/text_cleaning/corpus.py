@@ -125,6 +125,21 @@ def evaluation_files(stage: Stage) -> list[Path]:
     return [stage.input("01_download").file(name) for name in sets.files]
 
 
+def check_inputs(stage: Stage, shards: list[Shard]) -> None:
+    """Refuse shards without the columns of a document and ids that repeat, before any work is done."""
+    from dedup.memory_limit import MemoryLimit
+
+    from .document_ids import check_ids
+    from .shard import check_columns
+
+    for key in stage.todo(["ids"], "checking ids", "passes"):
+        with stage.unit(key):
+            for shard in shards:
+                check_columns(shard.source)
+            room = MemoryLimit().room() // 2
+            check_ids([shard.source for shard in shards], stage.work / SCRATCH / "ids", room)
+
+
 def train_quality_model(stage: Stage, shards: list[Shard]) -> Path | None:
     """Train the classifier on the examples that the settings name; return its file, None without examples."""
     if not stage.settings.quality_model.examples:

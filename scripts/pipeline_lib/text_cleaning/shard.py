@@ -271,7 +271,7 @@ def clean_shard(job: ShardJob) -> dict[str, Any]:
         atomic_path(job.receipts) as gone,
         atomic_path(job.scores) as scored,
     ):
-        _check_columns(job.source, shard.schema_arrow)
+        check_columns(job.source)
         empty = _cleaner.clean(shard.schema_arrow.empty_table().select(INPUT_COLUMNS), tally)
         with (
             pq.ParquetWriter(kept_path, empty.kept.schema, compression="zstd") as kept_writer,
@@ -333,7 +333,10 @@ def _check_present(path: Path, table: pa.Table, first: int) -> None:
             raise UserError(f"{path}: row {row} has no {name}; every document needs one; run stage 01 with --force")
 
 
-def _check_columns(path: Path, schema: pa.Schema) -> None:
+def check_columns(path: Path) -> None:
+    """Raise UserError unless the shard has all INPUT_COLUMNS, as text."""
+    with _opened(path) as shard:
+        schema = shard.schema_arrow
     missing = [name for name in INPUT_COLUMNS if name not in schema.names]
     if missing:
         raise UserError(
