@@ -26,9 +26,10 @@ def train_together(stage: Stage) -> "Outcome":
     from pipeline_lib.pretraining.outcome import finish
     from pipeline_lib.pretraining.run_state import restore_run
     from pipeline_lib.pretraining.setup import prepare_run
+    from pipeline_lib.pretraining.strategy import choose_strategy
 
-    processes = join(stage.settings.strategy)
     inputs = open_training_inputs(stage)
+    processes = choose_strategy(stage, join(stage.settings.strategy), inputs)
     training = prepare_run(stage, inputs, processes)
     prediction = predict_once(stage, training, inputs)
     resumed = restore_run(training, stage.work / "checkpoints", stage.say)

@@ -1,8 +1,14 @@
 """One optimizer step: groups, decay, accumulation, clipping, and failures that leave the weights alone."""
 
+import json
 import math
+import multiprocessing
+import os
+import socket
+from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from pipeline_lib.checkpoints import checkpoint_name, newest_valid_checkpoint, save_checkpoint, seed_everything
@@ -10,12 +16,13 @@ from pipeline_lib.config.model import ModelSettings
 from pipeline_lib.config.pretrain import OptimizerSettings, PretrainSettings
 from pipeline_lib.models.initialise import build_model
 from pipeline_lib.models.shapes import resolve_shape
-from pipeline_lib.oom_handler import is_out_of_memory
+from pipeline_lib.oom_handler import SafeBatchSizes, is_out_of_memory
 from pipeline_lib.packing.reader import PackedCache
-from pipeline_lib.pretraining import accumulation
+from pipeline_lib.pretraining import accumulation, validation
 from pipeline_lib.pretraining.attention import use_attention
 from pipeline_lib.pretraining.batches import PackedData
 from pipeline_lib.pretraining.choices import Choices
+from pipeline_lib.pretraining.distribution import Processes, alone, join
 from pipeline_lib.pretraining.forward import TokenLoss, summed_loss
 from pipeline_lib.pretraining.horizon import resolve_horizon
 from pipeline_lib.pretraining.logbook import open_logbook
@@ -38,14 +45,15 @@ def make_model(tied: bool = False, dtype: str = "float32"):
     return build_model(resolve_shape(settings, 400, 64), settings, SPECIAL, seed=3)
 
 
-def make_run(settings: PretrainSettings = SETTINGS) -> TrainingRun:
+def make_run(settings: PretrainSettings = SETTINGS, processes: Processes | None = None) -> TrainingRun:
     model = make_model()
     horizon = resolve_horizon(settings, 64, 32, 30_000)
     optimizers = make_optimizers(model, settings.optimizer, horizon.rates, torch.float32)
     seed_everything(0)
     choices = Choices()
     use_attention(model, choices.attention)
-    return TrainingRun(model, TokenLoss(model, choices.attention, "none", torch.float32), optimizers, horizon, choices)
+    network = TokenLoss(model, choices.attention, "none", torch.float32)
+    return TrainingRun(model, network, optimizers, horizon, choices, processes or alone())
 
 
 @pytest.fixture(scope="module")
@@ -224,6 +232,75 @@ def test_memory_that_runs_out_repeats_the_same_batch_with_the_same_gradient(data
         sum(float((gradient - expected[name]).double().square().sum()) for name, gradient in gradients.items())
     )
     assert apart < 1e-6 * whole
+
+
+def forgetful(largest: int):
+    """Return a loss that runs out of memory with more than `largest` sequences."""
+
+    def loss(run, batch, chunk):
+        if len(batch.inputs) > largest:
+            raise MemoryError
+        return summed_loss(run, batch, chunk)
+
+    return loss
+
+
+def run_as_one_of_two(rank: int, port: int, folder: Path, data: PackedData, largest: int) -> None:
+    """Do a step as process `rank`, of which the second runs out of memory, and leave behind what it did."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    run = make_run(processes=join("ddp"))
+    with pytest.MonkeyPatch.context() as patch:
+        tried = limited(patch, largest if rank else 100, MemoryError())
+        batch, ending = first_batches(data, 1)[0][0], ""
+        loss, norm, gradients = 0.0, 0.0, {}
+        try:
+            loss, norm, gradients = step_gradients(run, batch, SETTINGS)
+            run.micro_batches = SafeBatchSizes(8)
+            patch.setattr(validation, "summed_loss", forgetful(largest if rank else 100))
+            batches = data.validation_batches(16)
+            ending = validation.validate(run, batches, data.token_bytes, 1000, lambda: False).loss
+        except MemoryError as error:
+            ending = str(error) or "my own"
+    safetensors.torch.save_file(gradients, folder / f"{rank}.safetensors")
+    told = {"tried": tried, "loss": loss, "norm": norm, "sizes": run.micro_batches.sizes(), "ending": ending}
+    (folder / f"{rank}.json").write_text(json.dumps(told))
+
+
+def step_of_two(data: PackedData, folder: Path, largest: int) -> tuple[list[dict], list[dict]]:
+    """Let two processes do a step; return what each tells and its gradients."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    both = [context.Process(target=run_as_one_of_two, args=(r, port, folder, data, largest)) for r in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+    assert [process.exitcode for process in both] == [0, 0]
+    told = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    return told, [safetensors.torch.load_file(folder / f"{rank}.safetensors") for rank in range(2)]
+
+
+def test_two_processes_take_the_same_halves_when_memory_runs_out_in_one_of_them(data, tmp_path):
+    loss, norm, expected = step_gradients(run := make_run(), first_batches(data, 1)[0][0], SETTINGS)
+    validated = validation.validate(run, data.validation_batches(8), data.token_bytes, 1000, lambda: False).loss
+    told, gradients = step_of_two(data, tmp_path, largest=1)
+    assert [process["tried"] for process in told] == [[4, 2, 2, 1, 1, 1, 1], [4, 2, 1, 1, 1, 1]]
+    assert [process["sizes"] for process in told] == [{"64": 1}] * 2
+    whole = math.sqrt(sum(float(gradient.double().square().sum()) for gradient in expected.values()))
+    for process, found in zip(told, gradients, strict=True):
+        assert process["loss"] == pytest.approx(loss, rel=1e-6) and process["norm"] == pytest.approx(norm, rel=1e-6)
+        assert process["ending"] == pytest.approx(validated, rel=1e-5)
+        apart = sum(float((found[name] - expected[name]).double().square().sum()) for name in expected)
+        assert math.sqrt(apart) < 1e-6 * whole
+
+
+def test_two_processes_end_together_when_one_cannot_hold_a_single_sequence(data, tmp_path):
+    told, _ = step_of_two(data, tmp_path, largest=0)
+    assert [process["ending"] for process in told] == ["memory ran out in another process", "my own"]
+    assert [process["tried"] for process in told] == [[4, 2, 2, 1, 1, 1, 1], [4, 2, 1]]
 
 
 def test_the_safe_size_is_in_the_checkpoint_grows_back_and_waits_longer_after_each_failure(data, monkeypatch, tmp_path):

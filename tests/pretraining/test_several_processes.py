@@ -46,6 +46,21 @@ def alone(packed_run, launcher, tmp_path_factory) -> list[dict]:
     return lines(run)
 
 
+# The state of this model takes 0.6 MB.
+@pytest.mark.parametrize(
+    ("memory", "chosen", "warned"),
+    [("0.0001", "fsdp", True), pytest.param("1", "ddp", False, marks=pytest.mark.slow)],
+)
+def test_auto_cuts_a_model_that_does_not_fit_one_device(packed_run, launcher, tmp_path, memory, chosen, warned):
+    run = copy_of(packed_run, tmp_path / "run")
+    flags = ["--device_memory_gb", memory, "--max_steps", "2", "--validation_tokens", "128"]
+    ended = launcher.start(packed_run[0], run, *flags, processes=2)
+    assert ended.codes == [0, 0], ended.output
+    assert f"strategy {chosen}: the training state" in ended.output
+    assert ("memory is expected to run out over 2 processes too" in ended.output) == warned
+    assert Manifest.read(run / "05_pretrain" / "manifest.json").result["strategy"] == chosen
+
+
 @pytest.mark.parametrize(
     ("strategy", "processes"),
     [("fsdp", 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("ddp", 2), ("ddp", 4), ("fsdp", 4)))],

@@ -98,7 +98,10 @@ class PretrainSettings(Section):
     use_cce: bool = False
     """Whether to use Cut Cross-Entropy's fused GPU loss; not with use_liger_kernel."""
     strategy: Literal["auto", "single", "ddp", "fsdp"] = "auto"
-    """How processes started by torchrun share the work: auto is single for one and ddp for several."""
+    """How processes started by torchrun share the work: auto is single for one, and for several ddp where the training
+    state and a sequence fit one device by estimate, else fsdp."""
+    device_memory_gb: float | None = Field(default=None, gt=0)
+    """Memory of one device in GB (10^9 bytes) that strategy auto reckons with; null asks the machine."""
     loss_chunk: int = Field(default=2048, ge=1)
     """Positions whose logits are held at once, in tokens; bounds memory at loss_chunk x vocabulary numbers."""
     validation_steps: int | None = Field(default=None, ge=1)

@@ -5,7 +5,9 @@ done again. Its loss is a sum over its tokens divided by their number, so into h
 the loss nor the gradient beyond rounding. The size that went through is remembered per context length, belongs to the
 checkpoint, and is doubled again after a while (oom_handler.SafeBatchSizes).
 
-With several processes memory that runs out ends the run: the others already wait in the exchange of gradients.
+With several processes all ask after every attempt whether memory ran out in any of them, and halve together:
+gradients are exchanged only after that (distribution.py). With fsdp it ends the run, because the others already wait
+for a piece of the failed pass.
 """
 
 from __future__ import annotations
@@ -38,33 +40,39 @@ def accumulate_gradient(run: TrainingRun, batch: Batch, settings: PretrainSettin
         total = torch.zeros((), device=run.device)
         parts = list(mine.split(size))
         for part in parts:
-            with processes.accumulating(run.network, last=part is parts[-1]):
-                loss = summed_loss(run, part, settings.loss_chunk) / targets
-                (loss * processes.size).backward()  # the average over the processes is then the sum of their parts
+            loss = summed_loss(run, part, settings.loss_chunk) / targets
+            processes.backward(loss, run.network, last=part is parts[-1])
             total += loss.detach()
         return total
 
     length = mine.inputs.shape[1]
     total = with_memory(run, length, len(mine.inputs), forward_backward)
     run.micro_batches.succeeded(length)
+    processes.sum_gradients(run.model)
     return processes.sum(total)
 
 
 def with_memory(run: TrainingRun, length: int, sequences: int, action: Callable[[int], Result]) -> Result:
     """Return `action(size)` for the safe number of sequences of `length` tokens, halved as often as memory runs out.
 
-    sequences: how many there are to do, more than which no attempt can have held at once. Raises the allocator's error
-    when one sequence is too much.
+    sequences: how many there are to do, the same number in all processes; no attempt can have held more at once.
+    `action` exchanges nothing with other processes, unless the strategy is fsdp. Raises the allocator's error (or
+    MemoryError where it was another process's) when one sequence is too much.
     """
     while True:
-        size = min(run.micro_batches.size(length), sequences)
+        size, result, failure = min(run.micro_batches.size(length), sequences), None, None
         try:
-            return action(size)
+            result = action(size)
         except Exception as error:
             drop_gradients(run)
-            if not is_out_of_memory(error) or run.processes.size > 1 or not run.micro_batches.failed(length, size):
+            if not is_out_of_memory(error) or run.processes.strategy == "fsdp":
                 raise
-        # Outside of the except block, whose traceback holds the activations.
+            failure = error.with_traceback(None)  # the frames of the failed pass hold its activations
+        if run.processes.strategy == "fsdp" or not run.processes.largest(int(failure is not None)):
+            return result
+        drop_gradients(run)
+        if not run.micro_batches.failed(length, size):
+            raise failure or MemoryError("memory ran out in another process")
         free_memory()
         run.save_soon = True
 

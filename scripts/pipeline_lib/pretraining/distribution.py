@@ -1,7 +1,7 @@
 """One run on several processes, started by torchrun: who does what, and how they agree.
 
     single   one process
-    ddp      every process holds the whole model; gradients are averaged (DistributedDataParallel)
+    ddp      every process holds the whole model; their gradients are added up after the last micro-batch
     fsdp     weights, gradients and moments are cut over the processes, block by block (FSDP2, `fully_shard`)
 
 Process 0 is the stage: it holds the lock, reads and writes checkpoints, metrics and the card. The others follow. Every
@@ -9,6 +9,11 @@ process reads the whole batch of a step from the packed cache, which costs next 
 know the number of predicted tokens of the step without asking, and the sum of their gradients is the gradient one
 process would have had, up to rounding. Checkpoints hold whole tensors under plain names, so one that N processes wrote
 continues on M.
+
+With ddp the exchange begins only when every process has its whole gradient, not during the backward pass as in
+torch's DistributedDataParallel: a process whose memory runs out can then tell the others, and all do the same batch
+again in the same halves (accumulation.py). The cost is that the exchange hides behind no computation. With fsdp every
+block of every micro-batch is an exchange, so memory that runs out in one process cannot be told; it ends the run.
 
 What is decided by a clock, a signal or a measurement is decided once and told to all: two processes that disagree about
 taking a checkpoint would wait for each other for ever. Messages are JSON in tensors; nothing is unpickled.
@@ -20,8 +25,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -39,7 +42,7 @@ PATIENCE = timedelta(hours=2)
 
 @dataclass(frozen=True)
 class Processes:
-    """The place of this process among `size` of them; `strategy` is single, ddp or fsdp."""
+    """The place of this process among `size` of them; `strategy` is single, ddp or fsdp, or auto: not chosen yet."""
 
     rank: int
     size: int
@@ -70,6 +73,10 @@ class Processes:
             torch.distributed.all_reduce(value)
         return value
 
+    def smallest(self, number: int) -> int:
+        """Return the smallest `number` of all processes."""
+        return -self.largest(-number)
+
     def largest(self, number: int) -> int:
         """Return the largest `number` of all processes."""
         if self.size == 1:
@@ -79,12 +86,7 @@ class Processes:
         return int(value)
 
     def wrap(self, network: torch.nn.Module) -> torch.nn.Module:
-        """Return `network` (a TokenLoss) so that its gradients are averaged over the processes."""
-        if self.strategy == "ddp":
-            on_gpu = self.device.type == "cuda"
-            return torch.nn.parallel.DistributedDataParallel(
-                network, device_ids=[self.device.index] if on_gpu else None, broadcast_buffers=False
-            )
+        """Return `network` (a TokenLoss), cut over the processes if the strategy is fsdp."""
         if self.strategy == "fsdp":
             from torch.distributed.fsdp import fully_shard
 
@@ -93,16 +95,19 @@ class Processes:
             fully_shard(network)
         return network
 
-    @contextmanager
-    def accumulating(self, network: torch.nn.Module, last: bool) -> Iterator[None]:
-        """Average the gradients over the processes only in the last micro-batch of a step."""
-        if self.strategy == "ddp" and not last:
-            with network.no_sync():
-                yield
-            return
+    def backward(self, loss: Tensor, network: torch.nn.Module, last: bool) -> None:
+        """Add the gradient of a part of the loss; with fsdp the last micro-batch of a step exchanges it."""
         if self.strategy == "fsdp":
             network.set_requires_gradient_sync(last)
-        yield
+            loss = loss * self.size  # it averages over the processes; the average is then the sum of their parts
+        loss.backward()
+
+    def sum_gradients(self, model: torch.nn.Module) -> None:
+        """Give every process the sum of all gradients, in place; what fsdp exchanged in the backward pass stays."""
+        if self.strategy == "ddp":
+            gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+            for work in [torch.distributed.all_reduce(gradient, async_op=True) for gradient in gradients]:
+                work.wait()
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -153,4 +158,4 @@ def join(strategy: str) -> Processes:
         torch.cuda.set_device(device)
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    return Processes(rank, size, strategy if strategy != "auto" else "ddp", device)
+    return Processes(rank, size, strategy, device)

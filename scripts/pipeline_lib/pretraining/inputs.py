@@ -27,6 +27,7 @@ class TrainingInputs:
     parameters: dict[str, int]
     architecture: str
     layers: int
+    width: int
     attention_width: int
     model_folder: Path
     tokenizer_files: list[Path]
@@ -82,6 +83,7 @@ def open_training_inputs(stage: Stage) -> TrainingInputs:
         parameters=parameters,
         architecture=initial.result["architecture"],
         layers=shape["layers"],
+        width=shape["width"],
         attention_width=shape["heads"] * shape["head_width"],
         model_folder=weights[0].parent,
         tokenizer_files=tokenizer_files,

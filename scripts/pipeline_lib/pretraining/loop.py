@@ -29,7 +29,7 @@ from pipeline_lib.oom_handler import is_out_of_memory
 from pipeline_lib.stage import Stage, StageFailure, StageInterrupted
 
 from . import incidents
-from .accumulation import accumulate_gradient, drop_gradients, with_memory
+from .accumulation import accumulate_gradient, drop_gradients
 from .batches import Batch, PackedData
 from .gradients import clip, norms_by_block, parameter_norms
 from .logbook import Logbook
@@ -38,7 +38,7 @@ from .progress_line import ProgressLine
 from .run_state import TrainingRun
 from .saving import Saving
 from .schedule import schedule_factor
-from .validation import ValidationResult, validate
+from .validation import validate
 
 
 def train(stage: Stage, run: TrainingRun, data: PackedData, book: Logbook) -> Saving:
@@ -184,7 +184,8 @@ def _next_step(
         if not is_out_of_memory(error):
             raise
         drop_gradients(run)
-        saving.emergency(run)
+        if run.processes.strategy != "fsdp":  # where putting the tensors together would wait for the others
+            saving.emergency(run)
         raise StageFailure(_out_of_memory(run, step, settings, batch)) from None
     run.data = data_state
     run.score = None
@@ -231,10 +232,10 @@ def _out_of_memory(run: TrainingRun, step: int, settings: PretrainSettings, batc
             f"out of memory in the update at step {step}; the last checkpoint stands: use a smaller model or"
             " an optimizer with smaller moments"
         )
-    if run.processes.size > 1:
+    if run.processes.strategy == "fsdp":
         return (
-            f"out of memory at step {step} with pretrain.micro_batch {settings.micro_batch}; set it to"
-            f" {max(1, settings.micro_batch // 2)}: the batch and the result stay the same"
+            f"out of memory at step {step} with pretrain.micro_batch {settings.micro_batch}, and the last checkpoint"
+            f" stands; set it to {max(1, settings.micro_batch // 2)}: the batch and the result stay the same"
         )
     return (
         f"out of memory at step {step}: not even one sequence of {batch.inputs.shape[1]:,} tokens fits; shorten"
@@ -248,13 +249,10 @@ def _finish_step(
     """Validate if it is time, then write the line of `run.step`. On a signal save the line unwritten and leave."""
     settings: PretrainSettings = stage.settings
     if _validation_due(run, settings):
-
-        def measure(size: int) -> ValidationResult | None:
-            batches = data.validation_batches(size * run.processes.size)
-            return validate(run, batches, data.token_bytes, settings.loss_chunk, lambda: _interrupted(stage, run))
-
+        size = min(run.micro_batches.size(data.context), data.validation_sequences)
+        batches = data.validation_batches(size * run.processes.size)
         with book.spending("validation"):
-            result = with_memory(run, data.context, data.validation_sequences, measure)
+            result = validate(run, batches, data.token_bytes, settings.loss_chunk, lambda: _interrupted(stage, run))
         if result is None:
             if run.step:
                 run.unwritten = line

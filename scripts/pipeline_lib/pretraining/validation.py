@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .accumulation import with_memory
 from .batches import Batch
 from .forward import summed_loss
 from .run_state import TrainingRun
@@ -33,15 +34,21 @@ def validate(
 ) -> ValidationResult | None:
     """Return the result over `batches`, or None as soon as `stop()` says so.
 
-    With several processes each computes its part of every batch. token_bytes: [vocabulary] bytes of text each token
-    spells. Sums run in float64, so the order of batches of equal size does not show.
+    With several processes each computes its part of every batch; a part that memory does not suffice for is done in
+    halves. token_bytes: [vocabulary] bytes of text each token spells. Sums run in float64, so the order of batches of
+    equal size does not show.
     """
     nats, targets, size = 0.0, 0, 0
     for batch in batches:
         if stop():
             return None
         mine = batch.part(run.processes.rank, run.processes.size).to(run.device)
-        nats += float(run.processes.sum(summed_loss(run, mine, chunk).double()))
+
+        def forward(size: int, mine: Batch = mine) -> torch.Tensor:
+            return torch.stack([summed_loss(run, part, chunk).double() for part in mine.split(size)]).sum()
+
+        count, length = mine.inputs.shape
+        nats += float(run.processes.sum(with_memory(run, length, count, forward)))
         targets += batch.target_count
         size += int(token_bytes[batch.targets[batch.counted]].sum())
     return ValidationResult(nats / targets, nats / math.log(2) / size, targets)
