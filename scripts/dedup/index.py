@@ -22,11 +22,14 @@ import numpy as np
 from pipeline_lib.stage import UserError, file_digest, write_json_atomic
 from pipeline_lib.stage.atomic import fsync_folder, fsync_tree
 
+from . import steps
 from .array_files import load_arrays, save_arrays
 from .corpus import Corpus, Piece
 from .cpu_dedup import RECEIPTS_NAME, write_kept_shards
 from .guard import check_limits
-from .job import DedupJob, Known, Table, clear_results
+from .job import DedupJob
+from .known import Known, Table
+from .leftovers import clear_results
 from .memory_limit import MemoryLimit
 from .parameters import DedupParameters
 from .receipts import Removals
@@ -153,10 +156,10 @@ class DedupIndex:
             sketch_folder=folder / "sketches",
         )
         if keep_all:
-            job.sketch_all()
+            steps.sketch_all(job)
             removals = no_removals(job)
         else:
-            job.run(run.say)
+            steps.run(job, run.say)
             removals = collect(job)
             check_limits(removals, self.parameters)
         written = [folder / "removed.npz", *_write_tables(job, removals, folder / "tables")]
@@ -266,7 +269,7 @@ class DedupIndex:
 def subtract(corpus: Corpus, known: Known, parameters: DedupParameters, folder: Path, run: Run = Run()) -> Removals:
     """Return what of `corpus` is already known; copies within `corpus` stay."""
     job = DedupJob(corpus, parameters, folder, MemoryLimit(run.max_ram), run.workers, known, among_themselves=False)
-    job.run(run.say)
+    steps.run(job, run.say)
     removals = collect(job)
     check_limits(removals, parameters)
     return removals

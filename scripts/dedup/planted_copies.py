@@ -20,9 +20,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from . import steps
 from .corpus import Corpus
 from .external_sort import Records
-from .job import DedupJob, Known, Table
+from .job import DedupJob
+from .known import Known, Table
 from .normalise import batch_of, normalise
 from .receipts import Removals
 from .removals import collect
@@ -119,7 +121,7 @@ def _removed(job: DedupJob, removals: Removals, file: Path) -> np.ndarray:
     """bool[copies]: which are duplicates of a document that stays."""
     corpus = Corpus((file,))
     lookup = DedupJob(corpus, job.parameters, file.parent, job.limit, job.workers, among_themselves=False)
-    lookup.sketch_all()
+    steps.sketch_all(lookup)
     names = ["digest_high", *(band_name(band) for band in range(job.parameters.bands))]
     tables = {name: [_table_of_hits(job, removals, name, lookup.sketches.numbers(name))] for name in names}
     known = Known(
@@ -130,7 +132,7 @@ def _removed(job: DedupJob, removals: Removals, file: Path) -> np.ndarray:
         tables=tables,
     )
     planted = DedupJob(corpus, job.parameters, file.parent, job.limit, job.workers, known, among_themselves=False)
-    planted.run()
+    steps.run(planted)
     return ~collect(planted).stays()
 
 

@@ -4,7 +4,7 @@
     best first -> guard -> one row per removed document
 
 The answer is a function of the documents and the parameters: file names, file order, rows, threads, memory, the device
-and interruptions do not enter it. The steps, and what they leave on disk, are in job.py.
+and interruptions do not enter it. The steps, and what they leave on disk, are in steps.py.
 """
 
 import shutil
@@ -19,11 +19,13 @@ import pyarrow.parquet as pq
 
 from pipeline_lib.stage import UserError
 
+from . import steps
 from .array_files import load_arrays
 from .corpus import Corpus
 from .external_sort import repeated
 from .guard import check_limits
-from .job import DedupJob, clear_results
+from .job import DedupJob
+from .leftovers import clear_results
 from .memory_limit import MemoryLimit
 from .parameters import DedupParameters
 from .receipts import Removals
@@ -83,7 +85,7 @@ def decided(
     job: DedupJob, say: Callable[[str], None] = lambda line: None, pause: Callable[[], None] = lambda: None
 ) -> Removals:
     """Run a job to its end and return its decisions, after the guard has seen them."""
-    job.run(say, pause)
+    steps.run(job, say, pause)
     removals = collect(job)
     check_limits(removals, job.parameters)
     return removals

@@ -1,4 +1,4 @@
-"""Dedup on many machines: the steps of job.py as datatrove pipelines, local, on Slurm or on Ray.
+"""Dedup on many machines: the steps of steps.py as datatrove pipelines, local, on Slurm or on Ray.
 
 Every step of a job is one executor that depends on the one before; rank r of n does the units r, r + n, r + 2 n, ...
 that have no result yet. After the six steps of a job come `decide` (one task, no text: guard and receipts) and `filter`
@@ -15,11 +15,13 @@ from datatrove.pipeline.base import PipelineStep
 
 from pipeline_lib.stage import UserError
 
+from . import steps
 from .array_files import load_arrays, save_arrays
 from .corpus import Corpus
 from .cpu_dedup import RECEIPTS_NAME, SCRATCH_NAME, check_shard_names, write_kept_shard
 from .guard import check_limits
-from .job import STEPS, DedupJob
+from .job import DedupJob
+from .leftovers import forget_what_does_not_belong
 from .memory_limit import MemoryLimit
 from .parameters import DedupParameters
 from .removals import collect
@@ -70,10 +72,10 @@ class DedupStep(PipelineStep):
                 _filter(self.shared, number)
         else:
             if self.step == "exact":
-                job.forget_what_does_not_belong()
-            mine = {unit for unit in job.waiting(self.step) if unit % world_size == rank}
+                forget_what_does_not_belong(job)
+            mine = {unit for unit in steps.waiting(job, self.step) if unit % world_size == rank}
             for unit in sorted(mine):
-                job.do(self.step, unit, 1)
+                steps.do(job, self.step, unit, 1)
             self.stat_update("units", value=len(mine))
 
 
@@ -102,7 +104,7 @@ def executors(run: ScaledRun, engine: str, tasks: int, workers: int, options: di
     if engine == "slurm" and not {"partition", "time"} <= options.keys():
         raise UserError("dedup: engine slurm needs the options partition and time")
     made: list = []
-    for number, step in enumerate([*STEPS, *AFTER]):
+    for number, step in enumerate([*steps.STEPS, *AFTER]):
         count = 1 if step in SINGLE else tasks
         common = {
             "pipeline": [DedupStep(run, step)],

@@ -60,11 +60,12 @@ def test_the_answer_does_not_depend_on_files_order_rows_or_workers(oracle, plant
 def test_batches_spills_and_groups_of_any_size_do_not_change_the_answer(oracle, planted, tmp_path, monkeypatch):
     files = oracle.write_shards(tmp_path / "in", planted.records, 2, row_group=20)
     whole = find_duplicates(files, DedupParameters(), 1, tmp_path / "scratch")
-    for name, value in (("corpus.BYTES_PER_BATCH", 900), ("corpus.BYTES_PER_PIECE", 9000), ("job.LEAST_GROUP", 3)):
+    sizes = {"corpus.BYTES_PER_BATCH": 900, "corpus.BYTES_PER_PIECE": 9000, "candidates.LEAST_GROUP": 3}
+    for name, value in sizes.items():
         monkeypatch.setattr(f"dedup.{name}", value)
     monkeypatch.setattr("dedup.external_sort.BYTES_PER_RECORD", 1 << 60)
     monkeypatch.setattr("dedup.external_sort.LEAST_RECORDS", 16)
-    monkeypatch.setattr("dedup.job.ROWS_PER_RANKING", 4)
+    monkeypatch.setattr("dedup.equal_texts.ROWS_PER_RANKING", 4)
     monkeypatch.setattr("dedup.memory_limit.MemoryLimit.room", lambda limit: 5000)
     limited = find_removals(Corpus(tuple(files)), DedupParameters(), 3, tmp_path / "scratch", max_ram=1)
     assert limited.receipts().equals(whole)

@@ -161,7 +161,7 @@ def test_remove_from_a_what_is_in_b_keeps_copies_within_a(tmp_path):
 
 def test_workers_and_memory_do_not_show(parts, tmp_path, monkeypatch):
     monkeypatch.setattr("dedup.corpus.BYTES_PER_PIECE", 5000)
-    monkeypatch.setattr("dedup.job.LEAST_GROUP", 3)
+    monkeypatch.setattr("dedup.candidates.LEAST_GROUP", 3)
     reference = index_of(tmp_path / "one", parts, "abc")
     index = DedupIndex.open(tmp_path / "two", PARAMETERS)
     for name in "abc":

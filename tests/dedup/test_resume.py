@@ -20,7 +20,7 @@ def planted_corpus(oracle, tmp_path_factory):
 @pytest.fixture
 def small_units(monkeypatch):
     monkeypatch.setattr("dedup.corpus.BYTES_PER_PIECE", 9000)
-    monkeypatch.setattr("dedup.job.LEAST_GROUP", 5)
+    monkeypatch.setattr("dedup.candidates.LEAST_GROUP", 5)
 
 
 def stopping_after(units: int):
