@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from finished_download import asking_tasks, document, finish_download, write_task
 
-from pipeline_lib.stage import Ledger, file_digest
+from pipeline_lib.stage import Ledger, UserError, file_digest
 from pipeline_lib.stage.manifest import MANIFEST, Manifest
 from pipeline_lib.text_cleaning.receipts import explain
 
@@ -134,6 +134,9 @@ def test_every_document_is_kept_or_has_a_receipt_that_says_why(finished):
     assert removed["twin"]["jaccard"] == 1.0 and 0.8 <= removed["near"]["jaccard"] < 1.0
     assert removed["leaked"]["survivor_id"] == "eval/questions.jsonl:1"
     assert removed["near"]["preview"] == prose(101)[:200]
+    assert removed["near"]["survivor_preview"] == removed["twin"]["survivor_preview"] == prose(101)[:200]
+    assert 1 <= removed["near"]["bands"] < removed["twin"]["bands"] == 16
+    assert removed["short"]["bands"] is None and removed["short"]["survivor_preview"] is None
     assert kept["good-1-1"]["duplicates"] == 2 and kept["good-1-2"]["duplicates"] == 0
     assert kept["personal"]["text"].endswith("Write to [EMAIL] or call [PHONE], and it will be done.")
     assert kept["personal"]["personal_data"] == 2
@@ -218,12 +221,27 @@ def test_why_tells_the_fate_of_a_removed_and_of_a_kept_document(finished):
     folder = finished / "02_clean"
     near = "\n".join(explain(folder, "near"))
     assert "removed by near_duplicate" in near and "stays instead: good-1-1" in near and "Jaccard 0." in near
+    assert f"  removed: {prose(101)[:200]!r}" in near and f"  stays:   {prose(101)[:200]!r}" in near
+    assert " MinHash bands agree (removed from Jaccard 0.8)" in near
     assert "shares text with eval/questions.jsonl:1" in "\n".join(explain(folder, "leaked"))
-    assert "stays, in part-00001.parquet" in explain(folder, "good-1-1")[0]
+    survivor = explain(folder, "good-1-1")
+    assert "stays, in part-00001.parquet" in survivor[0]
+    assert [line.split(":")[0] for line in survivor if "stays instead of" in line] == [
+        "  stays instead of twin",
+        "  stays instead of near",
+    ]
+    assert not any("stays instead of" in line for line in explain(folder, "good-1-2"))
     short = start(finished, "--why", "short").stdout
     assert "removed by gopher_quality.min_words" in short and "score 48, threshold 50" in short
     unknown = start(finished, "--why", "nobody")
     assert unknown.returncode == 2 and "no document 'nobody'" in unknown.stderr
+
+
+def test_receipts_of_another_version_are_refused_in_one_line(finished, tmp_path):
+    table = pq.read_table(finished / "02_clean" / "removed.parquet").drop(["survivor_preview"])
+    pq.write_table(table, tmp_path / "removed.parquet")
+    with pytest.raises(UserError, match="written by another version of this stage; run this script without --why"):
+        explain(tmp_path, "near")
 
 
 def test_a_corpus_that_cleaning_empties_fails_with_what_to_do(tmp_path):

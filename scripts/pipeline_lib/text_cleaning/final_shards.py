@@ -77,6 +77,8 @@ def _receipts(removed: pa.Table, evidence: pa.Table, threshold: float) -> pa.Tab
         "survivor_id": evidence["survivor_id"],
         "jaccard": evidence["jaccard"],
         "containment": evidence["containment"],
+        "bands": evidence["bands"],
+        "survivor_preview": evidence["survivor_preview"],
     }
     return pa.Table.from_pydict(columns, schema=receipt_schema())
 

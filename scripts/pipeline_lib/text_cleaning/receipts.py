@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 PREVIEW_CHARACTERS = 200
 RECEIPTS = "removed.parquet"
+SHOWN_COPIES = 5
 EXACT, NEAR = "exact_duplicate", "near_duplicate"
 
 
@@ -18,14 +19,28 @@ def receipt_schema() -> "pa.Schema":
 
     rule: the setting that removed the document, "exact_duplicate" or "near_duplicate"; score and threshold: what was
     compared; survivor_id: the document that stays instead, or for contamination the evaluation record that was copied;
-    jaccard, containment: of the word shingles of the two documents, null for the other rules.
+    jaccard, containment: of the word shingles of the two documents; bands: how many bands of their MinHash signatures
+    agree (0: compared exactly only); survivor_preview: the first characters of the one that stays. These four are null
+    for the other rules.
     """
     import pyarrow as pa
 
     text, number = pa.string(), pa.float64()
-    names = ("id", "source", "rule", "score", "threshold", "preview", "survivor_id", "jaccard", "containment")
-    kinds = (text, text, text, number, number, pa.large_string(), text, number, number)
-    return pa.schema(list(zip(names, kinds, strict=True)))
+    return pa.schema(
+        [
+            ("id", text),
+            ("source", text),
+            ("rule", text),
+            ("score", number),
+            ("threshold", number),
+            ("preview", pa.large_string()),
+            ("survivor_id", text),
+            ("jaccard", number),
+            ("containment", number),
+            ("bands", pa.int32()),
+            ("survivor_preview", pa.large_string()),
+        ]
+    )
 
 
 def write_receipts(parts: list[Path], output: Path) -> int:
@@ -50,6 +65,8 @@ def explain(stage_folder: Path, identity: str) -> list[str]:
     receipts = stage_folder / RECEIPTS
     if not receipts.is_file():
         raise UserError(f"{receipts} does not exist; run this script without --why first")
+    if not pq.read_schema(receipts).equals(receipt_schema()):
+        raise UserError(f"{receipts} was written by another version of this stage; run this script without --why first")
     wanted = pc.field("id") == identity
     removed = pq.read_table(receipts, filters=wanted).to_pylist()
     if removed:
@@ -57,7 +74,9 @@ def explain(stage_folder: Path, identity: str) -> list[str]:
     for part in sorted(stage_folder.glob("part-*.parquet")):
         kept = pq.read_table(part, filters=wanted).to_pylist()
         if kept:
-            return _explain_survival(part, kept[0])
+            replaced = (pc.field("survivor_id") == identity) & pc.field("rule").isin([EXACT, NEAR])
+            copies = pq.read_table(receipts, filters=replaced).to_pylist()
+            return _explain_survival(part, kept[0], copies)
     raise UserError(
         f"no document {identity!r} in {stage_folder}; ids are in the `id` column of 01_download/part-*.parquet"
     )
@@ -67,20 +86,28 @@ def _explain_removal(row: dict) -> list[str]:
     lines = [f"{row['id']} (source {row['source']}) was removed by {row['rule']}"]
     if row["rule"] in (EXACT, NEAR):
         lines.append(f"  stays instead: {row['survivor_id']}")
-        lines.append(
-            f"  Jaccard {row['jaccard']:.3f} (removed from {row['threshold']:g}), containment {row['containment']:.3f}"
-        )
-    else:
-        score = "told by datatrove only as passed or not" if row["score"] is None else f"{row['score']:g}"
-        lines.append(f"  score {score}, threshold {row['threshold']:g}")
-        if row["survivor_id"]:
-            lines.append(f"  shares text with {row['survivor_id']}")
+        lines.append(f"  {_similarity(row)} (removed from Jaccard {row['threshold']:g})")
+        return [*lines, f"  removed: {row['preview']!r}", f"  stays:   {row['survivor_preview']!r}"]
+    score = "told by datatrove only as passed or not" if row["score"] is None else f"{row['score']:g}"
+    lines.append(f"  score {score}, threshold {row['threshold']:g}")
+    if row["survivor_id"]:
+        lines.append(f"  shares text with {row['survivor_id']}")
     return [*lines, f"  text: {row['preview']!r}"]
 
 
-def _explain_survival(part: Path, row: dict) -> list[str]:
+def _similarity(row: dict) -> str:
+    found = f"Jaccard {row['jaccard']:.3f}, containment {row['containment']:.3f}"
+    return f"{found}, {row['bands']} MinHash bands agree" if row["bands"] else f"{found}, compared exactly"
+
+
+def _explain_survival(part: Path, row: dict, copies: list[dict]) -> list[str]:
     lines = [f"{row['id']} (source {row['source']}) stays, in {part.name}"]
     for name, value in row.items():
         if name not in ("id", "source", "text", "url", "license"):
             lines.append(f"  {name} {value:g}" if isinstance(value, float) else f"  {name} {value}")
-    return [*lines, f"  text: {row['text'][:PREVIEW_CHARACTERS]!r}"]
+    lines.append(f"  text: {row['text'][:PREVIEW_CHARACTERS]!r}")
+    for copy in sorted(copies, key=lambda copy: (-copy["jaccard"], copy["id"]))[:SHOWN_COPIES]:
+        lines += [f"  stays instead of {copy['id']}: {_similarity(copy)}", f"    removed: {copy['preview']!r}"]
+    if len(copies) > SHOWN_COPIES:
+        lines.append(f"  and of {len(copies) - SHOWN_COPIES} more")
+    return lines

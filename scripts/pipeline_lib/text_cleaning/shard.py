@@ -229,6 +229,8 @@ class DocumentCleaner:
                             for i, rule in zip(removed.tolist(), rules, strict=True)],
             "jaccard": nothing,
             "containment": nothing,
+            "bands": nothing.cast(pa.int32()),
+            "survivor_preview": nothing.cast(pa.large_string()),
         }  # fmt: skip
         return pa.Table.from_pydict(columns, schema=receipt_schema())
 
