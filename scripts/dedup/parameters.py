@@ -37,6 +37,9 @@ class DedupParameters:
     """Seed of the permutations."""
     exact_sources: tuple[str, ...] = ()
     """Sources whose documents are compared exactly only, such as tables and generated code."""
+    exact_kinds: tuple[str, ...] = ()
+    """Kinds of documents that are compared exactly only, told by the shape of their lines (text_kind.py): "code",
+    "table"."""
     source_rank: tuple[str, ...] = ()
     """Sources to keep first, best first; a source that is not listed comes after all that are."""
     max_removed_fraction: float = 0.9
@@ -51,6 +54,8 @@ class DedupParameters:
     def __post_init__(self) -> None:
         _one_of("shingle", self.shingle, ("word", "character"))
         _one_of("device", self.device, ("auto", "cpu", "gpu"))
+        for kind in self.exact_kinds:
+            _one_of("exact_kinds", kind, ("code", "table"))
         for name, low, high in (
             ("ngram", 1, 64),
             ("bands", 1, MAX_PERMUTATIONS),
@@ -89,7 +94,8 @@ class DedupParameters:
     def shape(self) -> dict[str, Any]:
         """Return the parameters that decide what a sketch holds; sketches of another shape cannot be compared."""
         names = ("shingle", "ngram", "bands", "rows", "seed")
-        return {name: getattr(self, name) for name in names} | {"exact_sources": list(self.exact_sources)}
+        exact = {"exact_sources": list(self.exact_sources), "exact_kinds": sorted(set(self.exact_kinds))}
+        return {name: getattr(self, name) for name in names} | exact
 
     def decisive(self) -> dict[str, Any]:
         """Return the parameters that decide which documents are found to be duplicates of which."""

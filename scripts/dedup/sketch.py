@@ -26,6 +26,7 @@ from .minhash import band_keys, permutations, signatures
 from .normalise import TextBatch, normalise
 from .parameters import DedupParameters
 from .shingles import hash_token, shingle_hashes, with_spare_bytes
+from .text_kind import KINDS, text_kinds
 
 Signer = Callable[[TextBatch, DedupParameters], tuple[np.ndarray, np.ndarray]]
 
@@ -107,6 +108,9 @@ def sketch_rows(table: pa.Table, corpus: Corpus, parameters: DedupParameters, si
     if parameters.exact_sources:
         exact_only = pc.is_in(sources, pa.array(parameters.exact_sources, pa.large_string()))
         shingles = np.where(exact_only.to_numpy(zero_copy_only=False), 0, shingles)
+    if parameters.exact_kinds:
+        exact_only = np.isin(text_kinds(batch), [KINDS[kind] for kind in parameters.exact_kinds])
+        shingles = np.where(exact_only, 0, shingles)
     ids = pc.coalesce(_strings(table, corpus.id_column), _hexadecimal(digest))
     keys = band_keys(minima, parameters.bands, parameters.rows)
     columns = [

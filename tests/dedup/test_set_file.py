@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dedup import DedupParameters, steps
@@ -12,6 +12,7 @@ from dedup.set_file import SET_PAGE, set_places, sets_are_whole, write_sets
 from pipeline_lib.stage import StageFailure
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 3 * SET_PAGE), min_size=1, max_size=5), max_size=5))
 def test_sets_never_overlap_and_each_piece_begins_on_its_own_page(pieces):
     sizes = np.array([size for piece in pieces for size in piece], np.int64)

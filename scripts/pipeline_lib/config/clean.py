@@ -210,6 +210,8 @@ class DedupSettings(Section):
     """Least fraction of a duplicate's own shingles that the survivor contains."""
     exact_sources: list[str] = []
     """Sources whose documents are compared exactly only, such as tables, records and generated code."""
+    exact_kinds: list[Literal["code", "table"]] = []
+    """Kinds of documents, of any source, that are compared exactly only; told by the shape of their lines."""
     source_rank: list[str] = []
     """Sources whose copy is kept first, best first; the others come after, in no preference."""
     max_removed_fraction: float = Field(default=0.9, gt=0, le=1)

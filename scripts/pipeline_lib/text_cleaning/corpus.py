@@ -271,6 +271,7 @@ def dedup_parameters(settings: "DedupSettings", seed: int) -> "DedupParameters":
         containment=settings.containment,
         seed=seed,
         exact_sources=tuple(settings.exact_sources),
+        exact_kinds=tuple(settings.exact_kinds),
         source_rank=tuple(settings.source_rank),
         max_removed_fraction=settings.max_removed_fraction,
         guard_minimum=settings.guard_minimum,
