@@ -6,7 +6,7 @@ request. Whatever computes the signatures, the kept documents are the same.
 
 import numpy as np
 
-from . import gpu_kernel
+from . import gpu_device
 from .cpu_dedup import GIB, fuzzy_dedup
 from .parameters import DedupParameters
 
@@ -15,7 +15,7 @@ _EMPTY = np.iinfo(np.uint64).max
 
 def is_gpu_dedup_available() -> bool:
     """Tell whether signatures can be computed on a GPU here (CuPy installed and a device present)."""
-    return gpu_kernel.is_available()
+    return gpu_device.is_available()
 
 
 def get_memory_info() -> dict:
@@ -33,8 +33,8 @@ def get_memory_info() -> dict:
         "ram_total_gb": memory.total / GIB,
         "ram_free_gb": memory.available / GIB,
     }
-    if gpu_kernel.is_available():
-        name, free, total = gpu_kernel.device_memory()
+    if gpu_device.is_available():
+        name, free, total = gpu_device.device_memory()
         info.update(gpu_name=name, gpu_free_gb=free / GIB, gpu_total_gb=total / GIB)
     return info
 
@@ -104,8 +104,8 @@ def compute_minhash_signatures_gpu(
     if device not in ("cuda", "cpu"):
         raise UserError(f"dedup: device is {device!r}; choose cuda or cpu")
     if device == "cuda":
-        gpu_kernel.require()
-    signer = gpu_kernel.signatures if device == "cuda" else cpu_signatures
+        gpu_device.require()
+    signer = gpu_device.signatures if device == "cuda" else cpu_signatures
     a, b = permutations(num_perm, DedupParameters.seed)
     out = np.empty((len(all_shingles), num_perm), np.uint64)
     for first in range(0, len(all_shingles), batch_size):

@@ -76,11 +76,13 @@ def choose_signer(device: str) -> Signer:
 
     Raises UserError for "gpu" on a machine without a usable GPU.
     """
-    from . import gpu_kernel
+    from . import gpu_device
 
-    if device == "gpu" or (device == "auto" and gpu_kernel.is_available()):
-        gpu_kernel.require()
-        return gpu_kernel.sign
+    if device == "gpu" or (device == "auto" and gpu_device.is_available()):
+        gpu_device.require()
+        from .gpu_signer import sign
+
+        return sign
     return cpu_signer
 
 

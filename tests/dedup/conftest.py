@@ -1,6 +1,7 @@
 """Oracles for dedup: the same definitions in plain Python, slow and obvious, and corpora whose answer is known."""
 
 import random
+import sys
 import unicodedata
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +9,8 @@ from types import SimpleNamespace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # for cuda_in_cpp
 
 MASK = 2**64 - 1
 
@@ -145,6 +148,8 @@ def oracle() -> SimpleNamespace:
     return SimpleNamespace(
         normal_form=normal_form,
         word_tokens=word_tokens,
+        mix=mix,
+        token_hash=token_hash,
         shingle_hashes=shingle_hashes,
         shingle_set=shingle_set,
         jaccard=jaccard,
