@@ -2,12 +2,15 @@
 
 All start from the same initial weights (litgpt from its own initialisation of the same shape), read the same packed
 tokens and are judged on the same validation text. A peer gets its best batch, learning rate, number format and, in long
-runs, compiling from a sweep whose runs last a fifth of the time; we use the rules of docs/models.md and no sweep. Then
-every peer trains for the whole time and we for half of it, three seeds each, in turn. Claimed is the time we needed
-over the peer's, where we arrived at the peer's final value or below it.
+runs, compiling from a sweep whose runs last a fifth of the time (25 seconds at least); we use the rules of
+docs/models.md and no sweep. Then every peer trains for the whole time and we for half of it, three seeds each, in turn.
+Claimed is the time we needed over the peer's, where we arrived at the peer's final value or below it.
 
-    python benchmarks/pretrain_time_to_quality.py                      10 minutes a run: about two hours
-    python benchmarks/pretrain_time_to_quality.py --seconds 60 --seeds 1 --batches 8       six minutes
+    python benchmarks/pretrain_time_to_quality.py                10 minutes a run: about two hours with both peers
+    python benchmarks/pretrain_time_to_quality.py --reduced      75 seconds a run: about twenty minutes with both
+
+The reduced contest is complete, with three seeds; its sweep has one batch size and runs of 25 seconds, so a peer's
+settings are less finely tuned. Any of --seconds, --seeds and --batches changes either contest.
 
 litgpt pins an older huggingface_hub and cannot share our environment: --litgpt names the Python of one that has it.
 """
@@ -24,7 +27,10 @@ from pathlib import Path
 from pretraining_peers.contest import CONTEXT, ROOT, Result, batch_tokens, prepare_run, run_ours, run_peer
 
 RATES = (1e-3, 2e-3, 4e-3)
-SWEEP_SHARE = 0.2
+# A run of the sweep takes a fifth of the time, and no less than calibration and a few validations need.
+SWEEP_SHARE, LEAST_SWEEP = 0.2, 25.0
+FULL = {"seconds": 600.0, "seeds": 3, "batches": [8, 16]}
+REDUCED = {"seconds": 75.0, "seeds": 3, "batches": [8]}
 OUR_SHARE = 0.5
 # A run of the sweep shorter than this would be over before the compiler is.
 LEAST_COMPILED = 90.0
@@ -62,14 +68,16 @@ def time_to(result: Result, target: float) -> float | None:
 def main() -> None:
     """Run the contest and print one row per peer."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seconds", type=float, default=600.0)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument(
-        "--batches", type=int, nargs="+", default=[8, 16], help="batch sizes of the sweep, in sequences"
-    )
+    parser.add_argument("--reduced", action="store_true", help="a complete contest in twenty minutes")
+    parser.add_argument("--seconds", type=float, help="training time of a peer; ours is half of it")
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--batches", type=int, nargs="+", help="batch sizes of the sweep, in sequences")
     parser.add_argument("--run-dir", type=Path, default=ROOT / "runs" / "benchmark_pretrain")
     parser.add_argument("--litgpt", default=os.environ.get("LITGPT_PYTHON"))
     options = parser.parse_args()
+    for name, value in (REDUCED if options.reduced else FULL).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
     config = prepare_run(options.run_dir)
     threads = len(os.sched_getaffinity(0))
     programs = {"Hugging Face Trainer": ("hf_trainer.py", sys.executable)}
@@ -83,7 +91,7 @@ def main() -> None:
             "threads": threads,
             "scratch": scratch,
         }
-        sweep = options.seconds * SWEEP_SHARE
+        sweep = max(LEAST_SWEEP, options.seconds * SWEEP_SHARE)
         settings = {name: best_settings(*program, sweep, options.batches, common) for name, program in programs.items()}
         probe = run_ours(config, options.run_dir, 40 * batch_tokens(OUR_FLAGS), 0, *OUR_FLAGS, validations=1)
         tokens = int(probe.tokens / probe.seconds * options.seconds * OUR_SHARE)

@@ -8,6 +8,7 @@ torchrun several processes share the work (docs/scale_out.md): all of them train
 
 from typing import TYPE_CHECKING, Any
 
+from pipeline_lib.heavy_imports import collector_paused
 from pipeline_lib.pretraining.launch import run_on_all_processes
 from pipeline_lib.stage import ActionContext, Estimate, Stage
 
@@ -18,15 +19,16 @@ if TYPE_CHECKING:
 
 
 def train_together(stage: Stage) -> "Outcome":
-    from pipeline_lib.pretraining.cost import predict_once
-    from pipeline_lib.pretraining.distribution import join
-    from pipeline_lib.pretraining.inputs import open_training_inputs
-    from pipeline_lib.pretraining.logbook import open_logbook
-    from pipeline_lib.pretraining.loop import train
-    from pipeline_lib.pretraining.outcome import finish
-    from pipeline_lib.pretraining.run_state import restore_run
-    from pipeline_lib.pretraining.setup import prepare_run
-    from pipeline_lib.pretraining.strategy import choose_strategy
+    with collector_paused():
+        from pipeline_lib.pretraining.cost import predict_once
+        from pipeline_lib.pretraining.distribution import join
+        from pipeline_lib.pretraining.inputs import open_training_inputs
+        from pipeline_lib.pretraining.logbook import open_logbook
+        from pipeline_lib.pretraining.loop import train
+        from pipeline_lib.pretraining.outcome import finish
+        from pipeline_lib.pretraining.run_state import restore_run
+        from pipeline_lib.pretraining.setup import prepare_run
+        from pipeline_lib.pretraining.strategy import choose_strategy
 
     inputs = open_training_inputs(stage)
     processes = choose_strategy(stage, join(stage.settings.strategy), inputs)

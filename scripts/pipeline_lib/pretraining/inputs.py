@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pipeline_lib.heavy_imports import collector_paused
 from pipeline_lib.packing.reader import PackedCache
 from pipeline_lib.stage import Stage, UserError
 
@@ -35,11 +36,12 @@ class TrainingInputs:
 
     def load_model(self) -> PreTrainedModel:
         """Load the initialised model for training: float32, own storage per parameter."""
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
+        with collector_paused():
+            from transformers import AutoModelForCausalLM
+            from transformers.utils import logging
 
-        logging.disable_progress_bar()
-        model = AutoModelForCausalLM.from_pretrained(self.model_folder, dtype=torch.float32)
+            logging.disable_progress_bar()
+            model = AutoModelForCausalLM.from_pretrained(self.model_folder, dtype=torch.float32)
         for parameter in model.parameters():
             # Weights mapped from the file have another alignment than allocated ones; products may round differently.
             parameter.data = parameter.data.clone()
