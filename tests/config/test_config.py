@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -69,6 +70,14 @@ def test_wrong_type_names_file_line_and_value(tmp_path: Path):
         read(write(tmp_path, "run: x\nseed: many\n"))
 
 
+@pytest.mark.parametrize("value", ["true", '"7"'])
+def test_what_only_looks_like_a_number_is_refused(tmp_path: Path, value: str):
+    with pytest.raises(UserError, match=r"run\.yaml:1: seed: expected an integer, got"):
+        read(write(tmp_path, f"seed: {value}\n"))
+    with pytest.raises(UserError, match=r"run\.yaml:1: model\.init_std: expected a number, got"):
+        read(write(tmp_path, f"model: {{init_std: {value}}}\n"))
+
+
 def test_a_mistake_in_the_base_is_reported_in_the_base(tmp_path: Path):
     write(tmp_path, "threads: 1\nsede: 3\n", "below.yaml")
     with pytest.raises(UserError, match=r"below\.yaml:2: unknown key 'sede'; did you mean 'seed'"):
@@ -96,6 +105,8 @@ def test_configurations_based_on_each_other_are_refused(tmp_path: Path):
         ("seed: 1\nseed: 2\n", r"run\.yaml:2: .*'seed' is given twice"),
         ("- 1\n", "expected `key: value` lines"),
         ("base: 3\n", "`base:` must be the path"),
+        ("[1, 2]: 3\n", r"run\.yaml:1: .*a key must be one word"),
+        ("base: none.yaml\n", r"none\.yaml does not exist; correct `base:` in .*run\.yaml"),
     ],
 )
 def test_bad_yaml_is_one_line(tmp_path: Path, text: str, message: str):
@@ -137,6 +148,33 @@ def test_a_choice_with_on_and_off_is_a_switch_too(tmp_path: Path, flags, expecte
 def test_unknown_flag_names_the_nearest(tmp_path: Path):
     with pytest.raises(UserError, match=r"unknown flag --froce; did you mean --force\?"):
         read(write(tmp_path, ""), "--froce")
+
+
+def test_a_flag_that_is_near_to_none_is_not_guessed(tmp_path: Path):
+    with pytest.raises(UserError, match=r"unknown flag --bogus; .* --help lists the flags"):
+        read(write(tmp_path, ""), "--bogus")
+
+
+def test_a_preset_or_depth_sets_the_whole_shape_and_what_is_laid_over_it_wins(tmp_path: Path):
+    write(tmp_path, "model: {shape: {layers: 4, width: 128}, tie_embeddings: true}\n", "below.yaml")
+    options = read(tmp_path / "below.yaml", "--preset", "125m", "--shape.heads", "6", section="model")
+    assert options.config.model.shape.model_dump(exclude_none=True) == {"heads": 6}
+    assert options.config.model.tie_embeddings
+    assert set(options.origins) == {"model.preset", "model.shape.heads", "model.tie_embeddings"}
+    above = write(tmp_path, "base: below.yaml\nmodel: {depth: 8}\n", "above.yaml")
+    assert read(above).config.model.shape.layers is None
+    assert read(above, "--preset", "1b", section="model").config.model.depth is None
+    with pytest.raises(UserError, match="give one of them"):
+        read(above, "--preset", "1b", "--depth", "8", section="model")
+
+
+def test_the_flags_of_the_same_work_are_spelled_so_that_they_read_back(tmp_path: Path):
+    path = write(tmp_path, "")
+    flags = ["--optimizer.lr", "3e-4", "--no-compile", "--seed", "7", "--run-dir", str(tmp_path / "a run")]
+    options = read(path, *flags)
+    again = read_command_line("pretrain", "test", shlex.split(options.arguments + options.own_arguments))
+    assert again.config == options.config and again.run_folder == options.run_folder
+    assert "--seed 7" in options.arguments and "--optimizer.lr" not in options.arguments
 
 
 @given(st.one_of(st.integers(), st.booleans(), st.floats(allow_nan=False, allow_infinity=False), st.none()))

@@ -5,8 +5,10 @@ text, its description in configs/schema.json and the comment a reader of the cod
 """
 
 from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 PROJECT_ROOT = Path(__file__).resolve().parents[3]
 
@@ -15,6 +17,24 @@ class Section(BaseModel):
     """A group of settings: immutable once read, and unknown keys are errors rather than ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_are_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `seed: true` and `seed: "7"`, which pydantic would take as 1 and 7."""
+        types = alternatives(cls.model_fields[info.field_name].annotation)
+        if isinstance(value, bool | str) and {int, float} & set(types) and type(value) not in types:
+            named = [choice for kind in types for choice in get_args(kind)]
+            if value not in named:
+                raise ValueError("expected a number" if float in types else "expected an integer")
+        return value
+
+
+def alternatives(annotation: Any) -> list[Any]:
+    """Return the types a field can have, None left out."""
+    if get_origin(annotation) in (Union, UnionType):
+        return [part for part in get_args(annotation) if part is not type(None)]
+    return [annotation]
 
 
 def resolve_path(value: str) -> Path:

@@ -12,15 +12,14 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from pipeline_lib.stage.errors import UserError
 
-from .base import PROJECT_ROOT, Section
-from .load import build, load_config, merge, parse_value
+from .base import PROJECT_ROOT, Section, alternatives
+from .load import NEAR_ENOUGH, build, lay_over, load_config, parse_value
 from .run import RunConfig
 
 DEFAULT_CONFIG = PROJECT_ROOT / "configs" / "demo.yaml"
@@ -31,7 +30,8 @@ class Options:
     """What the command line and the YAML say together.
 
     origins: where each value that is not a default came from, by dotted name; arguments: the flags that lead another
-    script to the same run; extra: values of the flags that only this script has.
+    script to the same run; own_arguments: the other flags typed, with which this script goes on with the same work;
+    extra: values of the flags that only this script has.
     """
 
     config: RunConfig
@@ -40,6 +40,7 @@ class Options:
     force: bool
     plan: bool
     arguments: str
+    own_arguments: str
     extra: dict[str, Any]
 
 
@@ -93,8 +94,8 @@ def _assemble(section: str, shared: dict[str, Any], typed: dict[str, Any], extra
     loaded = load_config(config_path)  # judged without the flags first, so that a flag cannot be blamed for the file
     merged, origins = dict(loaded.values), dict(loaded.origins)
     if typed:
-        merged = merge(merged, {section: _nest(typed)})
-        origins.update({f"{section}.{name}": f"--{name}" for name in typed})
+        flags = {f"{section}.{name}": f"--{name}" for name in typed}
+        merged, origins = lay_over(merged, origins, {section: _nest(typed)}, flags)
     if shared["seed"] is not None:
         merged["seed"] = shared["seed"]
         origins["seed"] = "--seed"
@@ -102,8 +103,17 @@ def _assemble(section: str, shared: dict[str, Any], typed: dict[str, Any], extra
     run_folder = Path(shared["run_dir"]).resolve() if shared["run_dir"] else run_folder_of(config, config_path)
     arguments = f" --config {shlex.quote(_short(config_path))}"
     if shared["run_dir"]:
-        arguments += f" --run-dir {shlex.quote(shared['run_dir'])}"
-    return Options(config, origins, run_folder, shared["force"], shared["plan"], arguments, extra)
+        arguments += f" --run-dir {shlex.quote(_short(run_folder))}"
+    if shared["seed"] is not None:
+        arguments += f" --seed {shared['seed']}"
+    own = {**typed, **{name: value for name, value in extra.items() if isinstance(value, str)}}
+    own_arguments = "".join(f" --{name} {shlex.quote(_spell_value(value))}" for name, value in own.items())
+    return Options(config, origins, run_folder, shared["force"], shared["plan"], arguments, own_arguments, extra)
+
+
+def _spell_value(value: Any) -> str:
+    """Return the text that a flag reads back as `value`."""
+    return value if isinstance(value, str) and parse_value(value) == value else json.dumps(value)
 
 
 def run_folder_of(config: RunConfig, config_path: Path) -> Path:
@@ -189,15 +199,9 @@ def _spell_default(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _parts(annotation: Any) -> list[Any]:
-    if get_origin(annotation) in (Union, UnionType):
-        return [part for part in get_args(annotation) if part is not type(None)]
-    return [annotation]
-
-
 def _switch_values(annotation: Any) -> tuple[Any, Any] | None:
     """Return what `--name` alone and `--no-name` mean: of a boolean, or of a choice that has "on" and "off"."""
-    parts = _parts(annotation)
+    parts = alternatives(annotation)
     if parts == [bool]:
         return True, False
     if len(parts) == 1 and get_origin(parts[0]) is Literal and {"on", "off"} <= set(get_args(parts[0])):
@@ -211,7 +215,7 @@ def _is_text(annotation: Any) -> bool:
 
 def _spell_type(annotation: Any) -> str:
     spelled = []
-    for part in _parts(annotation):
+    for part in alternatives(annotation):
         if get_origin(part) is Literal:
             spelled.append("|".join(str(choice) for choice in get_args(part)))
         else:
@@ -224,6 +228,6 @@ def _refuse(argument: str, parser: argparse.ArgumentParser) -> NoReturn:
     if not flag.startswith("-"):
         raise UserError(f"unexpected argument {argument!r}; flags start with --, see {parser.prog} --help")
     known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
-    nearest = difflib.get_close_matches(flag, known, n=1, cutoff=0.4)
+    nearest = difflib.get_close_matches(flag, known, n=1, cutoff=NEAR_ENOUGH)
     hint = f"; did you mean {nearest[0]}?" if nearest else f"; {parser.prog} --help lists the flags"
     raise UserError(f"unknown flag {flag}{hint}")

@@ -13,9 +13,13 @@ from pydantic import ValidationError
 from pipeline_lib.stage.errors import UserError
 
 from .base import Section
+from .model import ModelSettings
 from .run import RunConfig
 
 Location = tuple[str | int, ...]
+
+NEAR_ENOUGH = 0.6
+"""How alike (difflib's ratio) a mistyped name and a valid one are before the valid one is proposed."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be one word", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} is given twice", key.start_mark
@@ -65,8 +71,10 @@ def read_layers(path: Path, _below: tuple[Path, ...] = ()) -> list[tuple[Path, d
         raise UserError(f"{path}: configurations are based on each other ({chain}); remove one `base:`")
     try:
         text = path.read_text("utf-8")
-    except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"configuration {path} does not exist; pass --config FILE.yaml (see configs/)") from None
+    except (FileNotFoundError, IsADirectoryError) as error:
+        problem = "is a folder" if isinstance(error, IsADirectoryError) else "does not exist"
+        remedy = f"correct `base:` in {_below[-1]}" if _below else "pass --config FILE.yaml (see configs/)"
+        raise UserError(f"configuration {path} {problem}; {remedy}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from None
     try:
@@ -93,9 +101,25 @@ def load_config(path: Path) -> LoadedConfig:
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for file, content in layers:
-        values = merge(values, content)
-        origins.update(dict.fromkeys(leaves(content), file.name))
+        values, origins = lay_over(values, origins, content, dict.fromkeys(leaves(content), file.name))
     return LoadedConfig(build(RunConfig, values, layers), values, origins)
+
+
+def lay_over(
+    values: dict[str, Any], origins: dict[str, str], above: dict[str, Any], origins_above: dict[str, str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return values and origins with those of a higher layer laid over them; see ModelSettings.superseded_by."""
+    model = above.get("model")
+    lost = ModelSettings.superseded_by(model) if isinstance(model, dict) else set()
+    if lost and isinstance(values.get("model"), dict):
+        values = {**values, "model": {key: value for key, value in values["model"].items() if key not in lost}}
+        origins = {name: origin for name, origin in origins.items() if not _is_below(name, "model", lost)}
+    return merge(values, above), {**origins, **origins_above}
+
+
+def _is_below(name: str, section: str, keys: set[str]) -> bool:
+    first, _, rest = name.partition(".")
+    return first == section and rest.split(".")[0] in keys
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +156,7 @@ def _explain(model: type[Section], error: dict[str, Any]) -> str:
     name = ".".join(str(part) for part in location if isinstance(part, int) or "[" not in part)
     if error["type"] == "extra_forbidden":
         known = sorted(_keys_at(model, location[:-1]))
-        nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.6)
+        nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=NEAR_ENOUGH)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; valid keys: {', '.join(known)}"
         return f"unknown key {name!r}{hint}"
     if error["type"] == "missing":

@@ -1,6 +1,6 @@
 """Settings of stage 04: the shape of the model and how it is initialised."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -45,6 +45,15 @@ class ModelSettings(Section):
     """Standard deviation of the initial weights; that of residual-stream writers is divided by sqrt(2 x layers)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format of the saved weights."""
+
+    @staticmethod
+    def superseded_by(above: dict[str, Any]) -> set[str]:
+        """Return the keys that lose their value of a base YAML when `above`, the values laid over it, sets the shape.
+
+        A preset or a depth is a whole shape: single numbers left from the base would silently win over it.
+        """
+        whole = {"preset", "depth"} & {key for key, value in above.items() if value is not None}
+        return {"preset", "depth", "shape"} if whole else set()
 
     @model_validator(mode="after")
     def _one_origin_of_the_shape(self) -> "ModelSettings":

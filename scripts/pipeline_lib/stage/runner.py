@@ -105,7 +105,7 @@ def run_stage(
             1,
         )
     except KeyboardInterrupt:
-        code = _complain("stopped at once; the unit in hand will be done again at the next start", 130)
+        code = _complain("stopped at once; the same command continues: only the unit in hand is done again", 130)
     sys.stdout.flush()
     sys.exit(code)
 
@@ -149,6 +149,7 @@ def _main(spec, run, estimate, inputs, extra_arguments, actions, join, continue_
         print_plan(stage, options.origins, status, estimate)
         return 0
     stage.flags, stage.forced, stage.origins = options.extra, options.force, options.origins
+    stage.own_arguments = options.own_arguments
     return _execute(stage, spec, run, inputs, join, continue_with)
 
 
@@ -305,7 +306,7 @@ def _run_and_publish(stage: Stage, spec: StageSpec, run, fingerprint: dict[str, 
         workspace.journal.close()
         stage.say(
             f"{stage.name}: interrupted, everything finished so far is saved; continue with:"
-            f" {repairing_command(stage.name, stage.arguments)}"
+            f" {repairing_command(stage.name, stage.arguments + stage.own_arguments)}"
         )
         return 128 + interruption.signal_number
     except (UserError, StageFailure, OSError, MemoryError, KeyboardInterrupt):

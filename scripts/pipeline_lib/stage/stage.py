@@ -71,6 +71,7 @@ class Stage:
         self.run_folder = run_folder
         self.folder = run_folder / spec.name
         self.arguments = arguments
+        self.own_arguments = ""
         self.result: dict[str, Any] = {}
         self.exit_code = 0
         self.ledger = Ledger()
