@@ -186,6 +186,21 @@ def test_text_that_is_not_unicode_is_dropped_by_name(tmp_path: Path, scripts: Pa
     assert sum(reason["documents"] for reason in download.ledger("text", "odd")["dropped"].values()) == 1
 
 
+def test_kinds_that_the_list_leaves_out_are_filled_or_named(tmp_path: Path, scripts: Path, lines: list[dict]):
+    out = Download(tmp_path / "bare", scripts, {"sources": lines}).run_well()
+    for kind in ("sft", "preference", "domain", "eval"):
+        assert f"no source of kind {kind}, which scripts" in out
+    assert "no source of kind reasoning" not in out, "stage 06 does without"
+    filled = Download(tmp_path / "filled", scripts, {"sources": lines, "fill_kinds": True, "python_docs": SMALL})
+    out = filled.run_well()
+    assert "kind preference is filled by the built-in python_pairs" in out
+    kinds = {entry["kind"] for entry in json.loads((filled.folder / "sources.json").read_text())["sources"]}
+    assert kinds == {"text", "sft", "reasoning", "preference", "domain", "eval"}
+    text = [entry["name"] for entry in json.loads((filled.folder / "sources.json").read_text())["sources"]
+            if entry["kind"] == "text"]  # fmt: skip
+    assert text == [lines[0]["name"]], "a kind that the list has is not added to"
+
+
 def entry(**fields: Any) -> dict[str, Any]:
     return {"sources": [{"name": "a", "kind": "text", "type": "python_docs", **fields}]}
 

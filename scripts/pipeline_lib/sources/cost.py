@@ -26,9 +26,9 @@ COMPRESSION = 0.3
 
 def expected_cost(settings: DownloadSettings, workers: int) -> Estimate:
     """Time, memory and disk of the python_docs sources; other sources depend on networks and are only named."""
-    others = [entry.name for entry in settings.sources if entry.type != "python_docs"]
+    others = [entry.name for entry in settings.entries() if entry.type != "python_docs"]
     not_probed = f"; not probed: {', '.join(others)}" if others else ""
-    if len(others) == len(settings.sources):
+    if len(others) == len(settings.entries()):
         return Estimate(None, None, None, f"depends on the network and the files{not_probed}")
     from .python_docs.discovery import source_files
     from .python_docs.harvest import harvest_unit

@@ -36,11 +36,33 @@ def open_sources(settings: DownloadSettings, bench: Workbench, workers: int) -> 
 
     built_in = PythonDocs(settings.python_docs, bench.scratch, workers)
     opened: list[OpenedSource] = []
-    for entry in settings.sources:
+    for entry in settings.entries():
         found = built_in.sources(entry) if entry.type == "python_docs" else [_file_source(entry, bench)]
         opened += [OpenedSource(source, entry.max_documents) for source in found]
     _check_names([item.source for item in opened])
     return opened
+
+
+NEEDED_BY = {
+    "text": "02 to 11",
+    "sft": "06_prepare_sft_data, 07 and what follows",
+    "preference": "08 and 09",
+    "domain": "10",
+    "eval": "11 and 12",
+}
+"""The stages that refuse to run without a source of a kind; kind reasoning is optional."""
+
+
+def what_is_missing(settings: DownloadSettings) -> list[str]:
+    """Return one line per kind that the list of sources leaves out: what fills it, or which stages will refuse."""
+    if settings.fill_kinds:
+        return [f"kind {entry.kind} is filled by the built-in {entry.name}" for entry in settings.missing()]
+    return [
+        f"there is no source of kind {entry.kind}, which scripts {NEEDED_BY[entry.kind]} need;"
+        " add one, or set download.fill_kinds"
+        for entry in settings.missing()
+        if entry.kind in NEEDED_BY
+    ]
 
 
 def _file_source(entry: SourceSettings, bench: Workbench) -> Source:
