@@ -1,5 +1,6 @@
 """The promises of the stage contract, kept by a real process: killed, interrupted, damaged, locked, disk full."""
 
+import errno
 import json
 import os
 import signal
@@ -8,7 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from pipeline_lib.stage.runner import _spell_system_error
 
 TOY = Path(__file__).with_name("toy_stage.py")
 
@@ -236,6 +240,26 @@ def test_plan_says_what_would_be_done_and_does_nothing(toy: Toy):
     code, out, _ = toy.run("--plan")
     assert code == 0 and "would run: it has not finished before" in out
     assert not toy.run_folder.exists()
+
+
+def test_an_array_that_a_full_disk_cut_short_is_told_as_such(tmp_path: Path):
+    """numpy's own error, from the real device that is always full; it carries no errno."""
+    with pytest.raises(OSError) as caught, open("/dev/full", "wb", buffering=0) as full:
+        np.zeros(1 << 20, np.uint8).tofile(full)
+    assert _spell_system_error(caught.value).startswith("disk full while writing")
+
+
+def test_a_file_size_limit_is_one_clear_line(toy: Toy):
+    """The kernel refuses every write beyond the limit, as it does for a user with `ulimit -f`."""
+    limited = f"ulimit -f 0; exec {sys.executable} {TOY} -c {toy.config} --run-dir {toy.run_folder}"
+    done = subprocess.run(["bash", "-c", limited], env=toy.environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1 and "file size limit" in done.stderr
+
+
+def test_other_refusals_of_the_system_are_one_line_too():
+    refused = PermissionError(errno.EACCES, "Permission denied", "/data/a")
+    assert _spell_system_error(refused).startswith("the system refused (Permission denied: /data/a)")
 
 
 def test_disk_full_is_one_clear_line_and_nothing_is_half_written(toy: Toy):

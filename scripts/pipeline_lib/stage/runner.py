@@ -11,6 +11,7 @@ import errno
 import importlib.metadata
 import os
 import platform
+import re
 import sys
 import time
 import traceback
@@ -97,17 +98,25 @@ def run_stage(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) and "No space left" not in str(error):
-            raise
-        code = _complain(
-            f"disk full while writing {error.filename or 'the outputs'}: free some space and start again;"
-            " finished units are kept, nothing is half-written",
-            1,
-        )
+        code = _complain(_spell_system_error(error), 1)
     except KeyboardInterrupt:
         code = _complain("stopped at once; the same command continues: only the unit in hand is done again", 130)
     sys.stdout.flush()
     sys.exit(code)
+
+
+def _spell_system_error(error: OSError) -> str:
+    """Say what the system refused. numpy reports a write that a full disk cut short without an errno."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+    if full or re.search(r"\d+ requested and \d+ written", str(error)):
+        return (
+            f"disk full while writing {error.filename or 'the outputs'}: free some space and start again;"
+            " finished units are kept, nothing is half-written"
+        )
+    if error.errno == errno.EFBIG:
+        return f"{error.filename or 'an output'} would pass the file size limit (ulimit -f): raise it and start again"
+    what = f"{error.strerror}: {error.filename}" if error.strerror and error.filename else str(error)
+    return f"the system refused ({what}); mend that and start again; finished units are kept"
 
 
 def _complain(message: object, code: int) -> int:
@@ -309,7 +318,10 @@ def _run_and_publish(stage: Stage, spec: StageSpec, run, fingerprint: dict[str, 
             f" {repairing_command(stage.name, stage.arguments + stage.own_arguments)}"
         )
         return 128 + interruption.signal_number
-    except (UserError, StageFailure, OSError, MemoryError, KeyboardInterrupt):
+    except OSError:
+        stage.log(traceback.format_exc().rstrip())
+        raise
+    except (UserError, StageFailure, MemoryError, KeyboardInterrupt):
         raise
     except Exception:
         stage.say(traceback.format_exc().rstrip())
@@ -335,10 +347,13 @@ def _run_and_publish(stage: Stage, spec: StageSpec, run, fingerprint: dict[str, 
 
 def print_card(stage: Stage, spec: StageSpec, following: StageSpec | None) -> None:
     """Print the card of the stage that has just been published, as its manifest on disk tells it."""
+    from .card import card_rows
     from .card import print_card as print_rows
 
     manifest = Manifest.read(stage.folder / MANIFEST)
     print_rows(manifest, spec.does, repairing_command(following.name, stage.arguments) if following else None)
+    for label, text in card_rows(manifest):
+        stage.log(f"  {label:<12} {text}")
 
 
 def _describe_run(started: float, peak: int, resumed: bool, fingerprint: dict[str, Any]) -> dict[str, Any]:

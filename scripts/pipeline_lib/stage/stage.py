@@ -119,6 +119,10 @@ class Stage:
     def say(self, line: str) -> None:
         """Print one line and keep it in log.txt with the time."""
         print(line, flush=True)
+        self.log(line)
+
+    def log(self, line: str) -> None:
+        """Keep one line in log.txt with the time."""
         if self._log_path is not None:
             with open(self._log_path, "a", encoding="utf-8") as log:
                 log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {line}\n")
