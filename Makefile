@@ -19,6 +19,7 @@ help:  ## Show this list
 
 demo: export HF_HUB_OFFLINE = 1
 demo:  ## Raw text to a gated model on this machine, offline after the install
+	@[ "$(CONFIG)" = configs/demo.yaml ] || { echo "make demo runs configs/demo.yaml; for yours: make all CONFIG=$(CONFIG)" >&2; exit 2; }
 	@$(MAKE) --no-print-directory run-all CONFIG=configs/demo.yaml
 
 all: run-all  ## Run all stages of CONFIG

@@ -117,10 +117,12 @@ def tell(stage: "Stage", questions: "Questionnaire", results: dict[str, Any]) ->
 
 
 def run(stage: "Stage") -> None:
-    from pipeline_lib.evaluation.questionnaire import Questionnaire
+    from pipeline_lib.evaluation.questionnaire import Questionnaire, model_folder
 
     questions = Questionnaire.read(stage)
     questions.account(stage.ledger, stage.input("01_download").ledger)
+    for name in stage.settings.models:  # a damaged model is found before hours of questions, not after
+        model_folder(stage, name)
     prepare_libraries(stage)
     ask(stage, questions)
     results = summarise(stage, questions)

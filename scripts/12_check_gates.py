@@ -7,7 +7,7 @@ A metric that is missing, null or not finite fails its gate.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline_lib.stage import UserError, run_stage, write_bytes_atomic
+from pipeline_lib.stage import Estimate, UserError, run_stage, write_bytes_atomic
 
 if TYPE_CHECKING:
     from pipeline_lib.config.run import RunConfig
@@ -70,5 +70,10 @@ def run(stage: "Stage") -> None:
         stage.exit_code = 1
 
 
+def estimate(stage: "Stage") -> Estimate:
+    """The work is comparing a few numbers: what it costs is starting Python."""
+    return Estimate(0.1, 40_000_000, 20_000, "constant: reading two files and comparing their numbers")
+
+
 if __name__ == "__main__":
-    run_stage("12_gates", run, inputs=describe_inputs)
+    run_stage("12_gates", run, estimate=estimate, inputs=describe_inputs)

@@ -101,9 +101,7 @@ def _assemble(section: str, shared: dict[str, Any], typed: dict[str, Any], extra
         origins["seed"] = "--seed"
     config = build(RunConfig, merged, [])
     run_folder = Path(shared["run_dir"]).resolve() if shared["run_dir"] else run_folder_of(config, config_path)
-    arguments = f" --config {shlex.quote(_short(config_path))}"
-    if shared["run_dir"]:
-        arguments += f" --run-dir {shlex.quote(_short(run_folder))}"
+    arguments = run_arguments(config_path, run_folder if shared["run_dir"] else None)
     if shared["seed"] is not None:
         arguments += f" --seed {shared['seed']}"
     own = {**typed, **{name: value for name, value in extra.items() if isinstance(value, str)}}
@@ -114,6 +112,12 @@ def _assemble(section: str, shared: dict[str, Any], typed: dict[str, Any], extra
 def _spell_value(value: Any) -> str:
     """Return the text that a flag reads back as `value`."""
     return value if isinstance(value, str) and parse_value(value) == value else json.dumps(value)
+
+
+def run_arguments(config_path: Path, run_folder: Path | None) -> str:
+    """Return the flags that lead a script to a run, with a space before; run_folder: where it lies, if elsewhere."""
+    chosen = f" --run-dir {shlex.quote(_short(run_folder))}" if run_folder else ""
+    return f" --config {shlex.quote(_short(config_path))}{chosen}"
 
 
 def run_folder_of(config: RunConfig, config_path: Path) -> Path:

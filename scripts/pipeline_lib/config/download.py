@@ -49,7 +49,7 @@ class DownloadSettings(Section):
     sources: list[SourceSettings] = Field(default=list(BUILT_IN_SOURCES), min_length=1)
     """The data sets to read, in this order; each needs a name, a kind and a type (docs/add_a_source.md)."""
     fill_kinds: bool = False
-    """Whether the kinds that no source of the list has are read from this Python installation, so all stages can run."""
+    """Whether kinds that no source of the list has are read from this Python installation, so that all stages run."""
     shard_megabytes: float = Field(default=64.0, gt=0)
     """Text per Parquet shard in MB (10^6 bytes of UTF-8, before compression); a shard also ends where a unit does."""
     python_docs: PythonDocsSettings = PythonDocsSettings()

@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .command_line import DEFAULT_CONFIG, run_folder_of
+from .command_line import DEFAULT_CONFIG, run_arguments, run_folder_of
 from .load import load_config
 from .run import RunConfig
 
 
 @dataclass(frozen=True)
 class RunChoice:
-    """A run's configuration, its folder, and the values of the command's own flags."""
+    """A run's configuration and folder; arguments: flags that lead a script there; flags: the command's own."""
 
     config: RunConfig
     run_folder: Path
+    arguments: str
     flags: argparse.Namespace
 
 
@@ -32,4 +33,4 @@ def read_run_choice(
     flags = parser.parse_args(argv)
     config = load_config(Path(flags.config)).config
     folder = Path(flags.run_dir).resolve() if flags.run_dir else run_folder_of(config, Path(flags.config))
-    return RunChoice(config, folder, flags)
+    return RunChoice(config, folder, run_arguments(Path(flags.config), folder if flags.run_dir else None), flags)

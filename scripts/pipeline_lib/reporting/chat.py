@@ -9,30 +9,56 @@ the end of the input leaves.
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline_lib.config.run_choice import read_run_choice
 from pipeline_lib.stage.errors import UserError
+from pipeline_lib.stage.inputs import StageInput
 
 from .run_facts import MODEL_FOLDERS, gather
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding
 
 
 def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", choices=sorted(MODEL_FOLDERS), help="which model (default: the last one made)")
     parser.add_argument("--prompt", help="ask this one thing and leave")
-    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="int", help="longest answer in tokens")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="float", help="0 takes the likeliest token")
+    parser.add_argument("--max-new-tokens", type=_positive, default=128, metavar="int", help="longest answer in tokens")
+    parser.add_argument(
+        "--temperature", type=_not_negative, default=0.0, metavar="float", help="0 takes the likeliest token"
+    )
 
 
-def choose_folder(run_folder: Path, name: str | None) -> Path:
-    """Return the model's folder. Raises UserError when it has not been made yet."""
-    folder = run_folder / MODEL_FOLDERS[name] if name else gather(run_folder).last_model
-    if folder is None or not (folder / "config.json").is_file():
-        raise UserError(f"{folder or run_folder} holds no model yet; make it with `make all`")
-    return folder
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+def _not_negative(text: str) -> float:
+    if not 0 <= (value := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return value
+
+
+def choose_folder(run_folder: Path, name: str | None, arguments: str = "") -> Path:
+    """Return the model's folder, every file verified. Raises UserError when it is missing or damaged."""
+    if name is None:
+        last = gather(run_folder).last_model
+        if last is None:
+            raise UserError(f"{run_folder} holds no model yet; make it with `make all`")
+        name = next(name for name, place in MODEL_FOLDERS.items() if run_folder / place == last)
+    stage, _, inside = MODEL_FOLDERS[name].partition("/")
+    made = StageInput(run_folder, stage, arguments)
+    if inside:
+        return made.folder(inside)
+    made.files("*")
+    return made.path
 
 
 class Conversation:
-    """A model, its tokenizer, and what has been said so far."""
+    """A model, its tokenizer, and what has been said so far; the oldest words go when the context is full."""
 
     def __init__(self, folder: Path, max_new_tokens: int, temperature: float):
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -43,12 +69,31 @@ class Conversation:
         self._temperature = temperature
         self.messages: list[dict[str, str]] = []
 
+    def _encode(self) -> "BatchEncoding":
+        """Return the conversation as ids, without the oldest exchanges that leave no room for an answer."""
+        room = self._model.config.max_position_embeddings - self._max_new_tokens
+        while True:
+            inputs = self._tokenizer.apply_chat_template(
+                self.messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+            length = inputs["input_ids"].shape[1]
+            if length <= room:
+                return inputs
+            if len(self.messages) == 1:
+                raise UserError(
+                    f"these {length} tokens and an answer of {self._max_new_tokens} do not fit into the model's context"
+                    f" of {self._model.config.max_position_embeddings}; ask shorter or lower --max-new-tokens"
+                )
+            del self.messages[:2]
+            print("(the oldest exchange no longer fits into the model's context and is forgotten)", file=sys.stderr)
+
     def ask(self, text: str) -> str:
-        """Add the user's words, return the model's answer and remember both."""
+        """Add the user's words, return the model's answer and remember both.
+
+        Raises UserError when these words alone leave no room in the model's context for an answer.
+        """
         self.messages.append({"role": "user", "content": text})
-        inputs = self._tokenizer.apply_chat_template(
-            self.messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+        inputs = self._encode()
         sampling = (
             {"do_sample": True, "temperature": self._temperature} if self._temperature > 0 else {"do_sample": False}
         )
@@ -68,15 +113,20 @@ def main(argv: list[str]) -> None:
     """Hold the conversation that the command line asks for."""
     try:
         choice = read_run_choice("Talk to a model of a run.", argv, _flags)
-        folder = choose_folder(choice.run_folder, choice.flags.model)
+        folder = choose_folder(choice.run_folder, choice.flags.model, choice.arguments)
+        conversation = Conversation(folder, choice.flags.max_new_tokens, choice.flags.temperature)
+        if choice.flags.prompt is not None:
+            print(conversation.ask(choice.flags.prompt))
+            return
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    conversation = Conversation(folder, choice.flags.max_new_tokens, choice.flags.temperature)
-    if choice.flags.prompt is not None:
-        print(conversation.ask(choice.flags.prompt))
-        return
     print(f"{folder}; an empty line leaves")
+    talk(conversation)
+
+
+def talk(conversation: Conversation) -> None:
+    """Answer line by line until an empty one or the end of the input."""
     while True:
         try:
             text = input("> ").strip()
@@ -84,7 +134,11 @@ def main(argv: list[str]) -> None:
             break
         if not text:
             break
-        print(conversation.ask(text))
+        try:
+            print(conversation.ask(text))
+        except UserError as error:
+            conversation.messages.pop()
+            print(f"error: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

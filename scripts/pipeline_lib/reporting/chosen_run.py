@@ -3,7 +3,9 @@
 import sys
 
 from pipeline_lib.config.run_choice import read_run_choice
+from pipeline_lib.stage.catalog import STAGES
 from pipeline_lib.stage.errors import UserError
+from pipeline_lib.stage.inputs import repairing_command
 
 from .run_facts import RunFacts, gather
 
@@ -15,7 +17,8 @@ def facts_of_chosen_run(description: str, argv: list[str]) -> RunFacts:
         facts = gather(choice.run_folder)
         if not any(stage.manifest for stage in facts.stages):
             raise UserError(
-                f"{choice.run_folder} holds no finished stage; start with: python scripts/01_download_data.py"
+                f"{choice.run_folder} holds no finished stage; start with:"
+                f" {repairing_command(STAGES[0].name, choice.arguments)}"
             )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -9,7 +9,7 @@ from pipeline_lib.stage.progress import duration, size
 
 from .chosen_run import facts_of_chosen_run
 from .plots import training_curve
-from .run_facts import RunFacts, contamination_rows, evaluation_table, in_and_out
+from .run_facts import RunFacts, contamination_rows, evaluation_table, evaluation_title, in_and_out
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -45,6 +45,8 @@ def render(facts: RunFacts) -> str:
     return environment.from_string(TEMPLATE.read_text("utf-8")).render(
         run=facts.folder.name,
         stages=stages,
+        stale=facts.stale,
+        title=evaluation_title(facts.evaluation) if facts.evaluation else "",
         models=models,
         rows=rows,
         dirty_rows=contamination_rows(facts.evaluation) if facts.evaluation else [],

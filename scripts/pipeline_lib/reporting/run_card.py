@@ -11,7 +11,7 @@ from rich.table import Table
 from pipeline_lib.stage.progress import duration, size
 
 from .chosen_run import facts_of_chosen_run
-from .run_facts import RunFacts, contamination_rows, evaluation_table, in_and_out
+from .run_facts import RunFacts, contamination_rows, evaluation_table, evaluation_title, in_and_out
 
 
 def print_run_card(facts: RunFacts, console: Console) -> None:
@@ -19,11 +19,7 @@ def print_run_card(facts: RunFacts, console: Console) -> None:
     console.print(_stage_table(facts))
     if facts.evaluation:
         models, rows = evaluation_table(facts.evaluation)
-        table = Table(
-            title="Evaluation, with 95 % confidence intervals (↑ higher is better, ↓ lower is better)",
-            title_justify="left",
-            title_style="bold",
-        )
+        table = Table(title=evaluation_title(facts.evaluation), title_justify="left", title_style="bold")
         table.add_column("task and metric")
         for model in models:
             table.add_column(model, justify="right")
@@ -44,6 +40,8 @@ def print_run_card(facts: RunFacts, console: Console) -> None:
         console.print(table)
         failed = facts.verdicts["failed"]
         console.print(f"Verdict: {'every gate passed' if not failed else 'FAILED: ' + ', '.join(failed)}")
+    for line in facts.stale:
+        console.print(f"Stale:   {line}", soft_wrap=True)
     if facts.last_model:
         console.print(f"Model:   {facts.last_model}", soft_wrap=True)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_lib.stage.catalog import STAGES, StageSpec
+from pipeline_lib.stage.inputs import StageInput
 from pipeline_lib.stage.ledger import Ledger
 from pipeline_lib.stage.manifest import MANIFEST, Manifest
 
@@ -39,6 +40,18 @@ class RunFacts:
     verdicts: dict[str, Any] | None
 
     @property
+    def stale(self) -> list[str]:
+        """One line per stage that was made from another version of an earlier stage than the one that lies there."""
+        digests = {facts.spec.name: facts.manifest.outputs_digest for facts in self.stages if facts.manifest}
+        lines = []
+        for facts in self.stages:
+            inputs = facts.manifest.fingerprint.get("inputs", {}) if facts.manifest else {}
+            changed = [name for name, digest in inputs.items() if digests.get(name, digest) != digest]
+            if changed:
+                lines.append(f"{facts.spec.name} was made from an earlier {', '.join(changed)}; run it again")
+        return lines
+
+    @property
     def last_model(self) -> Path | None:
         """The folder of the last model of the pipeline that exists."""
         finished = {facts.spec.name for facts in self.stages if facts.manifest}
@@ -47,19 +60,22 @@ class RunFacts:
 
 
 def gather(run_folder: Path) -> RunFacts:
-    """Read what the run's stages wrote; stages that have not finished are there with no manifest."""
+    """Read what the run's stages wrote; stages that have not finished are there with no manifest.
+
+    Raises UserError when a result file is not the one that its stage wrote.
+    """
     stages = tuple(StageFacts(spec, Manifest.read(run_folder / spec.name / MANIFEST)) for spec in STAGES)
     finished = {facts.spec.name for facts in stages if facts.manifest}
     return RunFacts(
         folder=run_folder,
         stages=stages,
-        evaluation=_read(run_folder / "11_eval" / "results.json") if "11_eval" in finished else None,
-        verdicts=_read(run_folder / "12_gates" / "gates.json") if "12_gates" in finished else None,
+        evaluation=_read(run_folder, "11_eval", "results.json") if "11_eval" in finished else None,
+        verdicts=_read(run_folder, "12_gates", "gates.json") if "12_gates" in finished else None,
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_bytes())
+def _read(run_folder: Path, stage: str, name: str) -> dict[str, Any]:
+    return json.loads(StageInput(run_folder, stage, "").file(name).read_bytes())
 
 
 def in_and_out(manifest: Manifest) -> tuple[str, str]:
@@ -137,8 +153,14 @@ def contamination_rows(evaluation: dict[str, Any]) -> list[tuple[str, list[str]]
     return rows
 
 
+def evaluation_title(evaluation: dict[str, Any]) -> str:
+    """Return the heading of the table, with the confidence of its intervals."""
+    percent = f"{100 * evaluation['confidence']:g} %"
+    return f"Evaluation, with {percent} confidence intervals (↑ higher is better, ↓ lower is better)"
+
+
 def spell_interval(facts: dict[str, Any] | None) -> str:
-    """Spell a metric with its 95 % interval; a dash where it was not measured, or has no uncertainty (one item)."""
+    """Spell a metric with its interval; a dash where it was not measured, or has no uncertainty (one item)."""
     if facts is None:
         return "-"
     if facts["low"] is None:
