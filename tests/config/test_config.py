@@ -218,6 +218,15 @@ def test_the_schema_in_the_repository_is_the_schema_of_the_code():
     assert SCHEMA_PATH.read_text() == schema_text(), "run `make schema`"
 
 
+def test_a_python_without_the_packages_is_told_what_to_type():
+    bare = [sys.executable, "-I", "-S"]  # without site-packages
+    script = str(SCRIPTS / "12_check_gates.py")
+    code = f"import runpy, sys; sys.path.insert(0, {str(SCRIPTS)!r}); runpy.run_path({script!r}, run_name='__main__')"
+    done = subprocess.run([*bare, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "source .venv/bin/activate" in done.stderr
+
+
 @pytest.mark.parametrize("spec", STAGES, ids=lambda spec: spec.script)
 def test_help_is_fast_light_and_complete(spec, tmp_path: Path):
     """No heavy library is loaded for --help, the script runs from any folder, and every flag is documented."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from pathlib import Path
 
 import torch
 
 from pipeline_lib.stage import Estimate, Stage
+from pipeline_lib.stage.memory import own_peak_bytes
 
 from .training_setup import check_context, horizon, load_model, prepare_libraries
 
@@ -35,12 +35,23 @@ def estimate_training(
     seconds = _seconds_per_micro_batch(model, ids) * (1 + forward_share)
     steps = horizon(examples, settings).steps
     weights = sum(weight.numel() * 4 for weight in model.parameters())
+    longest = torch.randint(model.config.vocab_size, (settings.micro_batch * sequences, settings.max_length))
+    peak = _peak_of_one_pass(model, longest)
     return Estimate(
         seconds=_LIBRARIES_SECONDS + steps * settings.accumulation * seconds,
-        memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + 2 * weights,
+        memory_bytes=peak + 2 * weights,
         disk_bytes=weights * (1 + 3 * (settings.keep_checkpoints + 1)),
         basis=f"{steps:,} steps; micro-batches of {len(ids)} x {length} tokens took {seconds:.2f} s each",
     )
+
+
+def _peak_of_one_pass(model: torch.nn.Module, ids: torch.Tensor) -> int:
+    """Return the peak of this process, in bytes, after a pass over the longest micro-batch with TRL in memory."""
+    from trl import DPOTrainer, SFTTrainer  # noqa: F401 for the memory that their libraries take
+
+    model(input_ids=ids, labels=ids).loss.backward()
+    model.zero_grad(set_to_none=True)
+    return own_peak_bytes()
 
 
 def _seconds_per_micro_batch(model: torch.nn.Module, ids: torch.Tensor) -> float:

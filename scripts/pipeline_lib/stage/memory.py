@@ -41,10 +41,10 @@ class PeakMemory:
         """End the sampling and return the peak in bytes, at least the kernel's own peak of this process."""
         self._done.set()
         self._thread.join()
-        return max(self._peak, _own_peak())
+        return max(self._peak, own_peak_bytes())
 
 
-def _own_peak() -> int:
+def own_peak_bytes() -> int:
     """Return the kernel's peak of this process in bytes.
 
     Trap: ru_maxrss starts at the size of the process that started this one, which may be far larger; VmHWM does not.

@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 
 from dedup.removals import find_duplicates
 from pipeline_lib.stage import Estimate, Stage
+from pipeline_lib.stage.memory import own_peak_bytes
 
 from .corpus import PIECE_BYTES, QUALITY_MODEL, dedup_parameters, evaluation_files, text_shards
 from .shard import INPUT_COLUMNS, ROWS_PER_BATCH, DocumentCleaner, Tally
 
 PROBE_BYTES = 2_000_000
 START_SECONDS = 3.0  # starting the workers and loading the compiled code, measured on two cores
-PROCESS_BYTES = 300_000_000  # interpreter, Arrow, numba, measured
 SKETCH_BYTES = 256  # what deduplication remembers of one document
 
 
@@ -37,19 +37,31 @@ def estimate_cleaning(stage: Stage) -> Estimate:
         path = Path(folder) / "part-00000.parquet"
         pq.write_table(kept, path, compression="zstd")
         disk = path.stat().st_size
-        started = time.perf_counter()
-        if stage.settings.dedup.enabled and kept.num_rows:
-            find_duplicates([path], dedup_parameters(stage.settings.dedup, stage.seed), 1, Path(folder) / "scratch")
-        deduplication = time.perf_counter() - started
+        deduplication = _seconds_of_deduplication(stage, kept, Path(folder)) if kept.num_rows else 0.0
     scale = documents / sample.num_rows
     pieces = -(-int(scale * sample.nbytes) // PIECE_BYTES)
     workers = min(stage.threads, max(pieces, len(files)))
     return Estimate(
         seconds=START_SECONDS + scale * (cleaning / workers + deduplication / stage.threads),
-        memory_bytes=(workers + 1) * PROCESS_BYTES + documents * SKETCH_BYTES,
+        memory_bytes=(workers + 1) * own_peak_bytes() + documents * SKETCH_BYTES,
         disk_bytes=int(2 * scale * disk),
         basis=f"{sample.num_rows} documents cleaned and deduplicated on one core, scaled to {documents}",
     )
+
+
+def _seconds_of_deduplication(stage: Stage, documents: pa.Table, folder: Path) -> float:
+    """Return what deduplicating the documents takes on one core, without what starting it takes."""
+    if not stage.settings.dedup.enabled:
+        return 0.0
+    parameters = dedup_parameters(stage.settings.dedup, stage.seed)
+    seconds = []
+    for name, part in (("warm", documents.slice(0, 1)), ("start", documents.slice(0, 1)), ("all", documents)):
+        path = folder / f"{name}-00000.parquet"
+        pq.write_table(part, path, compression="zstd")
+        started = time.perf_counter()
+        find_duplicates([path], parameters, 1, folder / f"scratch-{name}")
+        seconds.append(time.perf_counter() - started)
+    return max(seconds[2] - seconds[1], 0.0)
 
 
 def _quality_model(stage: Stage, files: list[Path], folder: Path) -> Path | None:
