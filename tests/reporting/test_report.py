@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,6 @@ def test_the_report_escapes_what_comes_from_data(half_done: Path):
     assert page.count("<svg") == 1 and "FAIL" in page
 
 
-<<<<<<< HEAD
 def test_scores_of_copied_items_are_shown_apart_where_there_are_any(half_done: Path):
     def shown() -> str:
         console = Console(width=200, record=True, file=io.StringIO())
@@ -86,13 +86,15 @@ def test_scores_of_copied_items_are_shown_apart_where_there_are_any(half_done: P
     alone = METRIC | {"n": 1, "low": None, "high": None}
     entry = {"compared": True, "items": 10, "dirty": 1, "in_training": 1}
     entry["scores"] = {"sft": {"accuracy": {"clean": METRIC, "dirty": alone}}}
-    results = {"models": {"sft": {"choice": {"accuracy": METRIC}}}, "comparisons": {}, "training": {}}
+    results = json.loads((half_done / "11_eval" / "results.json").read_bytes())
     results["contamination"] = {"choice": entry, "fine": {"compared": True, "items": 5, "dirty": 0}}
-    (half_done / "11_eval" / "results.json").write_text(json.dumps(results))
+    shutil.rmtree(half_done / "11_eval")
+    finish_stage(half_done, "11_eval", {"results.json": json.dumps(results).encode()}, Ledger())
     text = shown()
     assert text.count("choice accuracy, 9 clean items") == 2 and "0.500 [-]" in text
     assert text.count("choice accuracy, 1 dirty items, 1 of them trained on") == 2 and "fine accuracy" not in text
-=======
+
+
 def test_a_table_made_from_an_earlier_model_is_called_stale(half_done: Path):
     manifest = Manifest.read(half_done / "12_gates" / "manifest.json")
     made_from = {"inputs": {"11_eval": "another digest"}}
@@ -109,7 +111,6 @@ def test_a_damaged_result_is_refused_and_not_shown(half_done: Path):
     path.write_text(path.read_text().replace("0.5", "0.9"))
     with pytest.raises(UserError, match=r"results\.json is damaged .*11_evaluate\.py"):
         gather(half_done)
->>>>>>> 417d3a1 (Card and report name what is stale and refuse what is damaged; chat stays within the context; the notebook test runs every cell; stage 11 verifies all models first)
 
 
 def test_the_report_is_the_same_page_each_time(half_done: Path):
