@@ -169,8 +169,7 @@ extern "C" __global__ void shingle_signatures(
                 const int place = first + lane;
                 const u64 token = place < ngram - 1 ? tokens[ready + place] : 0;
                 __syncwarp();
-                if (place < ngram - 1) tokens[place] = token;
-                __syncwarp();
+                if (place < ngram - 1) tokens[place] = token;  // before what the next round reads: ready >= 1
             }
             held = ngram - 1;
             made += ready;

@@ -14,15 +14,19 @@ from typing import Any
 
 import numpy as np
 
+from pipeline_lib.stage import StageFailure
+
 from .gpu_device import compiled, cupy_module, pinned_memory
 from .gpu_kernel import SHINGLE_SIGNATURES, THREADS_PER_BLOCK, grid_size, shared_bytes
-from .minhash import permutations
+from .minhash import permutations, signatures
 from .normalise import TextBatch, tables
 from .parameters import DedupParameters
-from .shingles import UNITS, position_multipliers
+from .shingles import UNITS, position_multipliers, shingle_hashes
 
 SLICE_BYTES = 8 << 20
 SLICE_DOCUMENTS = 1 << 14
+COMPARED = 256
+"""Documents of a thread's first batch that are signed on the CPU as well: no GPU is trusted unseen."""
 
 
 def slices(starts: np.ndarray) -> list[tuple[int, int]]:
@@ -136,8 +140,22 @@ _signers = threading.local()
 
 
 def sign(normal: TextBatch, parameters: DedupParameters) -> tuple[np.ndarray, np.ndarray]:
-    """Return (minima, shingles) of normalised texts like sketch.cpu_signer, from shingles made on the GPU."""
+    """Return (minima, shingles) of normalised texts like sketch.cpu_signer, from shingles made on the GPU.
+
+    The first documents that a thread signs are signed on the CPU as well. Raises StageFailure when the bits differ.
+    """
     signer = getattr(_signers, "signer", None)
     if signer is None or signer.parameters != parameters:
-        signer = _signers.signer = GpuSigner(parameters)
+        signer = GpuSigner(parameters)
+        _compare_with_cpu(signer, normal)
+        _signers.signer = signer
     return signer.sign(normal)
+
+
+def _compare_with_cpu(signer: GpuSigner, normal: TextBatch) -> None:
+    few = TextBatch(normal.data, normal.starts[: COMPARED + 1])
+    hashes, starts = shingle_hashes(few, signer.parameters.shingle, signer.parameters.ngram)
+    a, b = permutations(signer.parameters.permutations, signer.parameters.seed)
+    minima, shingles = signer.sign(few)
+    if not np.array_equal(minima, signatures(hashes, starts, a, b)) or not np.array_equal(shingles, np.diff(starts)):
+        raise StageFailure("dedup: this GPU computes other signatures than the CPU; set device to cpu, and report it")

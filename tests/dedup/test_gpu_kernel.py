@@ -14,7 +14,7 @@ from dedup.normalise import TextBatch, batch_of, normalise, tables
 from dedup.shingles import position_multipliers
 from dedup.sketch import cpu_signer
 from dedup.unicode_fold import MARK, SEPARATOR, SINGLE, WORD
-from pipeline_lib.stage import UserError
+from pipeline_lib.stage import StageFailure, UserError
 
 ALPHABETS = [
     "ab1_ .,\n",
@@ -232,6 +232,19 @@ def test_a_run_with_the_device_gpu_removes_what_the_cpu_removes(stand_in, oracle
         for device in ("gpu", "cpu")
     ]
     assert found[0] == found[1] and found[0]
+
+
+@needs_compiler
+def test_a_gpu_that_computes_other_bits_stops_the_run(stand_in, monkeypatch):
+    right = stand_in.asnumpy
+
+    def wrong(array, stream=None, *, out=None, blocking=True):
+        right(array, stream, out=out, blocking=blocking)
+        stream.waiting.append(lambda: out.__setitem__(-1, out[-1] ^ 1))
+
+    monkeypatch.setattr(stand_in, "asnumpy", wrong)
+    with pytest.raises(StageFailure, match="other signatures than the CPU; set device to cpu"):
+        gpu_signer.sign(random_texts(2, 9), DedupParameters())
 
 
 @needs_compiler
