@@ -31,11 +31,11 @@ def run(tmp_path):
     evaluation = tmp_path / "run" / "11_eval"
     evaluation.mkdir(parents=True)
 
-    def write_results(text):
+    def write_results(text, inputs=None):
         path = evaluation / "results.json"
         path.write_text(text, "utf-8")
         files = {"results.json": FileEntry(path.stat().st_size, file_digest(path))}
-        fingerprint = {"inputs": {}, "settings": {}, "seed": 42, "data": {}, "code": {}}
+        fingerprint = {"inputs": inputs or {}, "settings": {}, "seed": 42, "data": {}, "code": {}}
         Manifest("11_eval", fingerprint, files, {}, {}, [], 0, {}).write(evaluation / "manifest.json")
 
     write_results(json.dumps(RESULTS))
@@ -63,6 +63,20 @@ class Run:
 
     def demand(self, threshold):
         (self.folder / "gates.yaml").write_text(GATES.replace("THRESHOLD", threshold), "utf-8")
+
+
+def test_there_is_no_verdict_on_a_model_that_has_been_made_anew_since_it_was_evaluated(run):
+    model = run.folder / "run" / "10_lora" / "manifest.json"
+    model.parent.mkdir()
+    Manifest("10_lora", {"inputs": {}}, {"merged/a": FileEntry(1, "new")}, {}, {}, [], 0, {}).write(model)
+    evaluated = Manifest.read(model).outputs_digest
+    run.write_results(json.dumps(RESULTS), {"10_lora": evaluated})
+    assert run.check().returncode == 0
+    Manifest("10_lora", {"inputs": {}}, {"merged/a": FileEntry(1, "newer")}, {}, {}, [], 0, {}).write(model)
+    for flags in ((), ("--force",)):
+        done = run.check(*flags)
+        assert done.returncode == 2, "not even when the verdict is up to date with the evaluation"
+        assert "11_eval was made from an earlier 10_lora; make it again with: python scripts/11_eval" in done.stderr
 
 
 def test_a_run_that_passes_exits_0_and_writes_three_files(run):

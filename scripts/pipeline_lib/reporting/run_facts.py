@@ -11,7 +11,7 @@ from typing import Any
 from pipeline_lib.stage.catalog import STAGES, StageSpec
 from pipeline_lib.stage.inputs import StageInput
 from pipeline_lib.stage.ledger import Ledger
-from pipeline_lib.stage.manifest import MANIFEST, Manifest
+from pipeline_lib.stage.manifest import MANIFEST, Manifest, inputs_made_anew
 
 MODEL_FOLDERS = {
     "init": "04_init",
@@ -42,11 +42,9 @@ class RunFacts:
     @property
     def stale(self) -> list[str]:
         """One line per stage that was made from another version of an earlier stage than the one that lies there."""
-        digests = {facts.spec.name: facts.manifest.outputs_digest for facts in self.stages if facts.manifest}
         lines = []
         for facts in self.stages:
-            inputs = facts.manifest.fingerprint.get("inputs", {}) if facts.manifest else {}
-            changed = [name for name, digest in inputs.items() if digests.get(name, digest) != digest]
+            changed = inputs_made_anew(facts.manifest, self.folder) if facts.manifest else []
             if changed:
                 lines.append(f"{facts.spec.name} was made from an earlier {', '.join(changed)}; run it again")
         return lines

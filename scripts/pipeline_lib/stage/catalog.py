@@ -9,7 +9,8 @@ class StageSpec:
 
     name: folder inside the run; script: file in scripts/; section: key of its settings in the YAML; needs: folders of
     the stages it reads; does: the rest of the sentence "This stage ..."; keeps_superseded: its unfinished work is hours
-    of training, so it is moved aside rather than deleted when settings or code no longer match.
+    of training, so it is moved aside rather than deleted when settings or code no longer match; gives_verdict: it says
+    whether what it reads is good enough, so it refuses to speak of models that are no longer there.
     """
 
     name: str
@@ -18,6 +19,7 @@ class StageSpec:
     needs: tuple[str, ...]
     does: str
     keeps_superseded: bool = False
+    gives_verdict: bool = False
 
 
 STAGES = (
@@ -71,7 +73,7 @@ STAGES = (
         ("01_download", "02_clean", "03_packed", "04_init", "05_pretrain", "07_sft", "09_dpo", "10_lora"),
         "evaluates every model",
     ),
-    StageSpec("12_gates", "12_check_gates.py", "gates", ("11_eval",), "gives the verdicts"),
+    StageSpec("12_gates", "12_check_gates.py", "gates", ("11_eval",), "gives the verdicts", gives_verdict=True),
 )
 
 BEFORE_PACKED = ("02_clean", "03_packed")

@@ -100,6 +100,16 @@ class Manifest:
         return damaged
 
 
+def inputs_made_anew(manifest: Manifest, run_folder: Path) -> list[str]:
+    """Return the stages of the run that have been made anew, with other outputs, since this one read them."""
+    changed = []
+    for name, digest in manifest.fingerprint.get("inputs", {}).items():
+        present = Manifest.read(run_folder / name / MANIFEST)
+        if present is not None and present.outputs_digest != digest:
+            changed.append(name)
+    return changed
+
+
 def describe_change(old: dict[str, Any], new: dict[str, Any]) -> str:
     """Say in one line why two fingerprints differ: which inputs, settings or files of code."""
     reasons = []

@@ -26,7 +26,7 @@ from .digests import json_digest
 from .errors import StageFailure, StageInterrupted, UserError
 from .inputs import repairing_command
 from .lock import StageIsLocked, StageLock
-from .manifest import MANIFEST, Manifest, describe_change
+from .manifest import MANIFEST, Manifest, describe_change, inputs_made_anew
 from .memory import PeakMemory
 from .parallel import available_cores
 from .plan import Estimate, print_plan
@@ -105,10 +105,15 @@ def run_stage(
     sys.exit(code)
 
 
+def _tells_of_a_full_disk(error: BaseException) -> bool:
+    """Say whether a full disk is behind an error without an errno: numpy's short write, or a library's own words."""
+    behind = [error, error.__cause__, error.__context__]
+    return any(re.search(r"No space left|os error 28|\d+ requested and \d+ written", str(one)) for one in behind if one)
+
+
 def _spell_system_error(error: OSError) -> str:
-    """Say what the system refused. numpy reports a write that a full disk cut short without an errno."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-    if full or re.search(r"\d+ requested and \d+ written", str(error)):
+    """Say what the system refused."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT) or _tells_of_a_full_disk(error):
         return (
             f"disk full while writing {error.filename or 'the outputs'}: free some space and start again;"
             " finished units are kept, nothing is half-written"
@@ -220,13 +225,18 @@ def _execute(stage: Stage, spec: StageSpec, run: Callable[[Stage], None], inputs
         if finish_publication(stage.folder):
             stage.say(f"{stage.name}: finished moving its outputs into place")
         fingerprint = _fingerprint(stage, spec, inputs)
+        superseded = _superseded_inputs(stage)
+        if superseded and spec.gives_verdict:
+            raise UserError(superseded[0])
         manifest = Manifest.read(stage.folder / MANIFEST)
         reason = "--force was given" if force else _why_not_up_to_date(stage, manifest, fingerprint)
         if reason is None:
             print(f"{stage.name}: up to date", flush=True)
             return manifest.exit_code
         stage.say(f"{stage.name} {spec.does} ({reason})")
-        _warn_of_stale_inputs(stage)
+        for line in superseded:
+            stage.note(line)
+        _warn_of_other_settings(stage)
         if continue_with is not None and not force:
             fingerprint = _continue_other_work(stage, fingerprint, continue_with)
         return _run_and_publish(stage, spec, run, fingerprint, force)
@@ -284,7 +294,20 @@ def _make_folder(folder: Path) -> None:
         raise UserError(f"{folder} cannot be created ({error.strerror}); choose another place with --run-dir") from None
 
 
-def _warn_of_stale_inputs(stage: Stage) -> None:
+def _superseded_inputs(stage: Stage) -> list[str]:
+    """Return a line per input that was made from outputs which no longer lie in this run."""
+    lines = []
+    for name, source in sorted(stage.inputs.items()):
+        changed = [] if source.elsewhere else inputs_made_anew(source.manifest, stage.run_folder)
+        if changed:
+            lines.append(
+                f"{name} was made from an earlier {', '.join(changed)}; make it again with:"
+                f" {repairing_command(name, stage.arguments)}"
+            )
+    return lines
+
+
+def _warn_of_other_settings(stage: Stage) -> None:
     """An input made with other settings than this config has now is used, but never without a word."""
     for name, source in sorted(stage.inputs.items()):
         if source.elsewhere:
@@ -323,7 +346,10 @@ def _run_and_publish(stage: Stage, spec: StageSpec, run, fingerprint: dict[str, 
         raise
     except (UserError, StageFailure, MemoryError, KeyboardInterrupt):
         raise
-    except Exception:
+    except Exception as error:
+        if _tells_of_a_full_disk(error):  # safetensors, tokenizers and others wrap it in errors of their own
+            stage.log(traceback.format_exc().rstrip())
+            raise OSError(errno.ENOSPC, str(error)) from None
         stage.say(traceback.format_exc().rstrip())
         raise StageFailure(
             f"{stage.name} failed by a defect or an unforeseen condition (traceback above and in"
