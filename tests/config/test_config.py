@@ -8,7 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -225,6 +227,23 @@ def test_a_python_without_the_packages_is_told_what_to_type():
     done = subprocess.run([*bare, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "source .venv/bin/activate" in done.stderr
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_an_editor_that_follows_the_schema_accepts_every_shipped_configuration(path: Path):
+    class Yaml12(yaml.SafeLoader):  # editors read YAML 1.2, in which `off` is a word
+        pass
+
+    Yaml12.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in pairs if tag != "tag:yaml.org,2002:bool" or first in "tTfF"]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    text = path.read_text()
+    assert text.startswith("# yaml-language-server: $schema=schema.json\n")
+    schema = json.loads(SCHEMA_PATH.read_text())
+    jsonschema.validate(yaml.load(text, Yaml12), schema)  # noqa: S506 a SafeLoader subclass
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"pretrain": {"tokns": 1}}, schema)
 
 
 @pytest.mark.parametrize("spec", STAGES, ids=lambda spec: spec.script)
