@@ -131,7 +131,7 @@ def test_a_signal_finishes_the_unit_and_names_the_command_that_continues(toy: To
 
 
 def test_a_second_writer_is_refused_and_told_who_holds_the_lock(toy: Toy):
-    first = toy.start(TOY_SLEEP="0.3")
+    first = toy.start(TOY_SLEEP="1.5")
     toy.wait_for_unit(1)
     code, _, err = toy.run()
     first.kill()
