@@ -82,7 +82,7 @@ def test_scores_of_copied_items_are_shown_apart_where_there_are_any(half_done: P
         print_run_card(gather(half_done), console)
         return console.export_text() + render(gather(half_done))
 
-    assert "dirty items" not in shown()
+    assert "clean items" not in shown()
     alone = METRIC | {"n": 1, "low": None, "high": None}
     entry = {"compared": True, "items": 10, "dirty": 1, "in_training": 1}
     entry["scores"] = {"sft": {"accuracy": {"clean": METRIC, "dirty": alone}}}
@@ -91,8 +91,8 @@ def test_scores_of_copied_items_are_shown_apart_where_there_are_any(half_done: P
     shutil.rmtree(half_done / "11_eval")
     finish_stage(half_done, "11_eval", {"results.json": json.dumps(results).encode()}, Ledger())
     text = shown()
-    assert text.count("choice accuracy, 9 clean items") == 2 and "0.500 [-]" in text
-    assert text.count("choice accuracy, 1 dirty items, 1 of them trained on") == 2 and "fine accuracy" not in text
+    assert text.count("choice: 9 clean items") == 2 and "0.500 [-]" in text
+    assert text.count("choice: 1 dirty, 1 read") == 2 and "fine" not in text
 
 
 def test_a_table_made_from_an_earlier_model_is_called_stale(half_done: Path):

@@ -222,8 +222,6 @@ class DedupSettings(Section):
     """The run stops when more documents than this would be removed as near duplicates of a single one."""
     planted_copies: int = Field(default=500, ge=0)
     """Edited copies of kept documents that are looked up to measure recall on this corpus; none of them is kept."""
-    max_ram: str | None = None
-    """Memory that deduplication may reach, such as 512M; it spills to disk and the result is the same (none: half)."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where signatures are computed; the result is the same on each."""
 
@@ -251,6 +249,8 @@ class CleanSettings(Section):
     """Sources that neither the quality rules nor the language judge, such as program code and reference manuals."""
     max_document_bytes: int | None = Field(default=20_000_000, ge=1000)
     """Greatest length of a document, in bytes of UTF-8: what bounds the memory of one document's scores."""
+    max_ram: str | None = None
+    """Memory that the stage may reach, such as 2G: fewer processes, sorting on disk, the same result (none: half)."""
     url: UrlSettings = UrlSettings()
     """Lists of the group url."""
     gopher_quality: GopherQualitySettings = GopherQualitySettings()

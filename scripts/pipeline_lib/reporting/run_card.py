@@ -27,6 +27,7 @@ def print_run_card(facts: RunFacts, console: Console) -> None:
             table.add_row(label, *cells)
         if dirty := contamination_rows(facts.evaluation):
             table.add_section()
+            table.caption = "dirty: its text stands in the raw training text; read: and in what was trained on"
             for label, cells in dirty:
                 table.add_row(label, *cells)
         console.print(table)

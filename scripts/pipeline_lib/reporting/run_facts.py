@@ -142,12 +142,14 @@ def contamination_rows(evaluation: dict[str, Any]) -> list[tuple[str, list[str]]
     rows = []
     for task, entry in evaluation.get("contamination", {}).items():
         scores = entry.get("scores", {})
-        for metric in dict.fromkeys(metric for metrics in scores.values() for metric in metrics):
-            for group in ("clean", "dirty"):
-                cells = [spell_interval(scores.get(m, {}).get(metric, {}).get(group)) for m in evaluation["models"]]
-                count = entry["dirty"] if group == "dirty" else entry["items"] - entry["dirty"]
-                trained = f", {entry['in_training']} of them trained on" if group == "dirty" else ""
-                rows.append((f"{task} {metric.replace('_', ' ')}, {count} {group} items{trained}", cells))
+        metrics = list(dict.fromkeys(metric for by_metric in scores.values() for metric in by_metric))
+        for metric in metrics:
+            name = task if len(metrics) == 1 else f"{task} {metric.replace('_', ' ')}"
+            clean = f"{name}: {entry['items'] - entry['dirty']} clean items"
+            dirty = f"{name}: {entry['dirty']} dirty, {entry['in_training']} read"
+            for label, group in ((clean, "clean"), (dirty, "dirty")):
+                facts = (scores.get(model, {}).get(metric, {}).get(group) for model in evaluation["models"])
+                rows.append((label, [spell_interval(fact) for fact in facts]))
     return rows
 
 

@@ -18,9 +18,9 @@ from .copied_records import COPIED_RECORDS, CopiedRecords, compared_sets, count_
 from .receipts import RECEIPTS, write_receipts
 
 if TYPE_CHECKING:
-
+    from dedup.memory_limit import MemoryLimit
     from dedup.parameters import DedupParameters
-    from pipeline_lib.config.clean import DedupSettings
+    from pipeline_lib.config.clean import CleanSettings, DedupSettings
 
 SCRATCH = "scratch"
 DUPLICATES = "duplicates"
@@ -28,6 +28,9 @@ QUALITY_MODEL = "quality_model.npy"
 FLOW = "text"
 PIECE_BYTES = 16_000_000  # of text per unit, a few seconds of work
 WORKER_BYTES = 8_000_000  # of text for which another process (1 s to start) pays off
+CLEANER_BYTES = 350 << 20  # of memory of a process that cleans, measured: libraries and models, batches
+IDLE_BYTES = 320 << 20  # of the process that waits for the others, and of their fork server
+LEAST_BYTES = 560 << 20  # of a single process that cleans (470 MB) and then sorts
 
 
 @dataclass(frozen=True)
@@ -127,8 +130,6 @@ def evaluation_files(stage: Stage) -> list[Path]:
 
 def check_inputs(stage: Stage, shards: list[Shard]) -> None:
     """Refuse shards without the columns of a document and ids that repeat, before any work is done."""
-    from dedup.memory_limit import MemoryLimit
-
     from .document_ids import check_ids
     from .shard import check_columns
 
@@ -136,7 +137,7 @@ def check_inputs(stage: Stage, shards: list[Shard]) -> None:
         with stage.unit(key):
             for shard in shards:
                 check_columns(shard.source)
-            room = MemoryLimit().room() // 2
+            room = memory_limit(stage.settings).room() // 2
             check_ids([shard.source for shard in shards], stage.work / SCRATCH / "ids", room)
 
 
@@ -167,19 +168,43 @@ def clean_shards(stage: Stage, shards: list[Shard], quality_model: Path | None) 
         for piece in shard.pieces
     }
     waiting = [piece for piece in _pieces_of(shards) if not stage.finished(piece.unit)]
-    workers = min(stage.threads, len(waiting), 1 + sum(piece.bytes for piece in waiting) // WORKER_BYTES) or 1
+    limit = memory_limit(stage.settings)
+    worth = 1 + sum(piece.bytes for piece in waiting) // WORKER_BYTES
+    wanted = min(stage.threads, len(waiting), worth) or 1
+    workers = fitting_workers(wanted, limit)
+    if workers < wanted:
+        stage.note(f"clean.max_ram {stage.settings.max_ram}: {workers} of {wanted} cleaning processes fit")
     results = ordered_map(
         clean_shard,
         [jobs[piece.unit] for piece in waiting],
         workers,
         initializer=start_cleaner,
-        initargs=(stage.settings, evaluation_files(stage), stage.seed, quality_model),
+        initargs=(stage.settings, evaluation_files(stage), stage.seed, quality_model, limit),
     )
     for key, result in zip(stage.todo(list(jobs), "cleaning", "pieces"), results, strict=True):
         with stage.unit(key) as unit:
             unit.result = result
             _enter(unit.ledger, result["tally"])
     _stop_if_nothing_is_left(stage, shards)
+
+
+def memory_limit(settings: "CleanSettings") -> "MemoryLimit":
+    """Return the memory that the stage may reach. Raises UserError for what is no size, or too little to work in."""
+    from dedup.memory_limit import MemoryLimit, parse_size
+
+    if settings.max_ram is None:
+        return MemoryLimit()
+    limit = parse_size(settings.max_ram)
+    if limit < LEAST_BYTES:
+        raise UserError(f"clean.max_ram is {settings.max_ram}; cleaning needs at least {LEAST_BYTES >> 20}M")
+    return MemoryLimit(limit)
+
+
+def fitting_workers(wanted: int, limit: "MemoryLimit") -> int:
+    """Return how many of the wanted cleaning processes fit; one is this process, more have it beside them, idle."""
+    if limit.bytes is None:
+        return wanted
+    return min(wanted, max(1, (limit.bytes - IDLE_BYTES) // CLEANER_BYTES))
 
 
 def _enter(ledger: Ledger, tally: dict[str, Any]) -> None:
@@ -230,7 +255,6 @@ def _write_duplicates(stage: Stage, files: list[Path], output: Path) -> dict[str
 
     from dedup.corpus import Corpus
     from dedup.job import DedupJob
-    from dedup.memory_limit import MemoryLimit, parse_size
     from dedup.planted_copies import measure_recall
     from dedup.receipts import RECEIPT_SCHEMA
     from dedup.removals import finished, identified_removals
@@ -244,7 +268,7 @@ def _write_duplicates(stage: Stage, files: list[Path], output: Path) -> dict[str
         Corpus(tuple(files)),
         dedup_parameters(settings, stage.seed),
         stage.work / SCRATCH / "dedup",
-        MemoryLimit(parse_size(settings.max_ram) if settings.max_ram else None),
+        memory_limit(stage.settings),
         stage.threads,
     )
     removals = identified_removals(job, stage.stop_if_interrupted)

@@ -25,6 +25,7 @@ NOT_SCORES = ("id", "source", "preview", RULE)
 _DECIDES_LINES = ("min_line_words", "max_word_characters")  # thresholds that rewrite texts before there is a score
 _DECIDES_FATE = ("action",)
 _JUDGES = ("quality_engine", "datatrove_words", "max_document_bytes", "dedup", "quality_rules", "exempt_sources")
+_MEANS = ("max_ram",)
 
 
 def scores_table(table: "pa.Table", previews: "pa.Array", columns: Sequence[str], rules: "pa.Array") -> "pa.Table":
@@ -66,7 +67,7 @@ def scoring_settings(settings: "CleanSettings") -> dict[str, Any]:
     dumped = settings.model_dump(mode="json")
     kept: dict[str, Any] = {}
     for name, value in dumped.items():
-        if name in _JUDGES:
+        if name in (*_JUDGES, *_MEANS):
             continue
         if isinstance(value, dict):
             value = {

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from dedup.memory_limit import MemoryLimit
 from pipeline_lib.stage import UserError, atomic_path, file_digest
 
 from .arrow_text import replace_texts
@@ -255,10 +256,16 @@ _cleaner: DocumentCleaner
 
 
 def start_cleaner(
-    settings: "CleanSettings", evaluation_files: list[Path], seed: int, quality_model: Path | None
+    settings: "CleanSettings",
+    evaluation_files: list[Path],
+    seed: int,
+    quality_model: Path | None,
+    limit: MemoryLimit | None = None,
 ) -> None:
     """Prepare this process for `clean_shard` (the initializer of the worker pool)."""
     global _cleaner
+    if limit is not None:
+        limit.prepare()
     _cleaner = DocumentCleaner(settings, evaluation_files, seed, quality_model)
 
 
