@@ -12,8 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from finished_download import asking_tasks, document, finish_download, write_task
 
+from dedup.memory_limit import MemoryLimit
+from pipeline_lib.config.clean import CleanSettings
 from pipeline_lib.stage import Ledger, UserError, file_digest
 from pipeline_lib.stage.manifest import MANIFEST, Manifest
+from pipeline_lib.text_cleaning.corpus import fitting_workers, memory_limit
 from pipeline_lib.text_cleaning.receipts import explain
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "02_clean_deduplicate.py"
@@ -165,6 +168,18 @@ def test_worker_count_does_not_show_in_the_files(finished, tmp_path, monkeypatch
     done = subprocess.run([argv[0], "-c", script, *argv[1:]], capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr + done.stdout
     assert output_digests(tmp_path) == output_digests(finished) and len(output_digests(finished)) == 6
+
+
+def test_little_memory_means_fewer_processes_and_the_same_files(finished, tmp_path):
+    finish_download(tmp_path, corpus(), {"questions": EVALUATION})
+    done = start(tmp_path, "--max_ram", "700M")
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert output_digests(tmp_path) == output_digests(finished)
+    for size, words in (("100M", "needs at least 560M"), ("much", "is no memory size")):
+        refused = start(tmp_path, "--max_ram", size)
+        assert refused.returncode == 2 and words in refused.stderr and refused.stderr.count("\n") == 1
+    small, large = (memory_limit(CleanSettings(max_ram=size)) for size in ("600M", "4G"))
+    assert [fitting_workers(20, limit) for limit in (small, large, MemoryLimit())] == [1, 10, 20]
 
 
 def test_the_records_that_documents_copy_are_named_and_those_that_stay_are_counted(finished, tmp_path):
