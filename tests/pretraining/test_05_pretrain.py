@@ -10,6 +10,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from packed_run import run_script, write_text
 
 from pipeline_lib.checkpoints import load_checkpoint, newest_valid_checkpoint
 from pipeline_lib.config.pretrain import ScheduleSettings
@@ -216,6 +217,30 @@ def test_a_signal_during_validation_saves_the_step_and_validates_after_the_resta
     written = lines(run / "05_pretrain" / "metrics.jsonl")
     assert [line["step"] for line in written] == list(range(STEPS + 1))
     assert [line["step"] for line in written if "val_bits_per_byte" in line] == [0, 8, 16, 24]
+
+
+def test_text_that_is_packed_while_training_pauses_comes_after_what_was_promised(fresh_run, launcher, uninterrupted):
+    config, run = fresh_run
+    ended = launcher.start(
+        config, run, signal_number=signal.SIGTERM, when=lambda: len(metrics_of_unfinished(run)) >= 10
+    )
+    assert ended.code == 128 + signal.SIGTERM, ended.output
+    before = lines(run / "05_pretrain" / "work" / "metrics.jsonl")
+    write_text(run, 60, seed=1, shard=1)
+    packed = run_script("03_tokenize_and_pack.py", config, run)
+    assert packed.returncode == 0, packed.stdout + packed.stderr
+    done = launcher.start(config, run)
+    assert done.code == 0, done.output
+    after, reference = (lines(folder / "05_pretrain" / "metrics.jsonl") for folder in (run, uninterrupted))
+    assert after[: len(before)] == before and len(before) < STEPS
+    told = [[(line["step"], line["loss"], line["grad_norm"]) for line in each[1:]] for each in (after, reference)]
+    assert told[0] == told[1]  # 24 steps do not reach the end of the text that was there at first
+    trained, grown = (
+        Ledger.from_json(Manifest.read(run / name / "manifest.json").ledger) for name in ("05_pretrain", "03_packed")
+    )
+    assert trained.total("text", "entered")["tokens"] == grown.total("text")["tokens"]
+    assert trained.total("text", "entered")["documents"] == 360
+    assert any("what was added comes after it" in note for note in notes(run)), notes(run)
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_the_result_stays_the_same(fresh_run, launcher, uninterrupted):
