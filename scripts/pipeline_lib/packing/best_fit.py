@@ -1,15 +1,15 @@
 """Best-fit decreasing: put documents into sequences of a fixed length with little padding and without cutting them.
 
 What: a document longer than the context becomes full sequences and one remainder, nothing is thrown away; a document
-that fits is never cut. Documents and remainders are then placed, longest first, each into the sequence whose free room
-is the smallest that suffices (Ding et al. 2024, arXiv 2404.10830; they cut nothing either, and find that models learn
-better from whole documents).
+that fits is not cut, unless the padding limit asks for it (padding_limit.py). Documents and remainders are placed,
+longest first, each into the sequence whose free room is the smallest that suffices (Ding et al. 2024, arXiv
+2404.10830; they cut nothing either, and find that models learn better from whole documents).
 How: lengths are whole numbers up to the context, so sorting is counting, and the sequences with the same free room
 form one linked list per room. "Smallest room that suffices" is the next set bit of a bit map with a summary level on
 top. One item costs constant time whatever the number of sequences.
 Cost: tens of millions of documents per second; 30 bytes each.
-Trap: padding cannot be small for every input. Documents that are all a little longer than half the context do not
-combine; the share of padding is therefore reported, not promised.
+Trap: whole documents cannot be packed well for every input: those a little longer than half the context do not
+combine. What the limit then cuts is counted in `Packing.cuts`.
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline_lib.compiled import kernel
+
+from .padding_limit import fill
 
 _DE_BRUIJN = np.uint64(0x03F79D71B4CB0A89)
 _BIT_OF = np.zeros(64, np.int64)
@@ -28,7 +30,8 @@ for _bit in range(64):
 class Packing:
     """Where every token of some documents goes; one row per piece, sorted by sequence, int64 [pieces] each.
 
-    sequence: number of the packed sequence; document: index of the document; start and length: tokens of that document.
+    sequence: number of the packed sequence; document: index of the document; start and length: tokens of that document;
+    cuts: how many cuts the context does not ask for were made to stay within the padding limit.
     """
 
     sequence: np.ndarray
@@ -36,6 +39,7 @@ class Packing:
     start: np.ndarray
     length: np.ndarray
     sequences: int
+    cuts: int = 0
 
 
 def pack(lengths: np.ndarray, context: int) -> Packing:
@@ -47,10 +51,10 @@ def pack(lengths: np.ndarray, context: int) -> Packing:
     longest_first = full + _counting_order(context - length[full:], context)
     sequence = np.arange(len(length), dtype=np.int64)
     sequences = _place(length, longest_first, context, full, sequence)
-    by_sequence = _counting_order(sequence, sequences)
-    return Packing(
-        sequence[by_sequence], document[by_sequence], start[by_sequence], length[by_sequence], int(sequences)
-    )
+    filled = fill(sequence, document, start, length, int(sequences), context)
+    order = _counting_order(filled.sequence, filled.sequences)
+    columns = (filled.sequence, filled.document, filled.start, filled.length)
+    return Packing(*(column[order] for column in columns), filled.sequences, filled.cuts)
 
 
 @kernel

@@ -95,6 +95,7 @@ def summarise(index: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]
         padding, tokens = (sum(split[name] for split in splits.values()) for name in ("padding", "tokens"))
         row = {f"{split}_sequences": splits.get(split, {}).get("sequences", 0) for split in ("train", "val")}
         row["padding_percent"] = round(100 * padding / max(1, padding + tokens), 4)
+        row["filling_cuts"] = sum(split["filling_cuts"] for split in splits.values())
         if plan["mixture"]["weights"] or plan["mixture"]["rehydration"]:
             row["tokens_per_epoch"] = tokens
             for name in ("documents_left_out", "documents_repeated"):
