@@ -90,6 +90,36 @@ def test_the_batches_change_length_at_the_stage_and_continue_from_any_step(cache
         assert batch.inputs.equal(all_of_them[step][0].inputs) and state == all_of_them[step][1]
 
 
+@pytest.mark.parametrize(
+    "stages",
+    [STAGES, [{"until": 0.3, "batch_tokens": 256}, {"until": 1}], [{"until": 1}]],
+    ids=["context lengths", "batch schedule", "one stage"],
+)
+def test_the_place_of_a_step_is_where_the_loop_stands_into_later_epochs(cache_run, stages):
+    cache = PackedCache(cache_run[1] / "03_packed", window_chunks=2)
+    tokens = 3 * cache.tokens()
+    phases = plan_phases([CurriculumStage(**stage) for stage in stages], tokens, 2048, 64, None)
+    data = PackedData(cache, phases[-1].context, phases[-1].sequences, 5, 500, phases if len(phases) > 1 else ())
+    assert data.state_before(1) is None
+    before, stream = None, data.training_batches(None)
+    for step in range(1, phases[-1].last + 3):
+        expected = before and {name: value for name, value in before.items() if name != "read"}
+        assert data.state_before(step) == expected
+        batch, before = next(stream)
+        numbers = [read["sequence"] for read in data.documents_of_next(data.state_before(step), step - 1)]
+        rows = [cache.sequence(number, data.context_of(step))["input_ids"].tolist() for number in numbers]
+        assert rows == batch.inputs.tolist()
+
+
+def test_a_step_of_a_curriculum_can_be_traced(cache_run, launcher):
+    config, run = cache_run
+    done = launcher.start(config, run, "--trace", "2")
+    assert done.code == 0, done.output
+    assert "16 sequences of 32 tokens" in done.output and "row 15: train sequence" in done.output
+    done = launcher.start(config, run, "--trace", "2:16")
+    assert done.code == 2 and "a step has the rows 0 to 15" in done.output
+
+
 def test_a_run_killed_in_every_stage_ends_with_the_same_bits(cache_run, launcher, tmp_path):
     config, folder = cache_run
     whole, run = tmp_path / "whole", tmp_path / "run"

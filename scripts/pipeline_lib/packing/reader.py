@@ -232,6 +232,18 @@ class PackedCache:
         """Return a chunk by its number in the index, its header verified. Raises ChunkDamaged."""
         return self._file(number)
 
+    def state_after(
+        self, context: int, sequences: int, state: dict[str, Any] | None = None, seed: int = 0, split: str = "train"
+    ) -> dict[str, Any]:
+        """Return the state after `sequences` more sequences than `state` (None: the start), without reading any.
+
+        Raises UserError when `state` belongs to another cache, plan, split or seed.
+        """
+        settings = {"context": context, "split": split, "seed": seed, "window": self.window_chunks}
+        order = self.order(context, seed, split)
+        position = order.start() if state is None else self._resume(state, settings)
+        return {**self._identity(settings), **_place(order.advance(position, sequences))}
+
     def carry_over(self, state: dict[str, Any], context: int) -> dict[str, Any]:
         """Return the state with which reading goes on in sequences of another length where `state` stands.
 
@@ -268,8 +280,7 @@ class PackedCache:
         everyone = batch_size * world_size
         numbers = order.iterate(position, epochs)
         window = _DecodedChunks(self, self.window_chunks + 1)
-        known = len(self.index["parts"])
-        identity = {"data": self._fingerprint(settings["context"], known), **settings, "known_parts": known}
+        identity = self._identity(settings)
         while batch := list(islice(numbers, everyone)):
             if len(batch) < everyone and drop_last:
                 return
@@ -281,18 +292,16 @@ class PackedCache:
                 tokens = window.tokens(int(table.chunk[pieces.start]))
                 into = (array[row] for array in rows.values())
                 _fill(tokens, table.position[pieces], table.length[pieces], *into)
-            state = {
-                **identity,
-                "position": position.total,
-                "epoch": position.epoch,
-                "offset": position.offset,
-                "parts": position.parts,
-            }
-            yield {**rows, "sequences": np.array(mine, np.int64), "state": state}
+            yield {**rows, "sequences": np.array(mine, np.int64), "state": {**identity, **_place(position)}}
 
     def _empty(self, count: int, context: int) -> dict[str, np.ndarray]:
         fill = (self.pad_id, IGNORED, 0, 0)
         return {name: np.full((count, context), value, np.int64) for name, value in zip(ARRAYS, fill, strict=True)}
+
+    def _identity(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Return what a state says of the data it belongs to."""
+        known = len(self.index["parts"])
+        return {"data": self._fingerprint(settings["context"], known), **settings, "known_parts": known}
 
     def _fingerprint(self, context: int, parts: int) -> str:
         """Identify the tokens and their packing in the first `parts` parts, which later parts do not change."""
@@ -352,6 +361,15 @@ class _DecodedChunks:
             self._tokens[chunk] = self._cache._file(chunk).tokens(oldest)
         self._tokens.move_to_end(chunk)
         return self._tokens[chunk]
+
+
+def _place(position: Position) -> dict[str, int]:
+    return {
+        "position": position.total,
+        "epoch": position.epoch,
+        "offset": position.offset,
+        "parts": position.parts,
+    }
 
 
 def _pieces(table: SplitTable, number: int) -> slice:

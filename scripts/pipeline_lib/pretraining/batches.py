@@ -127,8 +127,7 @@ class PackedData:
         spans = state["read"] if state else []
         while True:
             phase = phase_at(self._phases, step + 1)
-            if state is not None and state.get("context") != phase.context and len(self._phases) > 1:
-                state = self.cache.carry_over(state, phase.context)
+            state = self._enter(phase, state)
             rows = self.cache.batches(
                 phase.context, phase.sequences, state=state, seed=self._seed, epochs=None, arrays="numpy"
             )
@@ -143,11 +142,30 @@ class PackedData:
                     rows.close()
                     break
 
+    def context_of(self, step: int) -> int:
+        """Return the length of the sequences of optimizer step `step` (1 ...)."""
+        return phase_at(self._phases, step).context
+
+    def state_before(self, step: int) -> dict[str, Any] | None:
+        """Return the state with which optimizer step `step` (1 ...) begins if the cache was always as it is now."""
+        state = None
+        for phase in self._phases:
+            last = step - 1 if phase is self._phases[-1] else min(step - 1, phase.last)
+            if phase.first <= last:
+                read = (last - phase.first + 1) * phase.sequences
+                state = self.cache.state_after(phase.context, read, self._enter(phase, state), self._seed)
+        return state
+
+    def _enter(self, phase: Phase, state: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Return where a phase goes on: where `state` stands, in sequences of its length."""
+        if state is None or state.get("context") == phase.context or len(self._phases) == 1:
+            return state
+        return self.cache.carry_over(state, phase.context)
+
     def documents_of_next(self, state: dict[str, Any] | None, step: int) -> list[dict[str, Any]]:
         """Return, for each sequence of the batch after `state`, its number and the documents it is made of."""
         phase = phase_at(self._phases, step + 1)
-        if state is not None and state["context"] != phase.context:
-            state = self.cache.carry_over(state, phase.context)
+        state = self._enter(phase, state)
         rows = self.cache.batches(
             phase.context, phase.sequences, state=state, seed=self._seed, epochs=None, prefetch=0, arrays="numpy"
         )

@@ -1,6 +1,9 @@
-"""Which documents an optimizer step read: from a spike of the loss to the text that may have caused it."""
+"""Which documents an optimizer step read: from a spike of the loss to the text that may have caused it.
 
-from itertools import islice
+The place in the data is computed as the loop computes it, stages of a curriculum included, for a cache that has not
+grown since the run began; for one that has, `--replay` of a spike has what was read at the time.
+"""
+
 from typing import TYPE_CHECKING
 
 from pipeline_lib.packing.trace import Request, print_sequences
@@ -18,26 +21,20 @@ def print_step(context: "ActionContext", place: str) -> None:
     step, row = _understand(place)
     stage = Stage(BY_NAME["05_pretrain"], context.config, context.run_folder, 1, context.arguments)
     inputs = open_training_inputs(stage)
-    horizon, cache = inputs.horizon, inputs.data.cache
-    if horizon.phases:
-        raise UserError(
-            f"--trace {place}: a step of a curriculum cannot be traced; --replay STEP names sequences of a spike, and"
-            " 03_tokenize_and_pack.py --trace CONTEXT:SEQUENCE shows each of them"
-        )
+    horizon, data, cache = inputs.horizon, inputs.data, inputs.data.cache
     if step > horizon.steps:
         raise UserError(f"--trace {place}: the run has {horizon.steps:,} steps")
-    order = cache.order(horizon.context, stage.seed)
-    position = order.advance(order.start(), (step - 1) * horizon.sequences)
-    numbers = list(islice(order.iterate(position, None), horizon.sequences))
+    length = data.context_of(step)
+    numbers = [read["sequence"] for read in data.documents_of_next(data.state_before(step), step - 1)]
     if row is not None and row >= len(numbers):
         raise UserError(f"--trace {place}: a step has the rows 0 to {len(numbers) - 1}")
     if row is not None:
-        print_sequences(cache, [Request(horizon.context, "train", numbers[row])], context.run_folder / "02_clean")
+        print_sequences(cache, [Request(length, "train", numbers[row])], context.run_folder / "02_clean")
         return
-    print(f"step {step:,} of {horizon.steps:,}: {len(numbers)} sequences of {horizon.context} tokens")
+    print(f"step {step:,} of {horizon.steps:,}: {len(numbers)} sequences of {length} tokens")
     for place_in_step, number in enumerate(numbers):
         print(f"row {place_in_step}: train sequence {number:,}")
-        for piece in cache.pieces(number, horizon.context):
+        for piece in cache.pieces(number, length):
             print(f"  {piece.length:6} tokens of {piece.id}, {piece.source}, {piece.shard} row {piece.row}")
 
 
