@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline_lib.stage.runner import _spell_system_error, _tells_of_a_full_disk
+from pipeline_lib.stage.system_errors import spell_system_error, tells_of_a_full_disk
 
 TOY = Path(__file__).with_name("toy_stage.py")
 
@@ -246,15 +246,15 @@ def test_an_array_that_a_full_disk_cut_short_is_told_as_such(tmp_path: Path):
     """numpy's own error, from the real device that is always full; it carries no errno."""
     with pytest.raises(OSError) as caught, open("/dev/full", "wb", buffering=0) as full:
         np.zeros(1 << 20, np.uint8).tofile(full)
-    assert _spell_system_error(caught.value).startswith("disk full while writing")
+    assert spell_system_error(caught.value).startswith("disk full while writing")
 
 
 def test_a_full_disk_behind_a_librarys_own_error_is_found():
     wrapped = RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
-    assert _tells_of_a_full_disk(wrapped) and not _tells_of_a_full_disk(RuntimeError("shape mismatch"))
+    assert tells_of_a_full_disk(wrapped) and not tells_of_a_full_disk(RuntimeError("shape mismatch"))
     outer = ValueError("could not save")
     outer.__cause__ = OSError(errno.ENOSPC, "No space left on device")
-    assert _tells_of_a_full_disk(outer)
+    assert tells_of_a_full_disk(outer)
 
 
 def test_a_file_size_limit_is_one_clear_line(toy: Toy):
@@ -267,7 +267,7 @@ def test_a_file_size_limit_is_one_clear_line(toy: Toy):
 
 def test_other_refusals_of_the_system_are_one_line_too():
     refused = PermissionError(errno.EACCES, "Permission denied", "/data/a")
-    assert _spell_system_error(refused).startswith("the system refused (Permission denied: /data/a)")
+    assert spell_system_error(refused).startswith("the system refused (Permission denied: /data/a)")
 
 
 def test_disk_full_is_one_clear_line_and_nothing_is_half_written(toy: Toy):

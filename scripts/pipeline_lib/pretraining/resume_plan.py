@@ -18,6 +18,7 @@ from pipeline_lib.config import resolve_path
 from pipeline_lib.config.pretrain import PretrainSettings, ScheduleSettings
 from pipeline_lib.packing.reader import PackedCache
 from pipeline_lib.stage import ActionContext, Stage, StageInput, UserError
+from pipeline_lib.stage.manifest import MANIFEST, Manifest
 from pipeline_lib.stage.workspace import WORK, Workspace
 
 from .horizon import Horizon, LearningRates, resolve_horizon
@@ -149,7 +150,9 @@ def print_resume_plan(context: ActionContext) -> int:
     saved = Workspace.made_from(context.stage_folder)
     newest = newest_valid_checkpoint(work / "checkpoints", print)
     if saved is None or newest is None:
-        print(f"{context.stage_folder}: no unfinished training with a checkpoint; a start would begin at step 0")
+        finished = Manifest.read(context.stage_folder / MANIFEST) is not None
+        what = "the training is finished; --force would begin" if finished else "a start would begin"
+        print(f"{context.stage_folder}: no unfinished training with a checkpoint; {what} at step 0")
         return 0
     state = load_state(newest)
     plan = plan_resume(saved, context.fingerprint(), section_keys(context.origins), _growth(context, state))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..stage import Estimate
+from ..stage.progress import duration
 from .base import Dropped
 
 if TYPE_CHECKING:
@@ -43,9 +44,9 @@ def expected_cost(settings: DownloadSettings, workers: int) -> Estimate:
         seconds = time.monotonic() - started
     text = sum(len(record["text"].encode("utf-8")) for record in records if not isinstance(record, Dropped))
     share = every / max(1, size)
-    return Estimate(
-        seconds=seconds * share / workers + SMALL_SETS_SECONDS,
-        memory_bytes=BASE_BYTES + workers * WORKER_BYTES,
-        disk_bytes=int(text * share * COMPRESSION),
-        basis=f"parsed {size / 1e6:.0f} of {every / 1e6:.0f} MB of Python source{not_probed}",
-    )
+    expected = seconds * share / workers + SMALL_SETS_SECONDS
+    memory, disk = BASE_BYTES + workers * WORKER_BYTES, int(text * share * COMPRESSION)
+    basis = f"parsed {size / 1e6:.0f} of {every / 1e6:.0f} MB of Python source"
+    if others:
+        return Estimate(None, None, None, f"python_docs alone takes about {duration(expected)} ({basis}){not_probed}")
+    return Estimate(expected, memory, disk, basis)

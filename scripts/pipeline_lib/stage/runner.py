@@ -11,7 +11,6 @@ import errno
 import importlib.metadata
 import os
 import platform
-import re
 import sys
 import time
 import traceback
@@ -31,6 +30,7 @@ from .memory import PeakMemory
 from .parallel import available_cores
 from .plan import Estimate, print_plan
 from .stage import Stage
+from .system_errors import spell_system_error, tells_of_a_full_disk
 from .workspace import WORK, Workspace, finish_publication
 
 if TYPE_CHECKING:
@@ -98,30 +98,11 @@ def run_stage(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
-        code = _complain(_spell_system_error(error), 1)
+        code = _complain(spell_system_error(error), 1)
     except KeyboardInterrupt:
         code = _complain("stopped at once; the same command continues: only the unit in hand is done again", 130)
     sys.stdout.flush()
     sys.exit(code)
-
-
-def _tells_of_a_full_disk(error: BaseException) -> bool:
-    """Say whether a full disk is behind an error without an errno: numpy's short write, or a library's own words."""
-    behind = [error, error.__cause__, error.__context__]
-    return any(re.search(r"No space left|os error 28|\d+ requested and \d+ written", str(one)) for one in behind if one)
-
-
-def _spell_system_error(error: OSError) -> str:
-    """Say what the system refused."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT) or _tells_of_a_full_disk(error):
-        return (
-            f"disk full while writing {error.filename or 'the outputs'}: free some space and start again;"
-            " finished units are kept, nothing is half-written"
-        )
-    if error.errno == errno.EFBIG:
-        return f"{error.filename or 'an output'} would pass the file size limit (ulimit -f): raise it and start again"
-    what = f"{error.strerror}: {error.filename}" if error.strerror and error.filename else str(error)
-    return f"the system refused ({what}); mend that and start again; finished units are kept"
 
 
 def _complain(message: object, code: int) -> int:
@@ -347,7 +328,7 @@ def _run_and_publish(stage: Stage, spec: StageSpec, run, fingerprint: dict[str, 
     except (UserError, StageFailure, MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:
-        if _tells_of_a_full_disk(error):  # safetensors, tokenizers and others wrap it in errors of their own
+        if tells_of_a_full_disk(error):  # safetensors, tokenizers and others wrap it in errors of their own
             stage.log(traceback.format_exc().rstrip())
             raise OSError(errno.ENOSPC, str(error)) from None
         stage.say(traceback.format_exc().rstrip())
