@@ -54,7 +54,7 @@ GATE = "gates:\n  - {name: a, metric: b, direction: lower, threshold: 1%s}\n"
         (GATE % ", gruop: x", "did you mean 'group'"),
         (GATE.replace("lower", "down") % "", r"gates\.yaml:2: .*'higher' or 'lower'"),
         (GATE.replace("1%s", "true"), "a truth value is no threshold"),
-        (GATE.replace("1%s", "'1'"), "valid number"),
+        (GATE.replace("1%s", "'1'"), "expected a number"),
         (GATE.replace("1%s", ".nan"), "finite number"),
         (GATE.replace("1%s", ".inf"), "finite number"),
         (GATE.replace("direction: lower, ", "") % "", "both `direction` and `threshold`"),

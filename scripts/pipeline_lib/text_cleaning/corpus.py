@@ -194,7 +194,10 @@ def memory_limit(settings: "CleanSettings") -> "MemoryLimit":
 
     if settings.max_ram is None:
         return MemoryLimit()
-    limit = parse_size(settings.max_ram)
+    try:
+        limit = parse_size(settings.max_ram)
+    except UserError as error:
+        raise UserError(f"clean.max_ram: {str(error).removeprefix('dedup: ')}") from None
     if limit < LEAST_BYTES:
         raise UserError(f"clean.max_ram is {settings.max_ram}; cleaning needs at least {LEAST_BYTES >> 20}M")
     return MemoryLimit(limit)

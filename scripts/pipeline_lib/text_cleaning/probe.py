@@ -11,7 +11,15 @@ from dedup.removals import find_duplicates
 from pipeline_lib.stage import Estimate, Stage
 from pipeline_lib.stage.memory import own_peak_bytes
 
-from .corpus import PIECE_BYTES, QUALITY_MODEL, dedup_parameters, evaluation_files, text_shards
+from .corpus import (
+    PIECE_BYTES,
+    QUALITY_MODEL,
+    dedup_parameters,
+    evaluation_files,
+    fitting_workers,
+    memory_limit,
+    text_shards,
+)
 from .shard import INPUT_COLUMNS, ROWS_PER_BATCH, DocumentCleaner, Tally
 
 PROBE_BYTES = 2_000_000
@@ -40,10 +48,10 @@ def estimate_cleaning(stage: Stage) -> Estimate:
         deduplication = _seconds_of_deduplication(stage, kept, Path(folder)) if kept.num_rows else 0.0
     scale = documents / sample.num_rows
     pieces = -(-int(scale * sample.nbytes) // PIECE_BYTES)
-    workers = min(stage.threads, max(pieces, len(files)))
+    workers = fitting_workers(min(stage.threads, max(pieces, len(files))), memory_limit(stage.settings))
     return Estimate(
         seconds=START_SECONDS + scale * (cleaning / workers + deduplication / stage.threads),
-        memory_bytes=(workers + 1) * own_peak_bytes() + documents * SKETCH_BYTES,
+        memory_bytes=(workers + (workers > 1)) * own_peak_bytes() + documents * SKETCH_BYTES,
         disk_bytes=int(2 * scale * disk),
         basis=f"{sample.num_rows} documents cleaned and deduplicated on one core, scaled to {documents}",
     )
