@@ -2,7 +2,7 @@
 
 The documents are real: Python sources cut at their functions, or the texts that PACKING_TEXT names, encoded with a
 vocabulary of 32,768 trained on them. Rules are compared on the same documents:
-  best fit (ours)      every token kept, a document that fits is never cut
+  best fit (ours)      every token kept; a document that fits is cut only to keep the padding within 0.1 %
   concatenate and cut  nanoGPT, datatrove: all tokens in one stream, cut every 2,048
   nanochat             rows filled by best fit from a buffer of 1,000 documents, the shortest one cropped for the rest
   TRL bfd              windows of 1,000 documents, longer documents truncated (bfd) or split (bfd_split)
@@ -40,7 +40,8 @@ def encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
 
 def best_fit(lengths: np.ndarray) -> dict[str, float]:
     packing = pack(lengths, CONTEXT)
-    return shares(lengths, packing.sequences, 0, int((lengths > CONTEXT).sum()), 0)
+    cut = np.bincount(packing.document, minlength=len(lengths)) > 1
+    return shares(lengths, packing.sequences, 0, int(cut.sum()), needless(lengths, cut))
 
 
 def concatenate_and_cut(lengths: np.ndarray) -> dict[str, float]:

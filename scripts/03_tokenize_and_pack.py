@@ -1,9 +1,9 @@
 """Stage 03: train a tokenizer, encode the text, and pack it into sequences.
 
 Tokens are stored once, in shuffled compressed chunks; a plan per context length says which pieces of which documents
-make up each training sequence. No token is lost, and a document that fits into the context is never cut. Text that is
-added later becomes new chunks, a damaged chunk is made again alone, and two processes share the work (--mode inverse
-starts from the other end). `--trace SEQUENCE` shows where a training sequence comes from.
+make up each training sequence. No token is lost, padding is at most 0.1 %, and cuts made for that are counted. Text
+that is added later becomes new chunks, a damaged chunk is made again alone, and two processes share the work (--mode
+inverse starts from the other end). `--trace SEQUENCE` shows where a training sequence comes from.
 """
 
 import os
