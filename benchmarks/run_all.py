@@ -1,13 +1,19 @@
-"""Run every benchmark of this folder and write benchmarks/RESULTS.md from what they print.
+"""Run the benchmarks of this folder and write benchmarks/RESULTS.md from what they print.
+
+    python benchmarks/run_all.py                              all of them (make bench)
+    python benchmarks/run_all.py packing_speed packing_rules  these; the sections of the others stay as they are
 
 A benchmark is a script that prints one JSON object per line, each {"claim", "ours", "peer", "ratio", "quality", ...}:
-the ratio of medians of at least five interleaved runs on this machine, and the quality beside it. Nothing in RESULTS.md
-is typed by hand.
+the ratio of medians of at least five interleaved runs on one machine, and the quality beside it. Nothing in RESULTS.md
+is typed by hand. Sections are measured at different times, so each names its own date, commit and machine, and the file
+is rewritten, whole or not at all, after every benchmark: stopping a run of hours loses only the benchmark at work.
 """
 
+import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -15,43 +21,123 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 COLUMNS = ("claim", "ours", "peer", "ratio", "quality")
+HEAD = """# Results
+
+Written by `make bench` (one benchmark: `python benchmarks/run_all.py NAME`). Ratios of medians; absolute figures are
+context. Each section names the day, the commit and the machine it was measured on.
+"""
 
 
-def run_benchmark(script: Path) -> list[dict]:
-    """Return the rows a benchmark printed. Raises SystemExit when it failed: a missing row must not go unnoticed."""
-    environment = {**os.environ, "PYTHONPATH": str(FOLDER.parent / "scripts"), "HF_HUB_OFFLINE": "1"}
+def git(folder: Path, *arguments: str) -> str:
+    """Return what a git command says about the repository of `folder`; an empty string outside of one."""
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def commit_of(folder: Path) -> str:
+    """Return the short hash of the code at work, and say so when files differ from it."""
+    commit = git(folder, "rev-parse", "--short", "HEAD")
+    # RESULTS.md changes with every benchmark and changes no figure.
+    changed = git(folder, "status", "--porcelain", "--untracked-files=no", "--", ":/", ":(exclude,glob)**/RESULTS.md")
+    return (f"commit {commit}" if commit else "no git commit") + (" with uncommitted changes" if changed else "")
+
+
+def machine() -> str:
+    """Return the processor, the number of cores and the Python version of this machine."""
+    information = Path("/proc/cpuinfo")
+    model = re.search(r"^model name\s*:\s*(.+)$", information.read_text(), re.M) if information.exists() else None
+    processor = f"{platform.machine()} ({model.group(1)})" if model else platform.machine()
+    return f"{processor}, {os.cpu_count()} cores, Python {platform.python_version()}"
+
+
+def run_benchmark(script: Path) -> list[dict] | None:
+    """Return the rows a benchmark printed, or None when it failed (its own message is on stderr)."""
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[1] / "scripts"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, text=True, check=False
     )
     if done.returncode != 0:
-        sys.exit(f"{script.name} failed with exit code {done.returncode}")
+        print(f"{script.name} failed with exit code {done.returncode}", file=sys.stderr)
+        return None
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-def main() -> None:
-    """Run the benchmarks named on the command line, or all of them, and rewrite RESULTS.md."""
+def cell(value: object) -> str:
+    """Return a value as the text of one table cell: no line end, and no bar that would start another cell."""
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def table(rows: list[dict]) -> str:
+    """Return rows as a Markdown table."""
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
+    lines += ["| " + " | ".join(cell(row.get(column, "")) for column in COLUMNS) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def read_sections(results: Path) -> dict[str, str]:
+    """Return the sections of an existing RESULTS.md by the name of their benchmark, without their headings."""
+    text = results.read_text() if results.exists() else ""
+    _, *sections = re.split(r"^## ", text, flags=re.M)
+    return {name.strip(): body.strip() for name, _, body in (section.partition("\n") for section in sections)}
+
+
+def choose(names: list[str], existing: list[str]) -> list[str]:
+    """Return the benchmarks meant by the names, `.py` and folder or not; all when none is named. Raises ValueError."""
+    chosen = [Path(name).name.removesuffix(".py") for name in names]
+    unknown = [name for name, stem in zip(names, chosen, strict=True) if stem not in existing]
+    if unknown:
+        raise ValueError(f"there is no benchmark {', '.join(unknown)}; there are: {', '.join(existing)}")
+    return list(dict.fromkeys(chosen)) or existing
+
+
+def main(folder: Path, names: list[str]) -> int:
+    """Run the benchmarks named, or all of `folder`, and rewrite its RESULTS.md after each.
+
+    Returns 0, 1 when a benchmark failed or printed nothing (the others are still run, and the section it had before
+    stays), or 2 when a name is none.
+    """
     from pipeline_lib.stage import write_bytes_atomic
 
-    chosen = [FOLDER / name for name in sys.argv[1:]] or sorted(FOLDER.glob("*.py"))
-    lines = [
-        "# Results",
-        "",
-        f"Written by `make bench` on {time.strftime('%Y-%m-%d')}: {platform.machine()}, {os.cpu_count()} cores,"
-        f" Python {platform.python_version()}. Ratios of medians; absolute figures are context.",
-        "",
-    ]
-    for script in chosen:
-        if script.name == Path(__file__).name:
+    existing = sorted(script.stem for script in folder.glob("*.py") if script.name != Path(__file__).name)
+    try:
+        chosen = choose(names, existing)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    results, genuine = folder / "RESULTS.md", folder.parents[1] / "shared" / "data"
+    sections = {name: body for name, body in read_sections(results).items() if name in existing}
+    failed = []
+    for position, name in enumerate(chosen, 1):
+        print(f"running {name} ({position} of {len(chosen)})", flush=True)
+        measured = f"{time.strftime('%Y-%m-%d')}, {commit_of(folder)}, {machine()}"
+        rows = run_benchmark(folder / f"{name}.py")
+        if rows:
+            sections[name] = f"{measured}.\n\n{table(rows)}"
+        elif rows is None or genuine.is_dir():
+            if rows is not None:
+                print(f"{name}.py printed no row", file=sys.stderr)
+            failed.append(name)
             continue
-        print(f"running {script.name}", flush=True)
-        rows = run_benchmark(script)
-        lines += [f"## {script.stem}", "", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-        lines += ["| " + " | ".join(str(row.get(column, "")) for column in COLUMNS) + " |" for row in rows]
-        lines.append("")
-    write_bytes_atomic(FOLDER / "RESULTS.md", ("\n".join(lines)).encode())
-    print(FOLDER / "RESULTS.md")
+        elif "\n|" in sections.get(name, ""):
+            print(f"{name}: not measured, ../shared/data is missing; its section measured before stays")
+        else:
+            sections[name] = f"{measured}.\n\nnot measured: the genuine records of ../shared/data are missing"
+        bodies = [f"\n## {name}\n\n{sections[name]}\n" for name in sorted(sections)]
+        write_bytes_atomic(results, (HEAD + "".join(bodies)).encode())
+    print(results)
+    if failed:
+        print(f"failed, and not in this run's results: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
     sys.path.insert(0, str(FOLDER.parent / "scripts"))
-    main()
+    parser = argparse.ArgumentParser(description="Run benchmarks and write their sections of benchmarks/RESULTS.md.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a benchmark, with or without .py; all when left out")
+    try:
+        sys.exit(main(FOLDER, parser.parse_args().names))
+    except KeyboardInterrupt:
+        sys.exit(130)
