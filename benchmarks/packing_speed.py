@@ -83,16 +83,23 @@ def _texts_of(files: list[Path], size: int) -> list[str]:
     return texts
 
 
-def medians(contenders: dict[str, Callable[[], Any]]) -> tuple[dict[str, float], dict[str, Any]]:
-    """Run the contenders in turn, ROUNDS times after one warm-up; return median seconds and last results."""
-    results = {name: run() for name, run in contenders.items()}
+def medians(
+    contenders: dict[str, Callable[..., Any]], prepare: Callable[[], Any] | None = None
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Run the contenders in turn, ROUNDS times after one warm-up; return median seconds and last results.
+
+    prepare: makes, outside the timing, what each run gets as its argument.
+    """
+    given = (lambda: (prepare(),)) if prepare else tuple
+    results = {name: run(*given()) for name, run in contenders.items()}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(ROUNDS):
         for name, run in contenders.items():
+            arguments = given()
             gc.collect()
             gc.disable()  # as timeit does: who runs after a peer's millions of lists would pay for looking at them
             started = time.perf_counter()
-            results[name] = run()
+            results[name] = run(*arguments)
             seconds[name].append(time.perf_counter() - started)
             gc.enable()
     return {name: statistics.median(each) for name, each in seconds.items()}, results
@@ -275,24 +282,26 @@ def benchmark_encoding(texts: list[str], encoder: TextEncoder, reference: tokeni
 def benchmark_whole(folder: Path, texts: list[str], tokenizer: Path, reference: tokenizers.Tokenizer) -> None:
     """Cleaned Parquet to a finished cache, against the same with Hugging Face tokenizers and TRL.
 
-    Ours loads the tokenizer anew each time: gigatoken remembers words, and nobody encodes the same text twice.
+    Every measurement of ours has a tokenizer loaded anew: gigatoken remembers words, and nobody encodes the same text
+    twice.
     """
     folder.mkdir()
     shard = write_shard(folder / "part-00000.parquet", texts)
 
-    def documented() -> datasets.Dataset:
+    def documented(_: TextEncoder) -> datasets.Dataset:
         loaded = datasets.Dataset(pq.read_table(shard, columns=["text"]))
         return pack_trl(encode_as_documented(loaded, reference), "bfd", 1000)
 
-    def best() -> datasets.Dataset:
+    def best(_: TextEncoder) -> datasets.Dataset:
         read = pq.read_table(shard, columns=["text"])["text"].to_pylist()
         ids = [[*each.ids, 0] for each in reference.encode_batch_fast(read, add_special_tokens=False)]
         return pack_trl(datasets.Dataset.from_dict({"input_ids": ids}), "bfd_split", len(texts))
 
-    def ours() -> PackedCache:
-        return pack_ours(folder, shard, TextEncoder(tokenizer))
+    def ours(encoder: TextEncoder) -> PackedCache:
+        return pack_ours(folder, shard, encoder)
 
-    seconds, results = medians({"ours": ours, "documented": documented, "best": best})
+    contenders = {"ours": ours, "documented": documented, "best": best}
+    seconds, results = medians(contenders, lambda: TextEncoder(tokenizer))
     size = sum(len(text.encode()) for text in texts) / 1e6
     tokens = results["ours"].tokens()
     peers = {
@@ -314,17 +323,17 @@ def benchmark_overhead(folder: Path, texts: list[str], tokenizer: Path) -> None:
     shard = write_shard(folder / "part-00000.parquet", texts)
     arrow = pa.array(texts, pa.large_string())
 
-    def from_parquet() -> None:
-        encoder = TextEncoder(tokenizer)
+    def from_parquet(encoder: TextEncoder) -> None:
         for batch in pq.read_table(shard, columns=["text"]).to_batches(max_chunksize=4000):
             encoder.encode(batch.column("text"))
 
     seconds, _ = medians(
         {
-            "ours": lambda: pack_ours(folder, shard, TextEncoder(tokenizer)),
-            "text in memory": lambda: TextEncoder(tokenizer).encode(arrow),
+            "ours": lambda encoder: pack_ours(folder, shard, encoder),
+            "text in memory": lambda encoder: encoder.encode(arrow),
             "the same Parquet": from_parquet,
-        }
+        },
+        lambda: TextEncoder(tokenizer),
     )
     size = sum(len(text.encode()) for text in texts) / 1e6
     for source in ("text in memory", "the same Parquet"):
