@@ -47,7 +47,7 @@ def choose_mode(context: "ActionContext", mode: str) -> int | str:
     from pipeline_lib.packing.maintenance import mark_damage, restore_index, verify_cache
 
     if mode == "verify":
-        return verify_cache(context.stage_folder)
+        return verify_cache(context.stage_folder, context.command)
     if context.config.packed:
         raise UserError(f"--mode {mode}: the run starts from {context.config.packed}; repair it where it was made")
     if mode == "repair":

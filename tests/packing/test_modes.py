@@ -63,13 +63,36 @@ def test_inverse_makes_exactly_the_damaged_and_missing_chunks_again(copied_run, 
     chunks = copied_run.packed / "chunks"
     flip(chunks / "chunk-00002.lz4")
     (chunks / "chunk-00001.lz4").unlink()
-    code, out = verify_cache(copied_run.packed), capsys.readouterr().out
-    assert code == 1 and "chunk-00001.lz4" in out and "chunk-00002.lz4" in out and "2 problems" in out
+    code, out = verify_cache(copied_run.packed, "MAKE"), capsys.readouterr().out
+    assert code == 1 and "2 problems" in out and "make what is damaged again with: MAKE --mode repair" in out
+    assert [line.count(str(chunks)) for line in out.splitlines() if line.startswith("  /")] == [1, 1]
+    assert f"{chunks}/chunk-00001.lz4: it is missing\n" in out and f"{chunks}/chunk-00002.lz4: the checksum of" in out
     succeed(copied_run, "--mode", "inverse")
     assert copied_run.outputs() == packed_run.outputs()
     after = chunk_times(copied_run)
     assert {name for name in before if before[name] != after[name]} == {"chunk-00001.lz4", "chunk-00002.lz4"}
-    assert verify_cache(copied_run.packed) == 0
+    assert verify_cache(copied_run.packed, "MAKE") == 0
+
+
+@pytest.mark.parametrize("flags", [("--mode", "verify"), ("--trace", "0")])
+def test_what_reads_a_cache_that_is_not_there_names_the_command_that_makes_it(packing_run, documents, flags):
+    run = packing_run(documents[:3])
+    code, _, err = run.run(*flags)
+    command = f"python scripts/03_tokenize_and_pack.py --config {run.config} --run-dir {run.folder}"
+    assert code == 2 and err == f"error: {run.packed} holds no finished packed cache; make it with: {command}\n"
+
+
+def test_the_repairing_command_is_that_of_the_run(copied_run):
+    command = f"python scripts/03_tokenize_and_pack.py --config {copied_run.config} --run-dir {copied_run.folder}"
+    flip(copied_run.packed / "plan-256.parquet")
+    code, out, _ = copied_run.run("--mode", "verify")
+    assert code == 1 and f"make what is damaged again with: {command} --mode repair\n" in out
+    code, _, err = copied_run.run("--trace", "256:0")
+    assert code == 2 and err.endswith(f"make it again with: {command} --mode repair\n")
+    (copied_run.packed / "index.json").unlink()
+    code, _, err = copied_run.run("--mode", "verify")
+    missing = f"error: {copied_run.packed}/index.json is missing; make it again with: {command} --mode repair\n"
+    assert (code, err) == (2, missing)
 
 
 def test_repair_restores_index_plan_and_tokenizer(copied_run, packed_run):
@@ -89,7 +112,7 @@ def test_two_processes_from_both_ends_make_nothing_twice(packed_run, packing_run
     said = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert run.outputs() == packed_run.outputs()
-    shares = [re.findall(r"writing chunks: this process made (\d+) of (\d+)", out) for out, _ in said]
+    shares = [re.findall(r"writing: this process made (\d+) of (\d+)", out) for out, _ in said]
     for own, of in (share[0] for share in shares if share):
         assert int(own) <= int(of)
     if all(shares):

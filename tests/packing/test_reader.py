@@ -172,7 +172,7 @@ def test_damage_on_disk_is_noticed_when_it_is_read(cache: PackedCache, tmp_path:
     if name == "index.json":
         content = content[:-20]
     (copy / name).write_bytes(content)
-    with pytest.raises(UserError, match="damaged|cannot be read"):
+    with pytest.raises(UserError, match="damaged"):
         list(PackedCache(copy).batches(256, 8))
 
 

@@ -1,5 +1,6 @@
 """Properties of the parts: journal, ledger, atomic files, digests, ordered map, code version."""
 
+import io
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from pipeline_lib.stage import (
     Ledger,
@@ -23,8 +25,9 @@ from pipeline_lib.stage import (
 from pipeline_lib.stage.code_version import SCRIPTS, code_files, code_version
 from pipeline_lib.stage.digests import bytes_digest
 from pipeline_lib.stage.journal import Journal
+from pipeline_lib.stage.live_bar import live_bar
 from pipeline_lib.stage.manifest import FileEntry, Manifest
-from pipeline_lib.stage.progress import duration, size
+from pipeline_lib.stage.progress import Pace, PlainProgress, RichProgress, duration, size
 
 RECORDS = st.lists(
     st.dictionaries(st.text(max_size=8), st.one_of(st.integers(), st.text(max_size=30), st.booleans())), max_size=8
@@ -192,6 +195,94 @@ def test_code_version_follows_imports_and_changes_with_them(tmp_path: Path):
 def test_durations_and_sizes_read_well():
     assert [duration(4.21), duration(200), duration(7500)] == ["4.2 s", "3 min 20 s", "2 h 05 min"]
     assert [size(0), size(999), size(1500), size(2.5e9), size(7e12)] == ["0 B", "999 B", "1.5 kB", "2.5 GB", "7.0 TB"]
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_units_that_were_finished_before_promise_no_early_end():
+    clock = Clock()
+    pace = Pace(100, clock)
+    pace.skip(90)
+    assert pace.seconds_left is None and pace.rate == 0
+    clock.now = 8.0
+    pace.advance(2)
+    assert (pace.done, pace.rate, pace.seconds_left) == (92, 0.25, 32.0)
+    clock.now = 20.0  # the time left runs down while a unit is being done
+    assert pace.seconds_left == 20.0
+    clock.now = 60.0
+    assert pace.seconds_left == 0
+    assert Pace(None, clock).seconds_left is None
+
+
+def test_a_log_gets_a_line_every_ten_seconds(monkeypatch, capsys):
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    plain = PlainProgress(40, "writing", "chunks")
+    plain.pace = Pace(40, clock)
+    plain.skip(30)
+    for _ in range(4):
+        clock.now += 5.0
+        plain.advance(1, "12.3 MB/s")
+    lines = [
+        "writing 32/40 chunks, 0.2/s, 40.0 s left, 12.3 MB/s",
+        "writing 34/40 chunks, 0.2/s, 30.0 s left, 12.3 MB/s",
+    ]
+    assert capsys.readouterr().out.splitlines() == [f"  {line}" for line in lines]
+
+
+def on_a_terminal(columns: int, label: str, text: str, total: int | None, done: int = 12) -> str:
+    """Return the line that the live bar shows, 20 s after `done` of `total` units."""
+    clock = Clock()
+    screen = io.StringIO()
+    console = Console(file=screen, width=columns, force_terminal=True, color_system=None, legacy_windows=False)
+    pace = Pace(total, clock)
+    bar = live_bar("chunks", console)
+    task = RichProgress(bar, bar.add_task(label, total=total, text="", pace=pace), pace)
+    clock.now = 20.0
+    task.advance(done, text)
+    console.print(bar.get_renderable())
+    return screen.getvalue().rstrip("\n")
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120, 200])
+@pytest.mark.parametrize(
+    ("label", "text"),
+    [
+        ("writing", "1,234.5 MB/s, 123,456 samples/s, 12.3x smaller"),
+        ("hub/a-source-with-quite-a-long-name", "something quite long that nobody has to read to its very end"),
+        ("reading chunks", ""),
+    ],
+)
+def test_a_terminal_shows_count_and_time_left_whole(columns, label, text):
+    line = on_a_terminal(columns, label, text, total=4_000)
+    assert "12/4,000 chunks, 1:50:47 left" in line
+    assert "\n" not in line and len(line) <= columns
+    if columns == 200:
+        assert label in line and text in line
+
+
+def test_a_terminal_of_80_columns_shows_all_that_stage_03_says():
+    line = on_a_terminal(80, "writing", "98.7 MB/s, 9,876 samples/s, 2.1x smaller", total=40)
+    assert line.startswith("  writing ") and line.endswith(
+        "12/40 chunks, 0:00:47 left 98.7 MB/s, 9,876 samples/s, 2.1x smaller"
+    )
+
+
+def test_a_bar_of_unknown_length_and_one_that_has_just_begun():
+    assert "12 chunks" in on_a_terminal(80, "formatting", "", total=None)
+    assert "0/40 chunks, -:--:-- left" in on_a_terminal(80, "writing", "", total=40, done=0)
+
+
+def test_text_in_brackets_is_no_markup():
+    assert "[bold] 7" in on_a_terminal(80, "[red]", "[bold] 7", total=40)
 
 
 def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path, scripts: Path):

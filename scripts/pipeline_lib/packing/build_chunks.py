@@ -76,7 +76,7 @@ def list_chunks(stage: "Stage", layout: CacheLayout, made: list[str]) -> list[di
     """Return the index entries of all chunks in the order of the cache, after verifying those that were made."""
     entries = {}
     for name in sorted(made):
-        chunk = ChunkFile(stage.work / name)
+        chunk = ChunkFile(stage.work / name, command=stage.command)
         chunk.verify()
         entries[name] = describe_chunk(chunk, name)
     return [entries.pop(chunk["file"], chunk) for chunk in layout.chunks] + [entries[name] for name in sorted(entries)]
@@ -153,7 +153,7 @@ def _write(
     rate = _Rate()
     table = f"chunks-{wanted[0].part}" if wanted else "chunks"
     for name in _shared(stage, table, list(by_name), lambda name: (stage.work / name).is_file(),
-                        backwards, "writing chunks", "chunks", rate):  # fmt: skip
+                        backwards, "writing", "chunks", rate):  # fmt: skip
         content, text_bytes = encoded.gather(by_name[name].range)
         description = _description(layout, encoder, by_name[name])
         description["text_bytes"] = int(text_bytes.sum())
@@ -196,26 +196,31 @@ class _Rate:
 
     def __str__(self) -> str:
         seconds = max(1e-9, time.monotonic() - self._started)
-        text = f"{self._documents / seconds:,.0f} samples/s, {self._bytes / seconds / 1e6:,.1f} MB/s"
-        return f"{text}, {self._bytes / self._stored:.1f} times smaller than the text" if self._stored else text
+        text = f"{self._bytes / seconds / 1e6:,.1f} MB/s, {self._documents / seconds:,.0f} samples/s"
+        return f"{text}, {self._bytes / self._stored:.1f}x smaller" if self._stored else text
 
 
 def _shared(stage, table, keys, finished, backwards, label, unit, rate) -> Iterator[str]:
     """Yield the units that this process is to make, with progress over all of them and a look at signals after each."""
-    before = sum(map(finished, keys))
-    if before and before < len(keys):
-        stage.say(f"  {label}: {before} of {len(keys)} {unit} were finished before, continuing")
+    earlier = {key for key in keys if finished(key)}
+    if earlier and len(earlier) < len(keys):
+        stage.say(f"  {label}: {len(earlier)} of {len(keys)} {unit} were finished before, continuing")
     claims = ClaimTable(Path(stage.work) / "claims" / table, keys)
     own = 0
     try:
         with stage.progress(len(keys), label, unit) as bar:
-            for key in claims.unfinished(finished, backwards, lambda key: bar.advance(1, str(rate))):
+            bar.skip(len(earlier))
+
+            def made_by_others(key: str) -> None:
+                if key not in earlier:
+                    bar.advance(1, str(rate))
+
+            for key in claims.unfinished(finished, backwards, made_by_others):
                 yield key
                 own += 1
                 bar.advance(1, str(rate))
                 stage.stop_if_interrupted()
     finally:
         claims.release()
-    if before + own < len(keys):
-        others = len(keys) - before - own
+    if others := len(keys) - len(earlier) - own:
         stage.say(f"  {label}: this process made {own} of {len(keys)} {unit}, others {others}")

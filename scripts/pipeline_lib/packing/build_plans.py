@@ -30,7 +30,7 @@ def write_plans(stage: "Stage", chunks: list[dict[str, Any]]) -> list[dict[str, 
     keys = {f"plan-{context}": context for context in stage.settings.contexts}
     for key in stage.todo(keys, "planning sequences", "context lengths"):
         with stage.unit(key) as unit:
-            files = [ChunkFile(chunk_path(stage, chunk["file"]), chunk["digest"]) for chunk in chunks]
+            files = [ChunkFile(chunk_path(stage, chunk["file"]), chunk["digest"], stage.command) for chunk in chunks]
             unit.result = write_plan(files, keys[key], unit.path(plan_file_name(keys[key])), mixture)
     return [
         {

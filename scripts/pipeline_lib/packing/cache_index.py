@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline_lib.config.pack import PackSettings
 from pipeline_lib.stage import UserError, file_digest, json_digest
+from pipeline_lib.stage.manifest import MANIFEST
 
-from .chunk_format import ChunkFile
+from .chunk_format import COMMAND, ChunkFile
 
 if TYPE_CHECKING:
     from .text_encoder import TextEncoder
@@ -49,15 +50,19 @@ def tokenizer_digests(folder: Path) -> dict[str, str]:
     return {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
 
 
-def read_index(folder: Path) -> dict[str, Any]:
-    """Return the index of a cache. Raises UserError when there is none of this version."""
+def read_index(folder: Path, command: str = COMMAND) -> dict[str, Any]:
+    """Return the index of a cache; command: what makes it, for messages. Raises UserError when there is none."""
     path = folder / INDEX
     try:
         index = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); run stage 03, with --mode repair if it was there") from None
+    except (FileNotFoundError, NotADirectoryError):
+        if (folder / MANIFEST).exists():
+            raise UserError(f"{path} is missing; make it again with: {command} --mode repair") from None
+        raise UserError(f"{folder} holds no finished packed cache; make it with: {command}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); make it again with: {command} --mode repair") from None
     if not isinstance(index, dict) or (index.get("format"), index.get("version")) != (FORMAT, VERSION):
-        raise UserError(f"{path} is no packed cache of version {VERSION}; run stage 03 again")
+        raise UserError(f"{path} is no packed cache of version {VERSION}; make it again with: {command}")
     return index
 
 

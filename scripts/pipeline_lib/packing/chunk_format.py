@@ -27,6 +27,7 @@ import numpy as np
 import xxhash
 
 from pipeline_lib.stage import UserError, ordered_threads
+from pipeline_lib.stage.inputs import repairing_command
 
 from .token_code import LANE, SLACK, TokenCode, TokenDecoder, best_code
 
@@ -41,10 +42,16 @@ _TYPES = {"uint8": "<u1", "uint16": "<u2", "uint32": "<u4", "uint64": "<u8"}
 _FRAME_HEAD = 15
 """Bytes of an LZ4 frame before its first block: magic, flags, content size, header checksum."""
 _FRAME_END = bytes(4)
+COMMAND = repairing_command("03_packed", "")
+"""What makes a packed cache, for messages; whoever knows the run passes the command with its flags."""
 
 
 class ChunkDamaged(UserError):
-    """A chunk file is not what was written: truncated, altered, or another file."""
+    """A chunk file is not what was written: truncated, altered, or another file. what: how that shows."""
+
+    def __init__(self, path: Path, what: str, command: str = COMMAND):
+        super().__init__(f"{path} is damaged ({what}); make it again with: {command} --mode inverse")
+        self.what = what
 
 
 @dataclass
@@ -193,9 +200,12 @@ def _encode_ids(content: ChunkContent) -> dict[str, Any]:
 class ChunkFile:
     """Read access to one chunk file. Checksums are verified each time bytes are read from disk."""
 
-    def __init__(self, path: Path, digest: str | None = None):
-        """Read and verify the header; with `digest`, insist on that header. Raises ChunkDamaged, or OSError."""
-        self.path = path
+    def __init__(self, path: Path, digest: str | None = None, command: str = COMMAND):
+        """Read and verify the header; with `digest`, insist on that header. Raises ChunkDamaged, or OSError.
+
+        command: what makes this cache, for messages.
+        """
+        self.path, self._command = path, command
         self._descriptor = -1
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -225,10 +235,7 @@ class ChunkFile:
             os.close(self._descriptor)
 
     def _damaged(self, what: str) -> ChunkDamaged:
-        return ChunkDamaged(
-            f"{self.path} is damaged ({what}); make it again with: python scripts/03_tokenize_and_pack.py"
-            " --mode inverse"
-        )
+        return ChunkDamaged(self.path, what, self._command)
 
     def _frame(self, name: str) -> bytes:
         section = self.header["sections"][name]

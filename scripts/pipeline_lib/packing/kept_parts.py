@@ -65,7 +65,7 @@ def lay_out(stage: "Stage") -> CacheLayout:
 def _layout(stage: "Stage", kept: int, shards: list[Shard], by_digest: "dict[str, Path]") -> CacheLayout:
     if not kept:
         return CacheLayout([shards], by_digest)
-    index = read_index(stage.folder)
+    index = read_index(stage.folder, stage.command)
     manifest = Manifest.read(stage.folder / MANIFEST)
     if manifest is None:  # another process is publishing this very moment
         raise FileNotFoundError(stage.folder / MANIFEST)
@@ -88,7 +88,7 @@ def _parts_that_stay(stage: "Stage", by_digest: "dict[str, Path]") -> tuple[int,
     if manifest is None or INDEX not in manifest.files:
         return 0, ""
     try:
-        index = read_index(stage.folder)
+        index = read_index(stage.folder, stage.command)
     except UserError as error:
         return 0, f"the cache that is there is made again: {error}"
     if file_digest(stage.folder / INDEX) != manifest.files[INDEX].digest:

@@ -24,9 +24,12 @@ from .packing_plan import Mixture, plan_file_name, write_plan
 from .text_encoder import TextEncoder
 
 
-def verify_cache(folder: Path) -> int:
-    """Read a whole cache and print what is wrong with it; return the exit code, 1 if anything is."""
-    index = read_index(folder)
+def verify_cache(folder: Path, command: str) -> int:
+    """Read a whole cache and print what is wrong with it; return the exit code, 1 if anything is.
+
+    command: what makes this cache, for messages. Raises UserError when there is no cache.
+    """
+    index = read_index(folder, command)
     problems = [f"{folder / name}: {what}" for name, what in _damage(folder, index)]
     for line in problems:
         print(f"  {line}")
@@ -37,7 +40,7 @@ def verify_cache(folder: Path) -> int:
         f" {index['tokens']:,} tokens, contexts {[plan['context'] for plan in index['plans']]}"
     )
     if problems:
-        print("make what is damaged again with: python scripts/03_tokenize_and_pack.py --mode repair")
+        print(f"make what is damaged again with: {command} --mode repair")
     return 1 if problems else 0
 
 
@@ -56,7 +59,7 @@ def _damage(folder: Path, index: dict[str, Any]) -> Iterator[tuple[str, str]]:
                     yield entry["file"], "it was made with another tokenizer"
                 whole.append(chunk)
             except ChunkDamaged as error:
-                yield entry["file"], str(error)
+                yield entry["file"], error.what
             bar.advance(1)
     if len(whole) == len(index["chunks"]):
         yield from _plans_that_differ(folder, index, whole)

@@ -37,13 +37,15 @@ class SplitTable:
 class Plan:
     """The plan of one context length (28 bytes per piece)."""
 
-    def __init__(self, folder: Path, entry: dict[str, Any], index: dict[str, Any]):
-        """Read the file that an entry of the index lists. Raises UserError when it is missing or damaged."""
+    def __init__(self, folder: Path, entry: dict[str, Any], index: dict[str, Any], command: str):
+        """Read the file that an entry of the index lists. Raises UserError when it is missing or damaged.
+
+        command: what makes this cache, for messages.
+        """
         path = folder / entry["file"]
         if not path.is_file() or file_digest(path) != entry["digest"]:
             raise UserError(
-                f"{path} is missing or damaged (its checksum differs); make it again with: python"
-                " scripts/03_tokenize_and_pack.py --mode repair"
+                f"{path} is missing or damaged (its checksum differs); make it again with: {command} --mode repair"
             )
         self.context: int = entry["context"]
         self.rows_digests: list[str] = entry["chunks"]

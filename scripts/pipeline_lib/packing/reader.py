@@ -35,7 +35,7 @@ from pipeline_lib.compiled import kernel
 from pipeline_lib.stage import UserError, json_digest
 
 from .cache_index import read_index, tokenizer_digests
-from .chunk_format import ChunkFile
+from .chunk_format import COMMAND, ChunkFile
 from .plan_table import Plan, SplitTable
 from .prefetch import prefetched
 from .reading_order import Position, ReadingOrder
@@ -78,19 +78,20 @@ class Piece:
 class PackedCache:
     """A folder made by stage 03, opened for reading; safe to use from several threads."""
 
-    def __init__(self, path: Path | str, window_chunks: int = 8):
+    def __init__(self, path: Path | str, window_chunks: int = 8, command: str = COMMAND):
         """Open the cache; `window_chunks` decoded chunks are held and shuffled together. Raises UserError.
 
+        command: what makes this cache, for messages; by default that of the default run.
         A tokenizer folder in the cache that is not the one its chunks were made with is refused.
         """
         self.path = Path(path)
-        self.index: dict[str, Any] = read_index(self.path)
-        self.window_chunks = window_chunks
+        self.index: dict[str, Any] = read_index(self.path, command)
+        self.window_chunks, self._command = window_chunks, command
         tokenizer = self.path / "tokenizer"
         if tokenizer.is_dir() and tokenizer_digests(tokenizer) != self.index["tokenizer"]:
             raise UserError(
-                f"{tokenizer} is not the tokenizer that the chunks beside it were made with; restore it with: python"
-                " scripts/03_tokenize_and_pack.py --mode repair"
+                f"{tokenizer} is not the tokenizer that the chunks beside it were made with; restore it with: {command}"
+                " --mode repair"
             )
         self._plans: dict[int, Plan] = {}
         self._files: OrderedDict[int, ChunkFile] = OrderedDict()
@@ -174,7 +175,7 @@ class PackedCache:
         table = self._plan(context).split(split)
         order = ReadingOrder(table.bounds, table.parts, seed, self.window_chunks)
         if order.sequences == 0:
-            raise UserError(f"{self.path} has no {split} sequences; raise pack.val_fraction and run stage 03 again")
+            raise UserError(f"{self.path} has no {split} sequences; raise pack.val_fraction and run: {self._command}")
         settings = {"context": context, "split": split, "seed": seed, "window": self.window_chunks}
         start = order.start() if state is None else self._resume(state, settings)
         made = self._batches(table, order, start, settings, (batch_size, rank, world_size), epochs, drop_last)
@@ -331,9 +332,9 @@ class PackedCache:
                 if entry is None:
                     raise UserError(
                         f"{self.path} has no plan for context {context} (it has {self.contexts}); add {context} to"
-                        " pack.contexts and run stage 03 again"
+                        f" pack.contexts and run: {self._command}"
                     )
-                self._plans[context] = Plan(self.path, entry, self.index)
+                self._plans[context] = Plan(self.path, entry, self.index, self._command)
             return self._plans[context]
 
     def _file(self, number: int) -> ChunkFile:
@@ -341,7 +342,7 @@ class PackedCache:
         with self._lock:
             if number not in self._files:
                 entry = self.index["chunks"][number]
-                self._files[number] = ChunkFile(self.path / entry["file"], entry["digest"])
+                self._files[number] = ChunkFile(self.path / entry["file"], entry["digest"], self._command)
                 if len(self._files) > _OPEN_FILES:
                     self._files.popitem(last=False)
             self._files.move_to_end(number)

@@ -52,7 +52,7 @@ def read_request(place: str, cache: PackedCache) -> Request:
 
 def print_sequence(context: "ActionContext", place: str) -> None:
     """Print one sequence of the cache of a run."""
-    cache = PackedCache(context.stage_folder)
+    cache = PackedCache(context.stage_folder, command=context.command)
     print_sequences(cache, [read_request(place, cache)], context.run_folder / "02_clean")
 
 

@@ -94,7 +94,7 @@ class ResumableTrainer(OutOfMemoryRecovery):
             if start >= steps:
                 self._load_from_checkpoint("")
             else:
-                self.bar.advance(start)
+                self.bar.skip(start)
                 self._train_from(start)
         self.stage.stop_if_interrupted()
         return steps - start

@@ -61,7 +61,7 @@ def open_training_inputs(stage: Stage) -> TrainingInputs:
     """Verify and open what the earlier stages made. Raises UserError when they do not fit the settings."""
     settings = stage.settings
     packed, initial = stage.input("03_packed"), stage.input("04_init")
-    cache = PackedCache(packed.file("index.json").parent)
+    cache = PackedCache(packed.file("index.json").parent, command=packed.command)
     packed.file("token_bytes.npy")
     context = settings.context or cache.contexts[0]
     shape, parameters = initial.result["shape"], initial.result["parameters"]

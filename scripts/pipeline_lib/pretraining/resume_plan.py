@@ -18,6 +18,7 @@ from pipeline_lib.config import resolve_path
 from pipeline_lib.config.pretrain import PretrainSettings, ScheduleSettings
 from pipeline_lib.packing.reader import PackedCache
 from pipeline_lib.stage import ActionContext, Stage, StageInput, UserError
+from pipeline_lib.stage.inputs import repairing_command
 from pipeline_lib.stage.manifest import MANIFEST, Manifest
 from pipeline_lib.stage.workspace import WORK, Workspace
 
@@ -187,7 +188,8 @@ def horizon_of(place: ActionContext | Stage, settings: PretrainSettings, length:
 
 def _cache(place: ActionContext | Stage) -> PackedCache:
     elsewhere = place.config.packed
-    return PackedCache(resolve_path(elsewhere) if elsewhere else place.run_folder / "03_packed")
+    folder = resolve_path(elsewhere) if elsewhere else place.run_folder / "03_packed"
+    return PackedCache(folder, command=repairing_command("03_packed", place.arguments, elsewhere))
 
 
 def _growth(place: ActionContext | Stage, state: dict[str, Any]) -> str | None:

@@ -52,7 +52,7 @@ def _write_source(stage: Stage, opened: OpenedSource, first_shard: int, shard_by
         closing(_contents(source, waiting)) as contents,
     ):
         for number, key in enumerate(keys):
-            if not stage.finished(key):
+            if not (before := stage.finished(key)):
                 if kept == opened.max_documents:
                     stage.note(f"{source.name}: {len(units) - number} of {len(units)} units not read (max_documents)")
                     break
@@ -63,7 +63,7 @@ def _write_source(stage: Stage, opened: OpenedSource, first_shard: int, shard_by
             results.append(stage.unit_result(key))
             kept += results[-1]["documents"]
             shards += len(results[-1]["files"])
-            bar.advance(1)
+            bar.skip(1) if before else bar.advance(1)
     if kept == 0:
         raise UserError(f"download.sources '{source.name}' gave no records{_reasons(results)}; correct or remove it")
     described = {"name": source.name, "kind": source.kind, "format": source.format, "license": source.license}

@@ -10,8 +10,13 @@ from .ledger import Ledger
 from .manifest import MANIFEST, Manifest
 
 
-def repairing_command(stage_name: str, arguments: str) -> str:
-    """Return the command that makes (or makes again) the output of a stage of this run."""
+def repairing_command(stage_name: str, arguments: str, elsewhere: Path | str | None = None) -> str:
+    """Return the command that makes (or makes again) the output of a stage of this run.
+
+    For a folder outside the run, `elsewhere`, these are words: what made it is not known.
+    """
+    if elsewhere is not None:
+        return "the script that made that folder"
     return f"python scripts/{BY_NAME[stage_name].script}{arguments}"
 
 
@@ -26,11 +31,11 @@ class StageInput:
         self.name = name
         self.elsewhere = elsewhere
         self.path = elsewhere or run_folder / name
-        self._command = repairing_command(name, arguments) if elsewhere is None else "the script that made that folder"
+        self.command = repairing_command(name, arguments, elsewhere)
         manifest = Manifest.read(self.path / MANIFEST)
         if manifest is None:
             state = "is damaged" if (self.path / MANIFEST).exists() else "is missing"
-            raise UserError(f"{self.path / MANIFEST} {state}; make it with: {self._command}")
+            raise UserError(f"{self.path / MANIFEST} {state}; make it with: {self.command}")
         self.manifest = manifest
         self._verified: set[str] = set()
 
@@ -49,11 +54,9 @@ class StageInput:
         entry = self.manifest.files[name]
         if name not in self._verified:
             if not path.is_file():
-                raise UserError(f"{path} is missing; make it again with: {self._command} --force")
+                raise UserError(f"{path} is missing; make it again with: {self.command} --force")
             if path.stat().st_size != entry.bytes or file_digest(path) != entry.digest:
-                raise UserError(
-                    f"{path} is damaged (its checksum differs); make it again with: {self._command} --force"
-                )
+                raise UserError(f"{path} is damaged (its checksum differs); make it again with: {self.command} --force")
             self._verified.add(name)
         return path
 
@@ -70,7 +73,7 @@ class StageInput:
         """Return one verified output. Raises UserError when the stage did not make it."""
         if name not in self.manifest.files:
             raise UserError(
-                f"{self.path / name} was not made by this stage; make it again with: {self._command} --force"
+                f"{self.path / name} was not made by this stage; make it again with: {self.command} --force"
             )
         return self._verify(name)
 
@@ -78,7 +81,7 @@ class StageInput:
         """Return a folder of outputs after verifying every file below it. Raises UserError when there is none."""
         names = [file for file in self.manifest.files if file.startswith(name.rstrip("/") + "/")]
         if not names:
-            raise UserError(f"{self.path / name} is empty or missing; make it again with: {self._command} --force")
+            raise UserError(f"{self.path / name} is empty or missing; make it again with: {self.command} --force")
         for file in names:
             self._verify(file)
         return self.path / name

@@ -2,8 +2,12 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 _LINE_SECONDS = 10.0
 
@@ -27,39 +31,89 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+class Pace:
+    """How much of `total` units (None: unknown) is done, and how fast.
+
+    Units that were finished before this start count as done, but not towards the rate: a run that continues at 90 %
+    would otherwise promise to end at once.
+    """
+
+    def __init__(self, total: int | None, clock: Callable[[], float] = time.monotonic):
+        self.total, self.done = total, 0
+        self._clock, self._now_done = clock, 0
+        self._start = self._last = clock()
+
+    def advance(self, count: int) -> None:
+        """Record `count` units as finished now."""
+        self.done += count
+        self._now_done += count
+        self._last = self._clock()
+
+    def skip(self, count: int) -> None:
+        """Record `count` units as finished before this start."""
+        self.done += count
+
+    @property
+    def rate(self) -> float:
+        """Units per second up to the last unit that was finished; 0 before the first."""
+        seconds = self._last - self._start
+        return self._now_done / seconds if seconds > 0 else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The time until all units are done at this rate, or None when that cannot be known."""
+        if self.total is None or not self.rate:
+            return None
+        return max(0.0, (self.total - self.done) / self.rate - (self._clock() - self._last))
+
+    def spell_count(self, unit: str) -> str:
+        """Return the units done, and of how many: 12/40 chunks."""
+        return f"{self.done:,}{'' if self.total is None else f'/{self.total:,}'} {unit}"
+
+
 class PlainProgress:
     """A line at most every ten seconds: label, done, total, rate, time left, the last text given."""
 
     def __init__(self, total: int | None, label: str, unit: str):
-        self.total, self.label, self.unit = total, label, unit
-        self.done = 0
-        self._start = self._last = time.monotonic()
+        self.pace, self._label, self._unit = Pace(total), label, unit
+        self._printed = time.monotonic()
+
+    def skip(self, count: int) -> None:
+        """Record `count` units that were finished before this start."""
+        self.pace.skip(count)
 
     def advance(self, count: int = 1, text: str = "") -> None:
         """Record `count` more units, with an optional short text such as the current loss."""
-        self.done += count
+        self.pace.advance(count)
         now = time.monotonic()
-        if now - self._last < _LINE_SECONDS:
+        if now - self._printed < _LINE_SECONDS:
             return
-        self._last = now
-        rate = self.done / (now - self._start)
-        of_total = f"/{self.total:,}" if self.total else ""
-        left = f", {duration((self.total - self.done) / rate)} left" if self.total and rate else ""
-        print(
-            f"  {self.label} {self.done:,}{of_total} {self.unit}, {rate:,.1f}/s{left}{', ' + text if text else ''}",
-            flush=True,
-        )
+        self._printed = now
+        left = self.pace.seconds_left
+        facts = [
+            f"{self._label} {self.pace.spell_count(self._unit)}",
+            f"{self.pace.rate:,.1f}/s",
+            *([] if left is None else [f"{duration(left)} left"]),
+            *([text] if text else []),
+        ]
+        print(f"  {', '.join(facts)}", flush=True)
 
 
 class RichProgress:
     """The same facts as a live bar."""
 
-    def __init__(self, bar: "object", task: "object"):
-        self._bar, self._task = bar, task
+    def __init__(self, bar: "Progress", task: "TaskID", pace: Pace):
+        self.pace, self._bar, self._task = pace, bar, task
+
+    def skip(self, count: int) -> None:
+        """Record `count` units that were finished before this start."""
+        self.pace.skip(count)
+        self._bar.update(self._task, completed=self.pace.done)
 
     def advance(self, count: int = 1, text: str = "") -> None:
         """Record `count` more units, with an optional short text such as the current loss."""
-        self._bar.update(self._task, advance=count, **({"text": text} if text else {}))
+        self.pace.advance(count)
+        self._bar.update(self._task, completed=self.pace.done, **({"text": text} if text else {}))
 
 
 @contextmanager
@@ -68,15 +122,8 @@ def progress(total: int | None, label: str, unit: str) -> Iterator[PlainProgress
     if not sys.stdout.isatty():
         yield PlainProgress(total, label, unit)
         return
-    from rich import progress as bars
+    from .live_bar import live_bar
 
-    columns = (
-        bars.TextColumn("  {task.description}"),
-        bars.BarColumn(),
-        bars.MofNCompleteColumn(),
-        bars.TextColumn(unit),
-        bars.TimeRemainingColumn(),
-        bars.TextColumn("{task.fields[text]}"),
-    )
-    with bars.Progress(*columns, transient=True) as bar:
-        yield RichProgress(bar, bar.add_task(label, total=total, text=""))
+    pace = Pace(total)
+    with live_bar(unit) as bar:
+        yield RichProgress(bar, bar.add_task(label, total=total, text="", pace=pace), pace)

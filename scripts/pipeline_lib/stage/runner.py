@@ -44,9 +44,9 @@ _VERSIONED = ("numpy", "pyarrow", "torch", "transformers", "trl", "peft", "lm_ev
 class ActionContext:
     """What a script's own action flag (such as `--why ID`) gets: the settings and where the finished stage lies.
 
-    run_folder: of the whole run; arguments: the flags that lead another script to the same run; origins: where each
-    setting that is not a default came from, by dotted name; fingerprint: makes what a start now would be made from,
-    raises UserError when an input is missing.
+    run_folder: of the whole run; arguments: the flags that lead another script to the same run; command: what makes
+    the outputs of this stage; origins: where each setting that is not a default came from, by dotted name; fingerprint:
+    makes what a start now would be made from, raises UserError when an input is missing.
     """
 
     config: Any
@@ -54,6 +54,7 @@ class ActionContext:
     stage_folder: Path
     run_folder: Path
     arguments: str
+    command: str
     origins: dict[str, str]
     fingerprint: Callable[[], dict[str, Any]]
 
@@ -130,6 +131,7 @@ def _main(spec, run, estimate, inputs, extra_arguments, actions, join, continue_
                 folder,
                 run_folder,
                 options.arguments,
+                stage.command,
                 options.origins,
                 lambda: _fingerprint(stage, spec, inputs),
             )

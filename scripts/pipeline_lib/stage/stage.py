@@ -16,7 +16,7 @@ from .atomic import commit, fsync_tree, remove, temporary_beside
 from .catalog import BEFORE_PACKED, StageSpec
 from .digests import file_digest
 from .errors import StageFailure, StageInterrupted
-from .inputs import StageInput
+from .inputs import StageInput, repairing_command
 from .ledger import Ledger
 from .manifest import MANIFEST, FileEntry, Manifest
 from .progress import PlainProgress, RichProgress, progress
@@ -88,6 +88,11 @@ class Stage:
         self._log_path: Path | None = None
 
     # -- inputs and words ------------------------------------------------------------------------------------------
+
+    @property
+    def command(self) -> str:
+        """The command that makes the outputs of this stage, for messages."""
+        return repairing_command(self.name, self.arguments, self.elsewhere(self.name))
 
     def input(self, name: str) -> StageInput:
         """Return a finished earlier stage. Raises UserError naming the command that makes it."""
@@ -184,7 +189,7 @@ class Stage:
         if not waiting:
             return
         with self.progress(len(every), label, unit) as bar:
-            bar.advance(len(every) - len(waiting))
+            bar.skip(len(every) - len(waiting))
             for key in waiting:
                 yield key
                 bar.advance(1)
