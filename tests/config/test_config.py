@@ -1,6 +1,5 @@
 """A configuration either means what it says or is refused with the place and the nearest key."""
 
-import ast
 import json
 import shlex
 import subprocess
@@ -196,24 +195,6 @@ def test_every_field_says_what_it_is():
         if not (field.description or "").strip().endswith(".")
     ]
     assert not silent, f"fields without a one-sentence docstring: {silent}"
-
-
-def test_every_field_is_read_by_code():
-    """A switch that nobody reads is a lie: each field's name must be read as an attribute somewhere."""
-    read_names: set[str] = set()
-    for file in SCRIPTS.rglob("*.py"):
-        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
-            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-                read_names.add(node.attr)
-    # stage settings are read by the contract itself as getattr(config, spec.section)
-    contract = {spec.section for spec in STAGES}
-    unread = [
-        f"{section.__name__}.{name}"
-        for section in sections()
-        for name in section.model_fields
-        if name not in read_names and not (section is RunConfig and name in contract)
-    ]
-    assert not unread, f"fields that no code reads: {unread}"
 
 
 def test_the_schema_in_the_repository_is_the_schema_of_the_code():
