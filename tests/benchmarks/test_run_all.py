@@ -1,6 +1,7 @@
 """RESULTS.md keeps what was measured: section by section, each with its date, commit and machine."""
 
 import importlib.util
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -108,9 +109,13 @@ def test_a_failure_keeps_what_was_measured_and_runs_the_rest(main, folder, capsy
 
 
 def test_a_run_stopped_in_the_middle_keeps_the_finished_benchmarks(main, folder):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
     (folder / "genuine.py").write_text("import os, signal; os.kill(os.getppid(), signal.SIGINT)")
-    with pytest.raises(KeyboardInterrupt):
-        main(folder, [])
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            main(folder, [])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert list(sections(folder)) == ["apple"]
 
 

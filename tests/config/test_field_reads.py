@@ -68,7 +68,7 @@ def declaring(section: type[Section], name: str) -> type[Section]:
 def unread_fields(sections: Iterable[type[Section]], reads: Iterable[Read]) -> set[str]:
     """Return `Section.field` of every field that is read from no section that has it."""
     sections = list(sections)
-    family = {key_of(base): base for each in sections for base in each.__mro__ if issubclass(base, Section)}
+    family = {key_of(base): base for each in sections for base in reversed(each.__mro__) if issubclass(base, Section)}
     read = {
         (declaring(family[key], name), name)
         for key, pattern in reads
