@@ -87,12 +87,11 @@ def test_the_repairing_command_is_that_of_the_run(copied_run):
     flip(copied_run.packed / "plan-256.parquet")
     code, out, _ = copied_run.run("--mode", "verify")
     assert code == 1 and f"make what is damaged again with: {command} --mode repair\n" in out
-    code, _, err = copied_run.run("--trace", "256:0")
-    assert code == 2 and err.endswith(f"make it again with: {command} --mode repair\n")
+    with pytest.raises(UserError, match="make it again with: MAKE --mode repair$"):
+        PackedCache(copied_run.packed, command="MAKE").sequences(256)
     (copied_run.packed / "index.json").unlink()
-    code, _, err = copied_run.run("--mode", "verify")
-    missing = f"error: {copied_run.packed}/index.json is missing; make it again with: {command} --mode repair\n"
-    assert (code, err) == (2, missing)
+    with pytest.raises(UserError, match="index.json is missing; make it again with: MAKE --mode repair$"):
+        PackedCache(copied_run.packed, command="MAKE")
 
 
 def test_repair_restores_index_plan_and_tokenizer(copied_run, packed_run):
