@@ -55,8 +55,10 @@ def estimate(stage: "Stage") -> Estimate:
 
 def run(stage: "Stage") -> None:
     from pipeline_lib.text_cleaning import corpus
+    from pipeline_lib.text_cleaning.clean_summary import summarise
+    from pipeline_lib.text_cleaning.pieces import shards_of
 
-    shards = corpus.shards_of(stage)
+    shards = shards_of(stage)
     corpus.check_inputs(stage, shards)
     quality_model = corpus.train_quality_model(stage, shards)
     corpus.clean_shards(stage, shards, quality_model)
@@ -65,7 +67,7 @@ def run(stage: "Stage") -> None:
     corpus.write_contamination(stage, shards)
     corpus.write_all_receipts(stage, shards)
     corpus.write_scores(stage, shards, duplicates)
-    stage.result = corpus.summarise(stage, shards)
+    stage.result = summarise(stage, shards)
 
 
 if __name__ == "__main__":

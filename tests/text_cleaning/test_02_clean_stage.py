@@ -16,7 +16,7 @@ from dedup.memory_limit import MemoryLimit
 from pipeline_lib.config.clean import CleanSettings
 from pipeline_lib.stage import Ledger, UserError, file_digest
 from pipeline_lib.stage.manifest import MANIFEST, Manifest
-from pipeline_lib.text_cleaning.corpus import fitting_workers, memory_limit
+from pipeline_lib.text_cleaning.memory_share import fitting_workers, memory_limit
 from pipeline_lib.text_cleaning.receipts import explain
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "02_clean_deduplicate.py"

@@ -7,109 +7,24 @@ the work folder and goes with it; its digest is in the unit's result and is chec
 
 import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline_lib.stage import Ledger, Stage, StageFailure, UserError, atomic_path, file_digest, ordered_map
+from pipeline_lib.stage import Ledger, Stage, StageFailure, atomic_path, file_digest, ordered_map
 
 from .copied_records import COPIED_RECORDS, CopiedRecords, compared_sets, count_in_shards, write_copied_records
+from .memory_share import fitting_workers, memory_limit
+from .pieces import SCRATCH, Shard, pieces_of, verified
 from .receipts import RECEIPTS, write_receipts
 
 if TYPE_CHECKING:
-    from dedup.memory_limit import MemoryLimit
     from dedup.parameters import DedupParameters
-    from pipeline_lib.config.clean import CleanSettings, DedupSettings
+    from pipeline_lib.config.clean import DedupSettings
 
-SCRATCH = "scratch"
 DUPLICATES = "duplicates"
 QUALITY_MODEL = "quality_model.npy"
 FLOW = "text"
-PIECE_BYTES = 16_000_000  # of text per unit, a few seconds of work
 WORKER_BYTES = 8_000_000  # of text for which another process (1 s to start) pays off
-CLEANER_BYTES = 350 << 20  # of memory of a process that cleans, measured: libraries and models, batches
-IDLE_BYTES = 320 << 20  # of the process that waits for the others, and of their fork server
-LEAST_BYTES = 560 << 20  # of a single process that cleans (470 MB) and then sorts
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Some row groups of an input shard, and the scratch files that hold what became of them."""
-
-    unit: str
-    groups: tuple[int, ...]
-    bytes: int
-    candidates: Path
-    receipts: Path
-    scores: Path
-    copies: Path
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One input shard, its pieces, and the scratch files of its final form."""
-
-    name: str
-    source: Path
-    pieces: tuple[Piece, ...]
-    final: Path
-    duplicate_receipts: Path
-
-
-def text_shards(stage: Stage) -> list[Path]:
-    """Return the text shards of stage 01, verified. Raises UserError when there is none."""
-    files = stage.input("01_download").files("part-*.parquet")
-    if not files:
-        raise UserError("01_download has no text shards; give `download.sources` a source of kind text")
-    return files
-
-
-def shards_of(stage: Stage) -> list[Shard]:
-    """Return the shards to clean, their pieces, and where the scratch files lie."""
-    folder = stage.work / SCRATCH
-    return [
-        Shard(
-            file.stem,
-            file,
-            tuple(_pieces(file, folder)),
-            folder / "final" / file.name,
-            folder / "duplicate_receipts" / file.name,
-        )
-        for file in text_shards(stage)
-    ]
-
-
-def _pieces(file: Path, folder: Path) -> list[Piece]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        metadata = pq.read_metadata(file)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{file} is no readable Parquet file ({error}); run stage 01 with --force") from None
-    sizes = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
-    runs: list[list[int]] = [[]]
-    for group, size in enumerate(sizes):
-        if runs[-1] and sum(sizes[g] for g in runs[-1]) + size > PIECE_BYTES:
-            runs.append([])
-        runs[-1].append(group)
-    return [
-        Piece(
-            f"clean/{file.stem}/{number:04d}",
-            tuple(groups),
-            sum(sizes[group] for group in groups),
-            folder / "candidates" / f"{file.stem}-{number:04d}.parquet",
-            folder / "receipts" / f"{file.stem}-{number:04d}.parquet",
-            folder / "scores" / f"{file.stem}-{number:04d}.parquet",
-            folder / "copies" / f"{file.stem}-{number:04d}.parquet",
-        )
-        for number, groups in enumerate(runs)
-    ]
-
-
-def _pieces_of(shards: Sequence[Shard]) -> list[Piece]:
-    return [piece for shard in shards for piece in shard.pieces]
 
 
 def evaluation_files(stage: Stage) -> list[Path]:
@@ -167,7 +82,7 @@ def clean_shards(stage: Stage, shards: list[Shard], quality_model: Path | None) 
         for shard in shards
         for piece in shard.pieces
     }
-    waiting = [piece for piece in _pieces_of(shards) if not stage.finished(piece.unit)]
+    waiting = [piece for piece in pieces_of(shards) if not stage.finished(piece.unit)]
     limit = memory_limit(stage.settings)
     worth = 1 + sum(piece.bytes for piece in waiting) // WORKER_BYTES
     wanted = min(stage.threads, len(waiting), worth) or 1
@@ -188,28 +103,6 @@ def clean_shards(stage: Stage, shards: list[Shard], quality_model: Path | None) 
     _stop_if_nothing_is_left(stage, shards)
 
 
-def memory_limit(settings: "CleanSettings") -> "MemoryLimit":
-    """Return the memory that the stage may reach. Raises UserError for what is no size, or too little to work in."""
-    from dedup.memory_limit import MemoryLimit, parse_size
-
-    if settings.max_ram is None:
-        return MemoryLimit()
-    try:
-        limit = parse_size(settings.max_ram)
-    except UserError as error:
-        raise UserError(f"clean.max_ram: {str(error).removeprefix('dedup: ')}") from None
-    if limit < LEAST_BYTES:
-        raise UserError(f"clean.max_ram is {settings.max_ram}; cleaning needs at least {LEAST_BYTES >> 20}M")
-    return MemoryLimit(limit)
-
-
-def fitting_workers(wanted: int, limit: "MemoryLimit") -> int:
-    """Return how many of the wanted cleaning processes fit; one is this process, more have it beside them, idle."""
-    if limit.bytes is None:
-        return wanted
-    return min(wanted, max(1, (limit.bytes - IDLE_BYTES) // CLEANER_BYTES))
-
-
 def _enter(ledger: Ledger, tally: dict[str, Any]) -> None:
     for source, measure, amount in tally["entered"]:
         ledger.enter(FLOW, source, **{"documents": 0, measure: amount})
@@ -222,7 +115,7 @@ def _enter(ledger: Ledger, tally: dict[str, Any]) -> None:
 
 
 def _stop_if_nothing_is_left(stage: Stage, shards: list[Shard]) -> None:
-    results = [stage.unit_result(piece.unit) for piece in _pieces_of(shards)]
+    results = [stage.unit_result(piece.unit) for piece in pieces_of(shards)]
     documents = sum(result["documents"] for result in results)
     if sum(result["removed"] for result in results) < documents:
         return
@@ -246,10 +139,10 @@ def find_duplicates(stage: Stage, shards: list[Shard]) -> Path:
     """Deduplicate over all candidates; return the file with one row per duplicate (dedup's columns)."""
     output = stage.work / SCRATCH / "duplicates.parquet"
     for key in stage.todo([DUPLICATES], "deduplication", "passes"):
-        files = [_verified(stage, piece.unit, "candidates", piece.candidates) for piece in _pieces_of(shards)]
+        files = [verified(stage, piece.unit, "candidates", piece.candidates) for piece in pieces_of(shards)]
         with stage.unit(key) as unit:
             unit.result = _write_duplicates(stage, files, output) | {"digests": {DUPLICATES: file_digest(output)}}
-    return _verified(stage, DUPLICATES, DUPLICATES, output)
+    return verified(stage, DUPLICATES, DUPLICATES, output)
 
 
 def _write_duplicates(stage: Stage, files: list[Path], output: Path) -> dict[str, Any]:
@@ -316,7 +209,7 @@ def write_final_shards(stage: Stage, shards: list[Shard], duplicates: Path) -> N
     waiting = [shard for shard in shards if not stage.finished(shard.name)]
     jobs = (
         FinalJob(
-            tuple(_verified(stage, piece.unit, "candidates", piece.candidates) for piece in shard.pieces),
+            tuple(verified(stage, piece.unit, "candidates", piece.candidates) for piece in shard.pieces),
             duplicates,
             shard.final,
             shard.duplicate_receipts,
@@ -342,8 +235,8 @@ def write_all_receipts(stage: Stage, shards: list[Shard]) -> None:
         with stage.unit(key) as unit:
             parts = []
             for shard in shards:
-                parts += [_verified(stage, piece.unit, "receipts", piece.receipts) for piece in shard.pieces]
-                parts.append(_verified(stage, shard.name, "receipts", shard.duplicate_receipts))
+                parts += [verified(stage, piece.unit, "receipts", piece.receipts) for piece in shard.pieces]
+                parts.append(verified(stage, shard.name, "receipts", shard.duplicate_receipts))
             unit.result = {"rows": write_receipts(parts, unit.path(RECEIPTS))}
 
 
@@ -353,7 +246,7 @@ def write_scores(stage: Stage, shards: list[Shard], duplicates: Path) -> None:
 
     for key in stage.todo(["scores"], "scores", "files"):
         with stage.unit(key) as unit:
-            parts = [_verified(stage, piece.unit, "scores", piece.scores) for piece in _pieces_of(shards)]
+            parts = [verified(stage, piece.unit, "scores", piece.scores) for piece in pieces_of(shards)]
             unit.result = {"rows": write_scores_file(parts, duplicates, unit.path(SCORES), stage.settings)}
 
 
@@ -367,68 +260,7 @@ def write_contamination(stage: Stage, shards: list[Shard]) -> None:
         with stage.unit(key) as unit:
             index = build_index(evaluation_files(stage), stage.settings.contamination.ngram)
             found = CopiedRecords(index)
-            for piece in _pieces_of(shards):
-                found.read(_verified(stage, piece.unit, "copies", piece.copies))
+            for piece in pieces_of(shards):
+                found.read(verified(stage, piece.unit, "copies", piece.copies))
             kept = count_in_shards(index, [stage.work / f"{shard.name}.parquet" for shard in shards])
             unit.result = write_copied_records(index, found, kept, compared_sets(stage), unit.path(COPIED_RECORDS))
-
-
-def summarise(stage: Stage, shards: list[Shard]) -> dict[str, Any]:
-    """Return the numbers for the card: documents in and out, removals per rule, personal data replaced."""
-    removed: Counter[str] = Counter()
-    replaced: Counter[str] = Counter()
-    cleaned = [stage.unit_result(piece.unit) for piece in _pieces_of(shards)]
-    final = [stage.unit_result(shard.name) for shard in shards]
-    for result in cleaned:
-        for _, kind, finds in result["tally"]["replaced"]:
-            replaced[kind] += finds
-    for dropped in [result["tally"]["dropped"] for result in cleaned] + [result["dropped"] for result in final]:
-        for _, rule, measure, amount in dropped:
-            removed[rule] += amount if measure == "documents" else 0
-    kept = sum(amount for result in final for _, measure, amount in result["kept"] if measure == "documents")
-    return {
-        "documents_in": sum(result["documents"] for result in cleaned),
-        "documents_kept": kept,
-        "removed": dict(removed.most_common()),
-        "personal_data_replaced": dict(replaced.most_common()),
-        "evaluation_records": _spell_contamination(stage),
-        "deduplication": _spell_deduplication(stage),
-    }
-
-
-def _spell_contamination(stage: Stage) -> str:
-    """Return the card's line on the evaluation records: how many were compared, came in, and stay."""
-    if not stage.settings.contamination.enabled:
-        return "not compared (clean.contamination.enabled is false)"
-    numbers = stage.unit_result(COPIED_RECORDS)
-    return (
-        f"{numbers['compared']:,} compared, {numbers['found']:,} found in what came in,"
-        f" {numbers['kept']:,} in what is kept"
-    )
-
-
-def _spell_deduplication(stage: Stage) -> str:
-    """Return the card's line on how good deduplication was on these very documents."""
-    if not stage.settings.dedup.enabled:
-        return "off"
-    result = stage.unit_result(DUPLICATES)
-    parts = [f"{result['fuzzy']:,} near duplicates, all verified"]
-    if "lowest_jaccard" in result:
-        parts = [f"precision 1.00: {parts[0]} on the real shingle sets, lowest Jaccard {result['lowest_jaccard']:.3f}"]
-    measured = result.get("recall")
-    if measured is None:
-        parts.append("recall not measured (clean.dedup.planted_copies is 0)")
-    elif measured["recall"] is None:
-        parts.append(f"recall not measurable: none of {measured['planted']} planted copies reached the threshold")
-    else:
-        parts.append(
-            f"recall {measured['recall']:.3f} measured: {measured['found']} of {measured['duplicates']} planted copies"
-            " at or above the threshold were found"
-        )
-    return "; ".join(parts)
-
-
-def _verified(stage: Stage, unit: str, name: str, path: Path) -> Path:
-    if not path.is_file() or file_digest(path) != stage.unit_result(unit)["digests"][name]:
-        raise StageFailure(f"the scratch file {path} is missing or damaged; start this stage again with --force")
-    return path

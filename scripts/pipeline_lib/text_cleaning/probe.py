@@ -11,15 +11,9 @@ from dedup.removals import find_duplicates
 from pipeline_lib.stage import Estimate, Stage
 from pipeline_lib.stage.memory import own_peak_bytes
 
-from .corpus import (
-    PIECE_BYTES,
-    QUALITY_MODEL,
-    dedup_parameters,
-    evaluation_files,
-    fitting_workers,
-    memory_limit,
-    text_shards,
-)
+from .corpus import QUALITY_MODEL, dedup_parameters, evaluation_files
+from .memory_share import fitting_workers, memory_limit
+from .pieces import PIECE_BYTES, text_shards
 from .shard import INPUT_COLUMNS, ROWS_PER_BATCH, DocumentCleaner, Tally
 
 PROBE_BYTES = 2_000_000
