@@ -3,6 +3,7 @@
 import dataclasses
 from collections import Counter
 
+import numpy as np
 import pytest
 from packed_run import CONFIG, run_script, write_text
 
@@ -125,10 +126,17 @@ def test_a_curriculum_that_reads_text_in_several_packings_is_counted_as_by_hand(
     assert data.text_read(state).tokens_read["again"] > 0
 
 
+def validation_inputs(path) -> np.ndarray:
+    """Return the tokens that validation reads, [sequences, 64]."""
+    data = PackedData(PackedCache(path, window_chunks=2), 64, 8, seed=5, validation_tokens=500)
+    return np.concatenate([batch.inputs.numpy() for batch in data.validation_batches(3)])
+
+
 def test_a_cache_that_grows_between_two_starts_is_counted_as_by_hand(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.replace(PACKING, SMALL))
     cache = Listening(pack(tmp_path / "run", config, 100))
+    validated = validation_inputs(cache.path)
     data = PackedData(cache, 64, 8, seed=5, validation_tokens=500)
     state, before = train_on(data, cache.sequences(64) // 8 + 10)  # in the middle of the second epoch
     write_text(tmp_path / "run", 60, seed=1, sources=("made", "other", "rare"), shard=1)
@@ -136,6 +144,7 @@ def test_a_cache_that_grows_between_two_starts_is_counted_as_by_hand(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     grown = Listening(tmp_path / "run" / "03_packed")
     assert len(grown.index["parts"]) == 2
+    np.testing.assert_array_equal(validation_inputs(grown.path), validated)
     grown.handed_out = cache.handed_out
     data = PackedData(grown, 64, 8, seed=5, validation_tokens=500)
     state, after = train_on(data, 2 * grown.sequences(64) // 8, state)

@@ -245,6 +245,11 @@ class PackedCache:
         position = order.start() if state is None else self._resume(state, settings)
         return {**self._identity(settings), **_place(order.advance(position, sequences))}
 
+    def start_with_first_part(self, context: int, seed: int = 0, split: str = "train") -> dict[str, Any]:
+        """Return the start of an epoch that reads part after part: text that is added later comes after all of this."""
+        settings = {"context": context, "split": split, "seed": seed, "window": self.window_chunks}
+        return {**self._identity(settings), **_place(Position(epoch=0, offset=0, parts=1, total=0))}
+
     def carry_over(self, state: dict[str, Any], context: int) -> dict[str, Any]:
         """Return the state with which reading goes on in sequences of another length where `state` stands.
 

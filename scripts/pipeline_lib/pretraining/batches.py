@@ -182,9 +182,13 @@ class PackedData:
         ]
 
     def validation_batches(self, sequences: int) -> Iterator[Batch]:
-        """Yield the validation sequences, `sequences` at a time, always the same ones in the same order."""
-        left = self._validation
-        for batch in self.cache.batches(self.context, sequences, seed=self._seed, split="val", arrays="numpy"):
+        """Yield the validation sequences, `sequences` at a time, always the same ones in the same order.
+
+        They come part after part, so text that is packed later changes them only if there were too few before.
+        """
+        left, start = self._validation, self.cache.start_with_first_part(self.context, self._seed, "val")
+        rows = self.cache.batches(self.context, sequences, state=start, seed=self._seed, split="val", arrays="numpy")
+        for batch in rows:
             if left <= 0:
                 return
             yield as_batch({name: batch[name][:left] for name in _ARRAYS})
