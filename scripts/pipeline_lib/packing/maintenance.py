@@ -34,7 +34,7 @@ def verify_cache(folder: Path, command: str) -> int:
     for line in problems:
         print(f"  {line}")
     stored = sum(chunk["bytes"] for chunk in index["chunks"])
-    verdict = f"{len(problems)} problems" if problems else "whole"
+    verdict = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}" if problems else "whole"
     print(
         f"{folder}: {verdict}; {len(index['chunks'])} chunks, {size(stored)}, {index['documents']:,} documents,"
         f" {index['tokens']:,} tokens, contexts {[plan['context'] for plan in index['plans']]}"
