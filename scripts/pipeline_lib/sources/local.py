@@ -70,7 +70,10 @@ def find_files(settings: SourceSettings) -> dict[Path, str]:
     found: dict[Path, str] = {}
     for entry in settings.paths:
         for file in _files_of_entry(entry, settings):
-            check_readable(file.name, settings)
+            try:
+                check_readable(file.name, settings)
+            except UserError as error:
+                raise UserError(f"download.sources '{settings.name}', {file.parent}: {error}") from None
             found.setdefault(file, _label(file, entry))
     if not any(file.stat().st_size for file in found):
         raise UserError(f"source '{settings.name}': every file of {', '.join(settings.paths)} is empty")
