@@ -35,6 +35,8 @@ class LanguageSettings(Section):
     """Number of windows, spread evenly over the document, whose probabilities are averaged."""
     window_characters: int = Field(default=1000, ge=20)
     """Length of one window, in characters."""
+    engine: Literal["compiled", "fasttext"] = "compiled"
+    """Who runs the model: compiled code, or the fasttext package (slow, the reference); the answers are the same."""
 
 
 class UrlSettings(Section):

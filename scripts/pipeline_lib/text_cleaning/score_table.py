@@ -25,7 +25,7 @@ NOT_SCORES = ("id", "source", "preview", RULE)
 _DECIDES_LINES = ("min_line_words", "max_word_characters")  # thresholds that rewrite texts before there is a score
 _DECIDES_FATE = ("action",)
 _JUDGES = ("quality_engine", "datatrove_words", "max_document_bytes", "dedup", "quality_rules", "exempt_sources")
-_MEANS = ("max_ram",)
+_MEANS = ("max_ram", "engine")
 
 
 def scores_table(table: "pa.Table", previews: "pa.Array", columns: Sequence[str], rules: "pa.Array") -> "pa.Table":
@@ -73,7 +73,7 @@ def scoring_settings(settings: "CleanSettings") -> dict[str, Any]:
             value = {
                 key: item
                 for key, item in value.items()
-                if key in _DECIDES_LINES or not (key.startswith(("min_", "max_")) or key in _DECIDES_FATE)
+                if key in _DECIDES_LINES or not (key.startswith(("min_", "max_")) or key in (*_DECIDES_FATE, *_MEANS))
             }
         kept[name] = value
     if "c4" in settings.quality_rules:

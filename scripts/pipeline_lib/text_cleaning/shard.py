@@ -26,7 +26,7 @@ from .copied_records import CopiedRecords
 from .datatrove_filter import GROUPS as DATATROVE_GROUPS
 from .datatrove_filter import DatatroveQualityFilter
 from .document_scores import score_documents
-from .language import LANGUAGE_COLUMNS, LanguageIdentifier
+from .language import load_identifier
 from .normalise import normalise_batch
 from .personal_data import PersonalData
 from .quality_model import QualityModel
@@ -85,7 +85,7 @@ class DocumentCleaner:
         self.rules = active_rules(settings)
         self._exempt = frozenset(settings.exempt_sources)
         self._personal_data = PersonalData(settings.personal_data.kinds, settings.personal_data.replacement, seed)
-        self._language = LanguageIdentifier(settings.language) if settings.language.keep else None
+        self._language = load_identifier(settings.language) if settings.language.keep else None
         self._quality_model = QualityModel.load(quality_model) if quality_model else None
         self.toxicity = load_scorer(settings.toxicity)
         self._urls = UrlLists(settings.url) if "url" in settings.quality_rules else None
@@ -111,7 +111,7 @@ class DocumentCleaner:
         if self._urls:
             columns |= self._urls.score(batch["url"].to_pylist())
         if self._language:
-            columns |= self._identify(array.to_pylist())
+            columns |= self._language.identify_batch(array)
         if self._quality_model:
             columns["quality_model"] = self._quality_model.score(array)
         if self.toxicity:
@@ -191,12 +191,6 @@ class DocumentCleaner:
     def _count_finds(self, sources: list[str], finds: np.ndarray, tally: Tally) -> None:
         for document, kind in np.argwhere(finds).tolist():
             tally.replaced[sources[document], self._personal_data.kinds[kind]] += int(finds[document, kind])
-
-    def _identify(self, texts: list[str]) -> dict[str, np.ndarray]:
-        found = [self._language.identify(text) for text in texts]
-        languages, scores, kept = zip(*found, strict=True) if found else ((), (), ())
-        values = (np.array(languages, dtype=object), np.array(scores, np.float64), np.array(kept, np.float64))
-        return dict(zip(LANGUAGE_COLUMNS, values, strict=True))
 
     def _count(self, before: pa.Table, sizes: np.ndarray, after: pa.Array, verdicts: np.ndarray, tally: Tally) -> None:
         unread = sizes > (self.settings.max_document_bytes or _ENDLESS)
