@@ -118,9 +118,7 @@ def accuracy(identifier: LanguageIdentifier) -> None:
         ours, theirs, best = [], [], []
         for _ in range(RUNS):
             ours.append(share_right(lambda texts: _languages(identifier, texts), texts))
-            theirs.append(
-                share_right(lambda texts: [detect(text, model="lite")[0]["lang"] for text in texts], texts)
-            )
+            theirs.append(share_right(lambda texts: [detect(text, model="lite")[0]["lang"] for text in texts], texts))
             best.append(
                 share_right(lambda texts: [unlimited.detect(text, model="lite")[0]["lang"] for text in texts], texts)
             )

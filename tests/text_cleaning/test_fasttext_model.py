@@ -30,15 +30,11 @@ def predicted(model, line):
     """{label: probability} of the likeliest labels."""
     raw = np.frombuffer(line.encode(), np.uint8)
     tables = model.tables
-    scratch = (
-        np.empty(raw.size + 2, np.uint8), np.empty(row_room(raw.size, tables.max_ngram), np.int32),
-        np.empty(tables.vectors.shape[1], np.float32),
-    )  # fmt: skip
+    word, rows = np.empty(raw.size + 2, np.uint8), np.empty(row_room(raw.size, tables.buckets.max_ngram), np.int32)
+    hidden = np.empty(tables.vectors.shape[1], np.float32)
     labels, probabilities = np.empty(CANDIDATES, np.int32), np.empty(CANDIDATES, np.float32)
-    room = 2 * len(model.labels)
-    number = predict_line(
-        raw, 0, raw.size, tables, *scratch, labels, probabilities, np.empty(room, np.int32), np.empty(room, np.float32)
-    )
+    stack, scores = np.empty(2 * len(model.labels), np.int32), np.empty(2 * len(model.labels), np.float32)
+    number = predict_line(raw, 0, raw.size, tables, word, rows, hidden, labels, probabilities, stack, scores)
     names = [model.labels[label] for label in labels[:number]]
     return dict(zip(names, probabilities[:number].tolist(), strict=True))
 
@@ -79,8 +75,8 @@ def test_any_bytes_read_as_the_stage_reads_them_give_the_packages_labels(model, 
 
 
 def test_every_word_of_the_dictionary_is_found(model, package):
-    words = model.tables.word_bytes.tobytes()
-    offsets = model.tables.word_offsets.tolist()
+    words = model.tables.words.data.tobytes()
+    offsets = model.tables.words.offsets.tolist()
     for start, end in zip(offsets[:-1:50], offsets[1::50], strict=False):
         line = words[start:end].decode()
         assert_same(predicted(model, line), by_package(package, line))
@@ -88,8 +84,8 @@ def test_every_word_of_the_dictionary_is_found(model, package):
 
 def test_the_model_is_what_its_file_says(model):
     assert len(model.labels) == 176 and {"en", "de", "zh"} < set(model.labels)
-    words = model.tables.word_offsets.size - 1
-    assert model.tables.vectors.shape == (words + (model.tables.bucket_rows >= 0).sum(), 16)
+    words = model.tables.words.offsets.size - 1
+    assert model.tables.vectors.shape == (words + (model.tables.buckets.rows >= 0).sum(), 16)
     assert np.isfinite(model.tables.vectors).all()
 
 

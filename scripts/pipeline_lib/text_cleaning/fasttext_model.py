@@ -22,7 +22,18 @@ import numpy as np
 from pipeline_lib.compiled import kernel
 from pipeline_lib.stage import StageFailure
 
-from .fasttext_prediction import BEGINNING, END, FNV_START, Tables, hash_step, row_room, subword_rows
+from .fasttext_prediction import (
+    BEGINNING,
+    END,
+    FNV_START,
+    Buckets,
+    Tables,
+    Words,
+    add_word,
+    hash_step,
+    row_room,
+    subword_rows,
+)
 
 MAGIC = 793712314
 VERSION = 12
@@ -118,21 +129,27 @@ def load_model(path: Path) -> FastTextModel:
     nodes = file.array(np.float32, rows * columns).reshape(rows, columns)[:-1]
     file.end()
 
-    bucket_rows = np.full(buckets, -1, np.int32)
     if kept.size and (kept.min() < 0 or kept[:, 0].max() >= buckets or words + kept[:, 1].max() >= len(vectors)):
         raise file.fail("names buckets or rows that it does not have")
+    bucket_rows = np.full(buckets, -1, np.int32)
     bucket_rows[kept[:, 0]] = words + kept[:, 1]
+    bits = np.zeros(-(-buckets // 64) * 64, np.uint8)
+    bits[kept[:, 0]] = 1
+    shift = 31 + buckets.bit_length()
+    table = Buckets(
+        np.packbits(bits, bitorder="little").view("<u8").astype(np.uint64), bucket_rows,
+        np.uint64((1 << shift) // buckets), np.uint64(shift), min_ngram, max_ngram,
+    )  # fmt: skip
+    line_end = entries.words.index(END_OF_LINE)
     left, right = huffman_tree(entries.label_counts)
     tables = Tables(
-        *_index_words(entries.words, min_ngram, max_ngram, bucket_rows),
-        bucket_rows,
+        _index_words(entries.words, line_end, table),
+        table,
         vectors,
         np.ascontiguousarray(nodes, np.float32),
         left,
         right,
-        min_ngram,
-        max_ngram,
-        entries.words.index(END_OF_LINE),
+        line_end,
     )
     return FastTextModel(tuple(entries.labels), tables)
 
@@ -209,40 +226,38 @@ def huffman_tree(counts: list[int]) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(children[:, 0]), np.ascontiguousarray(children[:, 1])
 
 
-def _index_words(words: list[bytes], min_ngram: int, max_ngram: int, bucket_rows: np.ndarray) -> tuple:
-    """Return the first five tables: bytes and offsets of the words, their hash table, rows and offsets of the rows."""
+def _index_words(words: list[bytes], line_end: int, buckets: Buckets) -> Words:
+    """Return the dictionary: each word stands for its own row and those of its n-grams, "</s>" for its own alone."""
+    size = sum(map(len, words))
     data = np.frombuffer(b"".join(words), np.uint8)
-    offsets = np.zeros(len(words) + 1, np.int64)
-    np.cumsum([len(word) for word in words], out=offsets[1:])
-    slots = np.full(1 << (4 * len(words)).bit_length(), -1, np.int32)
-    rows = np.empty(len(words) + row_room(data.size, max_ngram), np.int32)
-    row_offsets = np.zeros(len(words) + 1, np.int64)
-    scratch = np.empty(int(np.diff(offsets).max()) + 2, np.uint8)
-    _fill_index(
-        data, offsets, words.index(END_OF_LINE), min_ngram, max_ngram, bucket_rows, scratch, slots, rows, row_offsets
+    starts = np.cumsum([0, *map(len, words)])
+    longest = int(np.diff(starts).max())
+    room = row_room(size, buckets.max_ngram) + len(words)
+    index = Words(
+        np.empty(size, np.uint8),
+        np.zeros(len(words) + 1, np.int64),
+        np.empty(room, np.int32),
+        np.zeros(len(words) + 1, np.int64),
+        np.full(1 << (4 * len(words)).bit_length(), -1, np.int32),
     )
-    return data, offsets, slots, rows[: row_offsets[-1]].copy(), row_offsets
+    scratch = np.empty(longest + 2, np.uint8), np.empty(row_room(longest, buckets.max_ngram) + 1, np.int32)
+    _fill_index(data, starts, line_end, buckets, *scratch, index)
+    return index._replace(rows=index.rows[: index.row_offsets[-1]].copy())
 
 
 @kernel
-def _fill_index(data, offsets, line_end, min_ngram, max_ngram, bucket_rows, word, slots, rows, row_offsets):
-    count = 0
-    mask = slots.size - 1
+def _fill_index(data, starts, line_end, buckets, word, rows, index):
     word[0] = BEGINNING
-    for i in range(offsets.size - 1):
+    for i in range(starts.size - 1):
         size = 1
         value = FNV_START
-        for k in range(offsets[i], offsets[i + 1]):
+        for k in range(starts[i], starts[i + 1]):
             value = hash_step(value, data[k])
             word[size] = data[k]
             size += 1
         word[size] = END
-        slot = np.int64(value) & mask
-        while slots[slot] >= 0:
-            slot = (slot + 1) & mask
-        slots[slot] = i
-        rows[count] = i
-        count += 1
+        rows[0] = i
+        count = 1
         if i != line_end:
-            count = subword_rows(word, size + 1, min_ngram, max_ngram, bucket_rows, rows, count)
-        row_offsets[i + 1] = count
+            count = subword_rows(word, size + 1, buckets, rows, count)
+        add_word(index, i, word, size, value, rows, 0, count)

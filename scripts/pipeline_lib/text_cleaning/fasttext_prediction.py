@@ -5,8 +5,10 @@ and NUL. A word gives the row of its own, if the dictionary has it, and those of
 around it (Bojanowski et al. 2017). The mean of all rows goes down a Huffman tree, at each node a logistic regression
 says how likely the right branch is, and the probability of a label is the product along its path.
 How: an n-gram is a 32-bit FNV-1a hash, continued byte by byte from the n-gram that is one character shorter, modulo the
-number of buckets, most of which were pruned to make the model small. For dictionary words the rows are listed once.
-Cost: n-grams of the words outside the dictionary; then the sum of rows (about three per byte of English).
+number of buckets. Most buckets were pruned to make the model small, which one bit per bucket tells (250 KB, where the
+rows' numbers take 8 MB). The rows of the dictionary's words are listed when it is loaded.
+Cost: hashing n-grams is half of it: 1,000 characters of English have 2,400, of which 250 have a row. Listing also the
+rows of other words when they are first met saved a tenth and is not worth its code.
 Traps: the package hashes bytes as signed characters, so bytes from 0x80 on set the upper 24 bits too. "</s>" written
 out in a text ends the line; a word that begins with __label__ is none. A sum of floats depends on its order: rows are
 added one by one in the order of the text, and logarithms are taken with 1e-5 added and rounded to 32 bits, as the
@@ -24,26 +26,47 @@ FNV_START = np.uint32(2166136261)
 FNV_PRIME = np.uint32(16777619)
 BEGINNING, END = 0x3C, 0x3E  # < and >, put around a word
 LABEL_PREFIX = np.frombuffer(b"__label__", np.uint8)
+_ONE, _SIX, _LOW_SIX = np.uint64(1), np.uint64(6), np.uint64(63)  # places of bits in kept
 LOG_OFFSET = 1e-5
 LOWEST_SCORE = np.float32(math.log(LOG_OFFSET))
 """Branches below this logarithm are not entered."""
 
 
+class Words(NamedTuple):
+    """Words and the rows that each of them stands for: a hash table with linear probing."""
+
+    data: np.ndarray
+    """uint8[...]: the words, one after the other."""
+    offsets: np.ndarray
+    """int64[words + 1]"""
+    rows: np.ndarray
+    """int32[...]: the rows of the words, one after the other."""
+    row_offsets: np.ndarray
+    """int64[words + 1]"""
+    slots: np.ndarray
+    """int32[power of two]: numbers of words by hash; -1 = free."""
+
+
+class Buckets(NamedTuple):
+    """Where n-grams go: hash modulo the number of buckets."""
+
+    kept: np.ndarray
+    """uint64[buckets / 64]: one bit per bucket, set when it was not pruned."""
+    rows: np.ndarray
+    """int32[buckets]: the row of a bucket; -1 = pruned."""
+    reciprocal: np.uint64
+    shift: np.uint64
+    """2^shift / number of buckets, rounded down; below 2^32."""
+    min_ngram: int
+    max_ngram: int
+    """Shortest and longest n-gram, in characters."""
+
+
 class Tables(NamedTuple):
     """A model as plain arrays. Rows: of the dictionary's words first, then of the buckets that were not pruned."""
 
-    word_bytes: np.ndarray
-    """uint8[...]: the dictionary's words, one after the other."""
-    word_offsets: np.ndarray
-    """int64[words + 1]"""
-    word_slots: np.ndarray
-    """int32[power of two]: hash table of the words, with linear probing; -1 = free."""
-    word_rows: np.ndarray
-    """int32[...]: the rows of each word and of its n-grams."""
-    word_row_offsets: np.ndarray
-    """int64[words + 1]"""
-    bucket_rows: np.ndarray
-    """int32[buckets]: the row of a bucket; -1 = pruned."""
+    words: Words
+    buckets: Buckets
     vectors: np.ndarray
     """float32[rows, dimension]"""
     nodes: np.ndarray
@@ -52,9 +75,6 @@ class Tables(NamedTuple):
     """int32[labels - 1]: a label, or labels + inner node."""
     right: np.ndarray
     """int32[labels - 1]"""
-    min_ngram: int
-    max_ngram: int
-    """Shortest and longest n-gram, in characters."""
     line_end: int
     """The word "</s>", which ends every line."""
 
@@ -70,16 +90,24 @@ def _separates(byte):
     return byte <= 0x20 and (byte == 0x20 or byte == 0 or (byte >= 0x09 and byte <= 0x0D))
 
 
+@kernel(inline="always")
+def _bucket(value, reciprocal, shift, number):
+    """Return value modulo the number of buckets, by multiplication: the quotient is at most one too small."""
+    value = np.uint64(value)
+    rest = value - ((value * reciprocal) >> shift) * number
+    return rest - number if rest >= number else rest
+
+
 @kernel
-def subword_rows(word, size, min_ngram, max_ngram, bucket_rows, rows, count):
+def subword_rows(word, size, buckets, rows, count):
     """Append to rows[count:] the rows of the n-grams of word[:size] ("<" and ">" included); return the new count."""
-    buckets = np.uint32(bucket_rows.size)
+    number = np.uint64(buckets.rows.size)
     for first in range(size):
         if word[first] & 0xC0 == 0x80:
             continue
         value = FNV_START
         position = first
-        for length in range(1, max_ngram + 1):
+        for length in range(1, buckets.max_ngram + 1):
             if position == size:
                 break
             value = hash_step(value, word[position])
@@ -87,10 +115,10 @@ def subword_rows(word, size, min_ngram, max_ngram, bucket_rows, rows, count):
             while position < size and word[position] & 0xC0 == 0x80:
                 value = hash_step(value, word[position])
                 position += 1
-            if length >= min_ngram and not (length == 1 and (first == 0 or position == size)):
-                row = bucket_rows[value % buckets]
-                if row >= 0:
-                    rows[count] = row
+            if length >= buckets.min_ngram and not (length == 1 and (first == 0 or position == size)):
+                bucket = _bucket(value, buckets.reciprocal, buckets.shift, number)
+                if (buckets.kept[bucket >> _SIX] >> (bucket & _LOW_SIX)) & _ONE:
+                    rows[count] = buckets.rows[bucket]
                     count += 1
     return count
 
@@ -106,17 +134,34 @@ def _begins_with(word, size, wanted, start, stop):
 
 
 @kernel
-def _find_word(word, size, value, word_bytes, word_offsets, word_slots):
-    """Return the number of the dictionary's word that is word[1:size], whose hash is `value`, or -1."""
-    mask = word_slots.size - 1
+def _find_word(words, word, size, value):
+    """Return the number of the word that is word[1:size], whose hash is `value`, or -1."""
+    mask = words.slots.size - 1
     slot = np.int64(value) & mask
-    while word_slots[slot] >= 0:
-        candidate = word_slots[slot]
-        start, stop = word_offsets[candidate], word_offsets[candidate + 1]
-        if stop - start == size - 1 and _begins_with(word, size, word_bytes, start, stop):
+    while words.slots[slot] >= 0:
+        candidate = words.slots[slot]
+        start, stop = words.offsets[candidate], words.offsets[candidate + 1]
+        if stop - start == size - 1 and _begins_with(word, size, words.data, start, stop):
             return np.int64(candidate)
         slot = (slot + 1) & mask
     return np.int64(-1)
+
+
+@kernel
+def add_word(words, number, word, size, value, rows, first, last):
+    """Make word[1:size], whose hash is `value`, the word `number`; it stands for rows[first:last]."""
+    start, row_start = words.offsets[number], words.row_offsets[number]
+    for k in range(size - 1):
+        words.data[start + k] = word[1 + k]
+    for k in range(last - first):
+        words.rows[row_start + k] = rows[first + k]
+    words.offsets[number + 1] = start + size - 1
+    words.row_offsets[number + 1] = row_start + last - first
+    mask = words.slots.size - 1
+    slot = np.int64(value) & mask
+    while words.slots[slot] >= 0:
+        slot = (slot + 1) & mask
+    words.slots[slot] = number
 
 
 @kernel
@@ -140,18 +185,16 @@ def line_rows(data, begin, end, tables, word, rows):
             word[size] = byte
             size += 1
             position += 1
-        known = _find_word(word, size, value, tables.word_bytes, tables.word_offsets, tables.word_slots)
+        known = _find_word(tables.words, word, size, value)
         if known >= 0:
-            for k in range(tables.word_row_offsets[known], tables.word_row_offsets[known + 1]):
-                rows[count] = tables.word_rows[k]
+            for k in range(tables.words.row_offsets[known], tables.words.row_offsets[known + 1]):
+                rows[count] = tables.words.rows[k]
                 count += 1
             if known == tables.line_end:
                 return count
         elif not _begins_with(word, size, LABEL_PREFIX, 0, LABEL_PREFIX.size):
             word[size] = END
-            count = subword_rows(
-                word, size + 1, tables.min_ngram, tables.max_ngram, tables.bucket_rows, rows, count
-            )
+            count = subword_rows(word, size + 1, tables.buckets, rows, count)
     rows[count] = tables.line_end
     return count + 1
 

@@ -98,9 +98,7 @@ class LanguageIdentifier(Identifier):
         """See `Identifier`. The texts must be valid UTF-8, which normalisation sees to."""
         data, offsets = (_read_only(array) for array in text_buffers(texts))
         windows = Windows.room_for(len(texts), self._settings.windows)
-        _find_windows(
-            data, offsets, self._settings.window_characters, character_classes(), case_classes(), *windows
-        )
+        _find_windows(data, offsets, self._settings.window_characters, character_classes(), case_classes(), *windows)
         lowered = _lowered(data, windows)
         found = np.empty(len(texts), np.int64)
         scores, kept = np.zeros(len(texts)), np.zeros(len(texts))
@@ -215,7 +213,7 @@ def _identify_windows(data, lowered, windows, tables, rank, keep, found, scores,
         for w in range(windows.begins.shape[1]):
             longest = max(longest, windows.ends[i, w] - windows.begins[i, w])
     names = rank.size
-    word, rows = np.empty(longest + 2, np.uint8), np.empty(row_room(longest, tables.max_ngram), np.int32)
+    word, rows = np.empty(longest + 2, np.uint8), np.empty(row_room(longest, tables.buckets.max_ngram), np.int32)
     hidden = np.empty(tables.vectors.shape[1], np.float32)
     labels, probabilities = np.empty(CANDIDATES, np.int32), np.empty(CANDIDATES, np.float32)
     stack, stack_scores = np.empty(2 * names, np.int32), np.empty(2 * names, np.float32)
@@ -237,9 +235,7 @@ def _identify_windows(data, lowered, windows, tables, rank, keep, found, scores,
         best = -1
         for name in range(names):
             if totals[name] > 0 and (
-                best < 0
-                or totals[name] > totals[best]
-                or (totals[name] == totals[best] and rank[name] < rank[best])
+                best < 0 or totals[name] > totals[best] or (totals[name] == totals[best] and rank[name] < rank[best])
             ):
                 best = name
         found[i] = best  # -1 takes the last of the labels, which is none
