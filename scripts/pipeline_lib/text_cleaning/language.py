@@ -6,7 +6,7 @@ Text in capitals is lowered first, which the model otherwise takes for other lan
 How: one compiled pass finds the windows in the UTF-8 bytes, a second one predicts (`fasttext_prediction`). Only windows
 in capitals become Python strings, because lower case is a table and a rule (the Greek final sigma) that Python has.
 `LibraryIdentifier` does the same with the fasttext package, a string per window: the reference, and the way out when a
-later model has another form. Both give the same bits; compiled code runs about fifteen times as fast.
+later model has another form. Both give the same bits; compiled code is about eight times as fast.
 Cost: about 0.02 ms per window of 1000 characters.
 Trap: windows are counted in code points, as everywhere, never in bytes.
 """
