@@ -139,6 +139,14 @@ def test_a_model_of_another_kind_is_refused_in_one_line(tmp_path, place, value, 
     assert complaint in message and "set clean.language.engine to fasttext" in message
 
 
+@pytest.mark.parametrize("count", [10**15, -1])
+def test_counts_that_make_no_tree_are_refused(tmp_path, count):
+    raw = bytearray(model_file().read_bytes())
+    place = raw.index(b"__label__en\0") + len(b"__label__en\0")
+    raw[place : place + 8] = count.to_bytes(8, "little", signed=True)
+    assert "has label counts that are" in refusal(tmp_path, bytes(raw))
+
+
 def test_a_model_cut_anywhere_or_with_more_behind_is_refused(tmp_path):
     raw = model_file().read_bytes()
     for size in [0, 3, 7, 40, 63, 80, 93, *range(100, len(raw), len(raw) // 40), len(raw) - 1]:

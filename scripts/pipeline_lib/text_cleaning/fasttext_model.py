@@ -171,6 +171,9 @@ def _read_dictionary(file: _File) -> tuple[_Entries, np.ndarray]:
         else:
             entries.labels.append(word.decode("utf-8", "replace").removeprefix(LABEL_PREFIX))
             entries.label_counts.append(count)
+    counts = entries.label_counts
+    if counts != sorted(counts, reverse=True) or counts[-1] < 0 or sum(counts) >= _UNKNOWN_COUNT:
+        raise file.fail("has label counts that are negative, too great or not in falling order")
     if END_OF_LINE not in entries.words:
         raise file.fail("has no word </s>")
     return entries, file.array(np.int32, 2 * kept).reshape(kept, 2).astype(np.int64)

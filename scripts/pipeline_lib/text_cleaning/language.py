@@ -11,6 +11,7 @@ Cost: about 0.02 ms per window of 1000 characters.
 Trap: windows are counted in code points, as everywhere, never in bytes.
 """
 
+from abc import ABC, abstractmethod
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,15 +61,15 @@ def model_file() -> Path:
     return path
 
 
-class Identifier:
+class Identifier(ABC):
     """What both engines share: one text as a batch of one."""
 
+    @abstractmethod
     def identify_batch(self, texts: "pyarrow.Array") -> dict[str, np.ndarray]:
         """Return LANGUAGE_COLUMNS of normalised texts: str, float64 and float64 [documents].
 
-        A text without any visible character has the language "" and scores of 0. Raises ValueError for nulls.
+        A text without any visible character has the language "" and scores of 0. Nulls are not allowed.
         """
-        raise NotImplementedError
 
     def identify(self, text: str) -> LanguageScore:
         """Return the language of one text."""
