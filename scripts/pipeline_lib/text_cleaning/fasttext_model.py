@@ -10,7 +10,7 @@ The file, little-endian, without padding (fastText 0.9, file version 12):
   bool output quantised; the output matrix: int64 rows, int64 dimension, float32.
 A quantiser (Jegou et al. 2011, product quantisation): int32 dimension, parts, dimensions of a part, of the last part;
 then per part 256 centroids, float32. A row is its parts' centroids one after the other, times its norm.
-The rows are multiplied out on loading: 3.2 MB for lid.176.ftz, instead of 16 look-ups per row and use.
+The rows are multiplied out on loading: 3.2 MB for lid.176.ftz, instead of eight look-ups and products per row and use.
 Only this kind can be read: supervised, hierarchical softmax, no word n-grams, quantised input, dense output.
 """
 

@@ -121,6 +121,7 @@ class Windows(NamedTuple):
 
     @classmethod
     def room_for(cls, documents: int, windows: int) -> "Windows":
+        """Return arrays of zeros, for `_find_windows` to fill."""
         begins, ends, characters = np.zeros((3, documents, windows), np.int64)
         return cls(begins, ends, characters, np.zeros((documents, windows), np.bool_))
 
