@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline_lib.stage import StageFailure
-from pipeline_lib.text_cleaning.fasttext_model import huffman_tree, load_model
-from pipeline_lib.text_cleaning.fasttext_prediction import predict_line, row_room
+from pipeline_lib.text_cleaning.fasttext_model import huffman_tree, load_model, reciprocal_of
+from pipeline_lib.text_cleaning.fasttext_prediction import bucket_of, predict_line, row_room
 from pipeline_lib.text_cleaning.language import model_file
 
 CANDIDATES = 8
@@ -87,6 +87,14 @@ def test_the_model_is_what_its_file_says(model):
     words = model.tables.words.offsets.size - 1
     assert model.tables.vectors.shape == (words + (model.tables.buckets.rows >= 0).sum(), 16)
     assert np.isfinite(model.tables.vectors).all()
+
+
+@settings(deadline=None)
+@given(st.integers(1, 2**31 - 1), st.integers(0, 2**32 - 1), st.sampled_from([-1, 0, 1]))
+def test_the_bucket_is_the_hash_modulo_their_number(number, value, beside):
+    reciprocal, shift = reciprocal_of(number)
+    for hashed in (value, max(0, min(2**32 - 1, value // number * number + beside)), 2**32 - 1):
+        assert bucket_of(np.uint32(hashed), reciprocal, shift, np.uint64(number)) == hashed % number
 
 
 @given(st.lists(st.integers(1, 10**6), min_size=2, max_size=60))

@@ -129,17 +129,15 @@ def load_model(path: Path) -> FastTextModel:
     nodes = file.array(np.float32, rows * columns).reshape(rows, columns)[:-1]
     file.end()
 
-    if kept.size and (kept.min() < 0 or kept[:, 0].max() >= buckets or words + kept[:, 1].max() >= len(vectors)):
+    last_bucket, last_row = kept.max(axis=0, initial=-1).tolist()
+    if kept.min(initial=0) < 0 or last_bucket >= buckets or words + last_row >= len(vectors):
         raise file.fail("names buckets or rows that it does not have")
     bucket_rows = np.full(buckets, -1, np.int32)
     bucket_rows[kept[:, 0]] = words + kept[:, 1]
     bits = np.zeros(-(-buckets // 64) * 64, np.uint8)
     bits[kept[:, 0]] = 1
-    shift = 31 + buckets.bit_length()
-    table = Buckets(
-        np.packbits(bits, bitorder="little").view("<u8").astype(np.uint64), bucket_rows,
-        np.uint64((1 << shift) // buckets), np.uint64(shift), min_ngram, max_ngram,
-    )  # fmt: skip
+    kept_bits = np.packbits(bits, bitorder="little").view("<u8").astype(np.uint64)
+    table = Buckets(kept_bits, bucket_rows, *reciprocal_of(buckets), min_ngram, max_ngram)
     line_end = entries.words.index(END_OF_LINE)
     left, right = huffman_tree(entries.label_counts)
     tables = Tables(
@@ -206,6 +204,12 @@ def _read_quantiser(file: _File, dimension: int) -> list[np.ndarray]:
         raise file.fail(f"has a quantiser of {parts} parts of {width} and {last} for a dimension of {dimension}")
     widths = [width] * (parts - 1) + [last]
     return [file.array(np.float32, CENTROIDS * part).astype(np.float32).reshape(CENTROIDS, part) for part in widths]
+
+
+def reciprocal_of(number: int) -> tuple[np.uint64, np.uint64]:
+    """Return (reciprocal, shift) for `bucket_of`; number: 1 to 2^31 - 1."""
+    shift = 31 + number.bit_length()
+    return np.uint64((1 << shift) // number), np.uint64(shift)
 
 
 def huffman_tree(counts: list[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -56,7 +56,7 @@ class Buckets(NamedTuple):
     """int32[buckets]: the row of a bucket; -1 = pruned."""
     reciprocal: np.uint64
     shift: np.uint64
-    """2^shift / number of buckets, rounded down; below 2^32."""
+    """reciprocal: 2^shift / number of buckets, rounded down; at most 2^32."""
     min_ngram: int
     max_ngram: int
     """Shortest and longest n-gram, in characters."""
@@ -91,7 +91,7 @@ def _separates(byte):
 
 
 @kernel(inline="always")
-def _bucket(value, reciprocal, shift, number):
+def bucket_of(value, reciprocal, shift, number):
     """Return value modulo the number of buckets, by multiplication: the quotient is at most one too small."""
     value = np.uint64(value)
     rest = value - ((value * reciprocal) >> shift) * number
@@ -116,7 +116,7 @@ def subword_rows(word, size, buckets, rows, count):
                 value = hash_step(value, word[position])
                 position += 1
             if length >= buckets.min_ngram and not (length == 1 and (first == 0 or position == size)):
-                bucket = _bucket(value, buckets.reciprocal, buckets.shift, number)
+                bucket = bucket_of(value, buckets.reciprocal, buckets.shift, number)
                 if (buckets.kept[bucket >> _SIX] >> (bucket & _LOW_SIX)) & _ONE:
                     rows[count] = buckets.rows[bucket]
                     count += 1
