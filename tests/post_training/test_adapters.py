@@ -54,9 +54,14 @@ def test_domain_and_general_share_are_mixed_and_accounted_for(run, helpers):
     domain, general = manifest.result["domain_examples"], manifest.result["general_examples"]
     assert general == round(domain * 0.4 / 0.6) and domain < 60  # some of the 60 are held out
     ledger = Ledger.from_json(manifest.ledger)
-    assert ledger.total("domain")["documents"] == 60
-    entry = next(entry for flow, _, entry in ledger.items() if flow == "general")
-    assert entry.kept[0] == general and entry.dropped["beyond general_share"][0] == entry.entered[0] - general
+    assert ledger.total("domain", "entered")["documents"] == 60
+    entries = {flow: entry for flow, _, entry in ledger.items()}
+    missed = {flow: entry.dropped["not reached within the budget"][0] for flow, entry in entries.items()}
+    kept = {flow: entry.kept[0] for flow, entry in entries.items()}
+    assert sum(kept.values()) == manifest.fingerprint["settings"]["micro_batch"], "one step reads one batch"
+    assert kept["general"] + missed["general"] == general and kept["domain"] + missed["domain"] == domain
+    assert entries["domain"].dropped["set aside for validation"][0] == 60 - domain
+    assert entries["general"].dropped["beyond general_share"][0] == entries["general"].entered[0] - general
 
 
 def test_only_the_adapters_of_the_named_layers_are_trained(run, helpers):

@@ -29,7 +29,7 @@ def make_trainer(tiny_run, tokenizer, tmp_path):
         from pipeline_lib.post_training import supervised
         from pipeline_lib.post_training.training_setup import load_model
 
-        settings = SftSettings(max_length=96, micro_batch=4, max_steps=4, learning_rate=1e-2, **changes)
+        settings = SftSettings(**{"max_length": 96, "micro_batch": 4, "max_steps": 4, "learning_rate": 1e-2, **changes})
         stage = SimpleNamespace(
             settings=settings, seed=1, work=tmp_path, note=print, spec=SimpleNamespace(section="sft"), interrupted=False
         )
@@ -86,6 +86,31 @@ def test_packed_conversations_do_not_see_each_other(make_trainer, examples):
     assert not torch.allclose(logits[0][:boundary], logits[1][:boundary])
 
 
+@pytest.mark.parametrize("batching", ["length", "shuffle", "pack"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_examples_said_to_be_read_are_those_the_trainer_reads(make_trainer, examples, batching, accumulation):
+    """The oracle takes from the trainer's own loader as many batches as its steps take."""
+    from pipeline_lib.post_training.examples import account_for_training
+    from pipeline_lib.post_training.supervised import examples_read
+
+    steps = 2
+    trainer = make_trainer(examples, batching=batching, accumulation=accumulation, max_steps=steps)
+    wanted = sorted(row["input_ids"] for row in examples.take(examples_read(examples, trainer.stage)).table.to_pylist())
+    rows = [trainer.train_dataset[i] for i in list(trainer.order)[: 4 * steps * accumulation]]
+    seen = []
+    for row in rows:
+        parts = row.get("seq_lengths", [len(row["input_ids"])])
+        ends = [sum(parts[: number + 1]) for number in range(len(parts))]
+        seen += [row["input_ids"][end - part : end] for part, end in zip(parts, ends, strict=True)]
+    assert sorted(seen) == wanted and 0 < len(seen) < len(examples)
+    ledger = Ledger()
+    for (flow, source), length in zip(examples.origins, examples.lengths, strict=True):
+        ledger.enter(flow, source, tokens=length)
+    account_for_training(ledger, examples, examples_read(examples, trainer.stage))
+    ledger.check()
+    assert ledger.total("sft")["tokens"] == sum(len(ids) for ids in seen)
+
+
 def test_a_conversation_that_does_not_fit_is_dropped_not_cut(tiny_run, tokenizer):
     from pipeline_lib.post_training.examples import conversation_rows, read_examples
 
@@ -129,6 +154,8 @@ def test_each_step_has_one_row_of_metrics_and_the_ledger_chains(aligned_run):
     kept = Ledger.from_json(manifest.ledger)
     prepared = Manifest.read(aligned_run / "06_sft_data" / MANIFEST)
     assert kept.total("sft", "entered") == Ledger.from_json(prepared.ledger).total("sft", "kept")
+    entry = next(entry for flow, _, entry in kept.items() if flow == "sft")
+    assert entry.dropped["set aside for validation"][0] == prepared.result["val"]
 
 
 def test_a_loss_that_is_not_finite_fails_the_stage(run_copy, helpers, capsys):

@@ -12,8 +12,9 @@ from pipeline_lib.packing.reader import PackedCache
 from pipeline_lib.pretraining.batches import PackedData
 from pipeline_lib.pretraining.curriculum import plan_phases
 from pipeline_lib.pretraining.meters import TokenCounts
-from pipeline_lib.pretraining.text_read import LEFT_OUT, NOT_REACHED, VALIDATION
+from pipeline_lib.pretraining.text_read import LEFT_OUT
 from pipeline_lib.stage import Ledger, StageFailure
+from pipeline_lib.stage.ledger import NOT_REACHED, SET_ASIDE
 from pipeline_lib.stage.manifest import Manifest
 
 PACKING = "contexts: [64], chunk_tokens: 8000"
@@ -112,7 +113,7 @@ def test_one_context_is_counted_as_by_hand(packed, steps):
     ledger = assert_told_truly(cache, data, state, counts)
     reasons = {reason for _, _, entry in ledger.items() for reason in entry.dropped}
     mixed = bool(cache.index["plans"][0]["mixture"]["weights"])
-    assert reasons == {VALIDATION, *([LEFT_OUT] if mixed else []), *([NOT_REACHED] if steps < 100 else [])}
+    assert reasons == {SET_ASIDE, *([LEFT_OUT] if mixed else []), *([NOT_REACHED] if steps < 100 else [])}
     assert len(state["read"]) == 1 + state["epoch"]
 
 

@@ -21,15 +21,15 @@ from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline_lib.config.lora import LoraSettings
-from pipeline_lib.stage import Ledger, Stage, StageFailure, UserError
+from pipeline_lib.stage import Stage, StageFailure, UserError
 
 from .batch_order import epoch_order
 from .chat_tokens import end_of_turn_id, load_chat_tokenizer
 from .data_kinds import DOMAIN
-from .examples import Examples, collect, conversation_rows
+from .examples import Examples, account_for_training, collect, conversation_rows, set_aside
 from .prepared_data import account, checked_batches, sorted_out
 from .resumable_trainer import METRICS
-from .supervised import ConversationTrainer, make_trainer
+from .supervised import ConversationTrainer, examples_read, make_trainer
 from .training_setup import load_model, matmul_dtype, save_model
 
 MERGE_TOLERANCE = 1e-4
@@ -43,20 +43,18 @@ BASE = "09_dpo"
 
 def domain_examples(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> tuple[Examples, Examples]:
     """Return (train, held-out) examples of the domain sources, every other record accounted for."""
-    sides: dict[str, list[dict]] = {"train": [], "val": [], "dropped": []}
+    sides: dict[str, list[dict]] = {"train": [], "val": []}
     settings = stage.settings
     batches = checked_batches(stage, DOMAIN, tokenizer)
     for side, row in sorted_out(batches, settings.val_fraction, settings.val_examples, stage.seed):
-        account(stage.ledger, "domain", row)
-        record = json.loads(row["record"]) if side != "dropped" else {}
-        sides[side].append({"source": row["source"], **record})
-    train, val = (_tokenised(sides[side], tokenizer, settings.max_length) for side in ("train", "val"))
+        if side == "dropped":
+            account(stage.ledger, "domain", row)
+        else:
+            sides[side].append({"source": row["source"], **json.loads(row["record"])})
+    tokenised = (conversation_rows(sides[side], tokenizer, settings.max_length) for side in ("train", "val"))
+    train, val = (collect(rows, conversation_rows, stage.ledger, "domain") for rows in tokenised)
+    set_aside(stage.ledger, val)
     return train, val
-
-
-def _tokenised(records: list[dict], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Examples:
-    already_accounted = Ledger()
-    return collect(conversation_rows(records, tokenizer, max_length), conversation_rows, already_accounted, "domain")
 
 
 def general_examples(stage: Stage, tokenizer: PreTrainedTokenizerBase, domain: int) -> Examples:
@@ -157,8 +155,10 @@ def adapt(stage: Stage) -> None:
     tokenizer = load_chat_tokenizer(source)
     domain, val = domain_examples(stage, tokenizer)
     general = general_examples(stage, tokenizer, len(domain))
+    train = domain + general
+    account_for_training(stage.ledger, train, examples_read(train, stage))
     if not stage.finished("adapter"):
-        _train(stage, source, tokenizer, domain + general, val)
+        _train(stage, source, tokenizer, train, val)
     if not stage.finished("merged"):
         with stage.unit("merged") as unit:
             merged, difference = merge(source, stage.work / "adapter", stage.settings)

@@ -7,8 +7,8 @@ Arrow columns: four bytes per token instead of the eight and more of Python list
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import pyarrow
 import pyarrow.parquet as parquet
 
 from pipeline_lib.stage import Ledger
+from pipeline_lib.stage.ledger import NOT_REACHED, SET_ASIDE
 
 from .chat_tokens import TokenizedConversation, TokenizedPair, tokenize_conversations, tokenize_pairs
 from .pair_checks import judge_length
@@ -32,10 +33,14 @@ _ROWS = 5_000
 
 @dataclass(frozen=True)
 class Examples:
-    """Tokenised examples: an Arrow table of the trainer's columns and each example's length in tokens."""
+    """Tokenised examples: an Arrow table of the trainer's columns, and each example's length in tokens.
+
+    origins: flow and source of each example in the ledger; none for sequences of several examples.
+    """
 
     table: pyarrow.Table
     lengths: list[int]
+    origins: list[tuple[str, str]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -50,7 +55,8 @@ class Examples:
 
     def take(self, indices: Sequence[int]) -> Examples:
         """Return the examples at `indices`, in that order."""
-        return Examples(self.table.take(pyarrow.array(indices, pyarrow.int64())), [self.lengths[i] for i in indices])
+        table = self.table.take(pyarrow.array(indices, pyarrow.int64()))
+        return Examples(table, [self.lengths[i] for i in indices], [self.origins[i] for i in indices])
 
     def spread(self, count: int) -> Examples:
         """Return at most `count` examples, evenly spaced, so that every source has its share."""
@@ -58,7 +64,8 @@ class Examples:
         return self.take([number * len(self) // count for number in range(count)])
 
     def __add__(self, other: Examples) -> Examples:
-        return Examples(pyarrow.concat_tables([self.table, other.table]), self.lengths + other.lengths)
+        table = pyarrow.concat_tables([self.table, other.table])
+        return Examples(table, self.lengths + other.lengths, self.origins + other.origins)
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,7 @@ def read_examples(
     ledger: Ledger,
     flow: str,
 ) -> Examples:
-    """Read prepared Parquet files as examples and account for each record under `flow`."""
+    """Read prepared Parquet files as examples; each enters the ledger under `flow`, see `collect`."""
     examples = Examples(empty_table(make_rows), [])
     for path in paths:
         for batch in parquet.ParquetFile(path).iter_batches(_ROWS):
@@ -118,18 +125,36 @@ def read_examples(
 
 
 def collect(rows: Iterator[Row], make_rows: RowMaker, ledger: Ledger, flow: str) -> Examples:
-    """Put kept rows into a table and every row into the ledger."""
+    """Put rows into a table; enter every row in the ledger, and drop there those that cannot be trained on.
+
+    The others are still to be accounted for: `account_for_training`, `set_aside`.
+    """
     kept: list[Row] = []
     for row in rows:
         ledger.enter(flow, row.source, tokens=row.length)
         if row.reason is None:
-            ledger.keep(flow, row.source, tokens=row.length)
             kept.append(row)
         else:
             ledger.drop(flow, row.source, row.reason, tokens=row.length)
     schema = empty_table(make_rows).schema
     table = pyarrow.Table.from_pylist([row.columns for row in kept], schema=schema)
-    return Examples(table, [row.length for row in kept])
+    return Examples(table, [row.length for row in kept], [(flow, row.source) for row in kept])
+
+
+def account_for_training(ledger: Ledger, examples: Examples, read: Iterable[int]) -> None:
+    """Keep the examples that training reads at least once, by index, and drop the others as not reached."""
+    reached = set(read)
+    for index, ((flow, source), length) in enumerate(zip(examples.origins, examples.lengths, strict=True)):
+        if index in reached:
+            ledger.keep(flow, source, tokens=length)
+        else:
+            ledger.drop(flow, source, NOT_REACHED, tokens=length)
+
+
+def set_aside(ledger: Ledger, examples: Examples) -> None:
+    """Drop examples as set aside for validation."""
+    for (flow, source), length in zip(examples.origins, examples.lengths, strict=True):
+        ledger.drop(flow, source, SET_ASIDE, tokens=length)
 
 
 def empty_table(make_rows: RowMaker) -> pyarrow.Table:

@@ -25,7 +25,7 @@ from pipeline_lib.stage import Stage, StageFailure, atomic_path
 
 from .batch_order import EpochOrder, epoch_order
 from .chat_tokens import end_of_turn_id, load_chat_tokenizer
-from .examples import Examples, pair_rows, read_examples
+from .examples import Examples, account_for_training, pair_rows, read_examples, set_aside
 from .resumable_trainer import METRICS, ResumableTrainer
 from .training_setup import check_context, horizon, load_model, save_model, trainer_arguments
 
@@ -123,10 +123,12 @@ def _within_horizon(train: Examples, stage: Stage) -> Examples:
     """Return a random part of the pairs when the steps do not reach all: the reference need not judge the others."""
     settings = stage.settings
     reached = horizon(len(train), settings).steps * settings.micro_batch * settings.accumulation
-    if reached >= len(train):
+    chosen = epoch_order(train.lengths, 1, by_length=False, seed=stage.seed, epoch=0)[:reached]
+    account_for_training(stage.ledger, train, chosen)
+    if len(chosen) == len(train):
         return train
     stage.note(f"the steps reach {reached:,} of {len(train):,} pairs, a random part of them")
-    return train.take(epoch_order(train.lengths, 1, by_length=False, seed=stage.seed, epoch=0)[:reached])
+    return train.take(chosen)
 
 
 def align(stage: Stage) -> None:
@@ -139,6 +141,7 @@ def align(stage: Stage) -> None:
                       "preference")
         for side in ("train", "val")
     )  # fmt: skip
+    set_aside(stage.ledger, val)
     train = _within_horizon(train, stage)
     trainer = make_trainer(stage, load_model(source), tokenizer, train)
     held_out = val.spread(stage.settings.val_examples).dataset()

@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy
+import pyarrow
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
@@ -14,10 +16,11 @@ from pipeline_lib.stage import Stage, StageFailure
 
 from .batch_order import EpochOrder
 from .chat_tokens import end_of_turn_id, load_chat_tokenizer
-from .examples import Examples, conversation_rows, read_examples
+from .examples import Examples, account_for_training, conversation_rows, read_examples, set_aside
 from .resumable_trainer import METRICS, ResumableTrainer
-from .training_setup import check_context, horizon, load_model, save_model, trainer_arguments
+from .training_setup import check_context, horizon, load_model, save_model, sequences_read, trainer_arguments
 
+_NUMBER = "example"
 _FLOWS = {"06_sft_data": "sft", "06_reasoning_data": "reasoning"}
 
 
@@ -51,7 +54,7 @@ def make_trainer(
     if not len(train):
         raise StageFailure(f"no conversation is left to train on: all are longer than {settings.max_length} tokens")
     if settings.batching == "pack":
-        train = pack(train, settings.max_length)
+        train, _ = pack(train, settings.max_length)
     order = EpochOrder(train.lengths, settings.micro_batch, settings.batching == "length", stage.seed)
     arguments = SFTConfig(
         **trainer_arguments(stage, settings, horizon(len(train), settings).steps),
@@ -70,12 +73,26 @@ def make_trainer(
     )
 
 
-def pack(examples: Examples, length: int) -> Examples:
-    """Put whole examples into sequences of at most `length` tokens, best fit decreasing."""
+def pack(examples: Examples, length: int) -> tuple[Examples, list[list[int]]]:
+    """Put whole examples into sequences of at most `length` tokens, best fit decreasing; and say which are in each."""
     from trl.data_utils import pack_dataset
 
-    packed = pack_dataset(examples.dataset(), length, "bfd").with_format("arrow")[:]
-    return Examples(packed, [sum(parts) for parts in packed["seq_lengths"].to_pylist()])
+    ids = examples.table["input_ids"].combine_chunks()
+    numbers = numpy.repeat(numpy.arange(len(examples), dtype=numpy.int32), examples.lengths)
+    table = examples.table.append_column(_NUMBER, pyarrow.ListArray.from_arrays(ids.offsets, numbers))
+    packed = pack_dataset(Examples(table, examples.lengths).dataset(), length, "bfd").with_format("arrow")[:]
+    members = [list(dict.fromkeys(sequence)) for sequence in packed[_NUMBER].to_pylist()]
+    lengths = [sum(parts) for parts in packed["seq_lengths"].to_pylist()]
+    return Examples(packed.drop_columns([_NUMBER]), lengths), members
+
+
+def examples_read(train: Examples, stage: Stage) -> list[int]:
+    """Return the indices of the examples that training reads at least once."""
+    if stage.settings.batching != "pack":
+        return sequences_read(train.lengths, stage.settings, stage.seed)
+    packed, members = pack(train, stage.settings.max_length)
+    places = sequences_read(packed.lengths, stage.settings, stage.seed)
+    return [example for place in places for example in members[place]]
 
 
 def fine_tune(stage: Stage) -> None:
@@ -83,9 +100,11 @@ def fine_tune(stage: Stage) -> None:
     source = stage.input("05_pretrain").folder("final")
     tokenizer = load_chat_tokenizer(source)
     train = _read(stage, tokenizer, "train.parquet")
-    val = _read(stage, tokenizer, "val.parquet").spread(stage.settings.val_examples)
+    val = _read(stage, tokenizer, "val.parquet")
+    set_aside(stage.ledger, val)
     trainer = make_trainer(stage, load_model(source), tokenizer, train)
-    train_and_measure(stage, trainer, val, source, tokenizer)
+    account_for_training(stage.ledger, train, examples_read(train, stage))
+    train_and_measure(stage, trainer, val.spread(stage.settings.val_examples), source, tokenizer)
     stage.adopt(METRICS)
 
 

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from pipeline_lib.config.fine_tuning import FineTuningSettings
 from pipeline_lib.packing.tokenizer_folder import copy_tokenizer
 from pipeline_lib.stage import Stage, UserError
 
+from .batch_order import epoch_order
 from .memory_reuse import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -63,6 +65,17 @@ def horizon(examples: int, settings: FineTuningSettings) -> Horizon:
     micro_batches = math.ceil(examples / settings.micro_batch)
     per_epoch = math.ceil(micro_batches / settings.accumulation)
     return Horizon(settings.max_steps or math.ceil(settings.epochs * per_epoch), per_epoch)
+
+
+def sequences_read(lengths: Sequence[int], settings: FineTuningSettings, seed: int) -> list[int]:
+    """Return the indices of the sequences that training reads at least once: the first epoch's, as far as it goes.
+
+    lengths: tokens of each, as given to the EpochOrder of the trainer.
+    """
+    plan = horizon(len(lengths), settings)
+    order = epoch_order(lengths, settings.micro_batch, settings.batching == "length", seed, 0)
+    per_step = settings.micro_batch * settings.accumulation
+    return order if plan.steps >= plan.per_epoch else order[: plan.steps * per_step]
 
 
 def matmul_dtype(settings: FineTuningSettings, stage: Stage) -> str:

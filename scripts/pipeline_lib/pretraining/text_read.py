@@ -23,12 +23,11 @@ import numpy as np
 from pipeline_lib.packing.reader import PackedCache
 from pipeline_lib.packing.reading_order import ReadingOrder
 from pipeline_lib.stage import Ledger, StageFailure
+from pipeline_lib.stage.ledger import NOT_REACHED, SET_ASIDE
 
 from .meters import TokenCounts
 
 FLOW = "text"
-VALIDATION = "set aside for validation"
-NOT_REACHED = "not reached within the budget"
 LEFT_OUT = "left out of the mixture"
 
 Span = list[int]
@@ -172,7 +171,7 @@ class TextRead:
         for number, source in enumerate(self.sources):
             ledger.keep(FLOW, source, kept[number][0], tokens=kept[number][1])
             dropped = {
-                VALIDATION: set_aside[number],
+                SET_ASIDE: set_aside[number],
                 NOT_REACHED: offered[number] - kept[number],
                 LEFT_OUT: left_out[number],
             }

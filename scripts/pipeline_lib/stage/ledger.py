@@ -15,6 +15,9 @@ from typing import Any
 from .errors import StageFailure
 
 MEASURES = ("documents", "bytes", "tokens")
+SET_ASIDE = "set aside for validation"
+NOT_REACHED = "not reached within the budget"
+"""What training does not read of what it is given: reasons that all training stages share."""
 _ZERO = (0, 0, 0)
 
 Amount = tuple[int, int, int]
