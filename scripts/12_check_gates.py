@@ -50,10 +50,11 @@ def run(stage: "Stage") -> None:
     for verdict in verdicts:
         stage.say(f"  {'pass' if verdict.passed else 'FAIL'}  {verdict.gate.name}: {verdict.reason}")
 
-    content = verdict_files.as_json(gate_file, verdicts)
+    only = stage.settings.only
+    content = verdict_files.as_json(gate_file, verdicts, only)
     outputs = {
         "gates.json": verdict_files.as_json_text(content).encode(),
-        "gates.md": verdict_files.as_markdown(gate_file, verdicts).encode(),
+        "gates.md": verdict_files.as_markdown(gate_file, verdicts, only).encode(),
         "gates.junit.xml": verdict_files.as_junit(verdicts),
     }
     for name, data in outputs.items():
@@ -63,7 +64,7 @@ def run(stage: "Stage") -> None:
     passed = sum(verdict.passed for verdict in verdicts)
     stage.result = {
         "verdict": "passed" if content["passed"] else "FAILED",
-        "gates_passed": f"{passed} of {len(verdicts)}",
+        "gates_passed": f"{passed} of {len(verdicts)}{f' (only the group {only})' if only else ''}",
     }
     if content["failed"]:
         stage.result["failed"] = "; ".join(content["failed"])

@@ -76,6 +76,7 @@ def test_there_is_no_verdict_on_a_model_that_has_been_made_anew_since_it_was_eva
     for flags in ((), ("--force",)):
         done = run.check(*flags)
         assert done.returncode == 2, "not even when the verdict is up to date with the evaluation"
+        assert not list(run.verdicts.glob("gates.*")), "an earlier verdict must not be taken for today's"
         assert "11_eval was made from an earlier 10_lora; make it again with: python scripts/11_eval" in done.stderr
 
 

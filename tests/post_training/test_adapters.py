@@ -64,6 +64,14 @@ def test_domain_and_general_share_are_mixed_and_accounted_for(run, helpers):
     assert entries["general"].dropped["beyond general_share"][0] == entries["general"].entered[0] - general
 
 
+def test_a_general_share_that_takes_all_there_is_says_so(run, helpers, capsys):
+    assert helpers.run_script("10_lora_finetune.py", run, "--general_share", "0.9", "--max_steps", "1") == 0
+    assert "the general share is smaller than asked" in capsys.readouterr().out
+    manifest = Manifest.read(run / "10_lora" / MANIFEST)
+    general = next(entry for flow, _, entry in Ledger.from_json(manifest.ledger).items() if flow == "general")
+    assert "beyond general_share" not in general.dropped
+
+
 def test_only_the_adapters_of_the_named_layers_are_trained(run, helpers):
     from safetensors import safe_open
 

@@ -242,6 +242,15 @@ def test_plan_says_what_would_be_done_and_does_nothing(toy: Toy):
     assert not toy.run_folder.exists()
 
 
+def test_a_reader_who_leaves_does_not_end_the_work(toy: Toy):
+    """As in `... | head -1`, or a terminal that is closed: the stage finishes, and log.txt has every word."""
+    process = toy.start(TOY_SLEEP="0.1")
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0, process.stderr.read()
+    assert (toy.folder / "manifest.json").exists() and "kept" in (toy.folder / "log.txt").read_text()
+
+
 def test_an_array_that_a_full_disk_cut_short_is_told_as_such(tmp_path: Path):
     """numpy's own error, from the real device that is always full; it carries no errno."""
     with pytest.raises(OSError) as caught, open("/dev/full", "wb", buffering=0) as full:

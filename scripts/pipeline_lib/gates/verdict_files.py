@@ -13,9 +13,10 @@ from .verdict import Verdict
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def as_json(file: GateFile, verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """Return the content of gates.json: the overall verdict, one per group, one per gate."""
+def as_json(file: GateFile, verdicts: Sequence[Verdict], only: str | None = None) -> dict[str, Any]:
+    """Return the content of gates.json: the overall verdict, one per group, one per gate; `only`: the group judged."""
     return {
+        "only": only,
         "passed": all(verdict.passed for verdict in verdicts),
         "description": file.description,
         "failed": [verdict.gate.name for verdict in verdicts if not verdict.passed],
@@ -64,10 +65,11 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and (value != value or abs(value) == float("inf")) else value
 
 
-def as_markdown(file: GateFile, verdicts: Sequence[Verdict]) -> str:
+def as_markdown(file: GateFile, verdicts: Sequence[Verdict], only: str | None = None) -> str:
     """Return gates.md: one table, failures told apart by word and not by colour."""
     passed = sum(verdict.passed for verdict in verdicts)
-    lines = [f"# Gates: {'PASSED' if passed == len(verdicts) else 'FAILED'} ({passed} of {len(verdicts)})", ""]
+    part = "" if only is None else f", only the group {only}"
+    lines = [f"# Gates: {'PASSED' if passed == len(verdicts) else 'FAILED'} ({passed} of {len(verdicts)}{part})", ""]
     if file.description:
         lines += [file.description, ""]
     lines += ["| verdict | group | gate | metric | demanded | observed and why |", "|---|---|---|---|---|---|"]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow
 import pyarrow.parquet as parquet
 import torch
 from peft import LoraConfig, PeftModel
@@ -65,10 +66,11 @@ def general_examples(stage: Stage, tokenizer: PreTrainedTokenizerBase, domain: i
     order = epoch_order([1] * len(table), 1, by_length=False, seed=stage.seed, epoch=0)
     if wanted > len(table):
         stage.note(f"the general share is smaller than asked: {len(table):,} instead of {wanted:,} examples")
-    for source in table["source"].take(order[wanted:]).to_pylist():
+    chosen, beyond = (pyarrow.array(part, pyarrow.int64()) for part in (order[:wanted], order[wanted:]))
+    for source in table["source"].take(beyond).to_pylist():
         stage.ledger.enter("general", source)
         stage.ledger.drop("general", source, "beyond general_share")
-    rows = conversation_rows(table.take(order[:wanted]).to_pylist(), tokenizer, stage.settings.max_length)
+    rows = conversation_rows(table.take(chosen).to_pylist(), tokenizer, stage.settings.max_length)
     return collect(rows, conversation_rows, stage.ledger, "general")
 
 

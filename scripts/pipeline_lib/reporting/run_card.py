@@ -40,7 +40,8 @@ def print_run_card(facts: RunFacts, console: Console) -> None:
             table.add_row("pass" if gate["passed"] else "FAIL", gate["name"], gate["demand"], observed)
         console.print(table)
         failed = facts.verdicts["failed"]
-        console.print(f"Verdict: {'every gate passed' if not failed else 'FAILED: ' + ', '.join(failed)}")
+        part = f" of the group {facts.verdicts['only']}, the only one judged" if facts.verdicts.get("only") else ""
+        console.print(f"Verdict: {'every gate passed' if not failed else 'FAILED: ' + ', '.join(failed)}{part}")
     for line in facts.stale:
         console.print(f"Stale:   {line}", soft_wrap=True)
     if facts.last_model:

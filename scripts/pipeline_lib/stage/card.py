@@ -4,6 +4,7 @@ from typing import Any
 
 from .ledger import MEASURES, Ledger
 from .manifest import Manifest
+from .output import print_line
 from .progress import duration, size
 
 _TOP_REASONS = 6
@@ -81,10 +82,9 @@ def print_card(manifest: Manifest, does: str, next_command: str | None) -> None:
     import sys
 
     if not sys.stdout.isatty():
-        print(f"{manifest.stage} {does}: done")
+        print_line(f"{manifest.stage} {does}: done")
         for label, text in rows:
-            print(f"  {label:<12} {text}")
-        sys.stdout.flush()
+            print_line(f"  {label:<12} {text}")
         return
     from rich.console import Console
     from rich.panel import Panel

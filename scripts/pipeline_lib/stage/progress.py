@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from .output import print_line
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -96,7 +98,7 @@ class PlainProgress:
             *([] if left is None else [f"{duration(left)} left"]),
             *([text] if text else []),
         ]
-        print(f"  {', '.join(facts)}", flush=True)
+        print_line(f"  {', '.join(facts)}")
 
 
 class RichProgress:

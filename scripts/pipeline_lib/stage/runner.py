@@ -207,14 +207,20 @@ def _execute(stage: Stage, spec: StageSpec, run: Callable[[Stage], None], inputs
     try:
         if finish_publication(stage.folder):
             stage.say(f"{stage.name}: finished moving its outputs into place")
-        fingerprint = _fingerprint(stage, spec, inputs)
-        superseded = _superseded_inputs(stage)
-        if superseded and spec.gives_verdict:
-            raise UserError(superseded[0])
+        try:
+            fingerprint = _fingerprint(stage, spec, inputs)
+            superseded = _superseded_inputs(stage)
+            if superseded and spec.gives_verdict:
+                raise UserError(superseded[0])
+        except UserError:
+            if spec.gives_verdict:
+                _withdraw(stage)
+            raise
         manifest = Manifest.read(stage.folder / MANIFEST)
         reason = "--force was given" if force else _why_not_up_to_date(stage, manifest, fingerprint)
         if reason is None:
-            print(f"{stage.name}: up to date", flush=True)
+            failed = f", and failed: {manifest.result.get('failed', 'see its card')}" if manifest.exit_code else ""
+            print(f"{stage.name}: up to date{failed}", flush=True)
             return manifest.exit_code
         stage.say(f"{stage.name} {spec.does} ({reason})")
         for line in superseded:
@@ -225,6 +231,17 @@ def _execute(stage: Stage, spec: StageSpec, run: Callable[[Stage], None], inputs
         return _run_and_publish(stage, spec, run, fingerprint, force)
     finally:
         lock.release()
+
+
+def _withdraw(stage: Stage) -> None:
+    """Remove an earlier verdict: whoever reads its files after this start failed would take them for today's."""
+    manifest = Manifest.read(stage.folder / MANIFEST)
+    if manifest is None:
+        return
+    (stage.folder / MANIFEST).unlink()
+    for name in manifest.files:
+        (stage.folder / name).unlink(missing_ok=True)
+    stage.say(f"{stage.name}: the earlier verdict no longer holds and is withdrawn")
 
 
 def _continue_other_work(stage: Stage, fingerprint: dict[str, Any], continue_with) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from .errors import StageFailure, StageInterrupted
 from .inputs import StageInput, repairing_command
 from .ledger import Ledger
 from .manifest import MANIFEST, FileEntry, Manifest
+from .output import print_line
 from .progress import PlainProgress, RichProgress, progress
 from .signals import SignalRequest
 from .workspace import Workspace
@@ -123,7 +124,7 @@ class Stage:
 
     def say(self, line: str) -> None:
         """Print one line and keep it in log.txt with the time."""
-        print(line, flush=True)
+        print_line(line)
         self.log(line)
 
     def log(self, line: str) -> None:
