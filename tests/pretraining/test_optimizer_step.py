@@ -5,6 +5,8 @@ import math
 import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,7 @@ from pipeline_lib.pretraining.run_state import TrainingRun, checkpoint_content, 
 from pipeline_lib.pretraining.saving import Saving
 from pipeline_lib.stage import StageFailure
 
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 SPECIAL = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1}
 SETTINGS = PretrainSettings(tokens=5120, batch_tokens=512, micro_batch=8, dtype="float32", compile="off")
 
@@ -56,9 +59,13 @@ def make_run(settings: PretrainSettings = SETTINGS, processes: Processes | None 
     return TrainingRun(model, network, optimizers, horizon, choices, processes or alone())
 
 
+def open_data(cache: Path) -> PackedData:
+    return PackedData(PackedCache(cache), 64, 8, seed=1, validation_tokens=500)
+
+
 @pytest.fixture(scope="module")
 def data(packed_run) -> PackedData:
-    return PackedData(PackedCache(packed_run[1] / "03_packed"), 64, 8, seed=1, validation_tokens=500)
+    return open_data(packed_run[1] / "03_packed")
 
 
 def first_batches(data: PackedData, count: int):
@@ -267,18 +274,31 @@ def run_as_one_of_two(rank: int, port: int, folder: Path, data: PackedData, larg
     (folder / f"{rank}.json").write_text(json.dumps(told))
 
 
-def step_of_two(data: PackedData, folder: Path, largest: int) -> tuple[list[dict], list[dict]]:
-    """Let two processes do a step; return what each tells and its gradients."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def fork_two(port: int, folder: Path, cache: Path, largest: int) -> None:
+    """Do the step in two children of this process, and end with an error if one of them does."""
+    data = open_data(cache)
     context = multiprocessing.get_context("fork")
     both = [context.Process(target=run_as_one_of_two, args=(r, port, folder, data, largest)) for r in range(2)]
     for process in both:
         process.start()
     for process in both:
         process.join(60)
-    assert [process.exitcode for process in both] == [0, 0]
+    sys.exit([process.exitcode for process in both] != [0, 0])
+
+
+def step_of_two(data: PackedData, folder: Path, largest: int) -> tuple[list[dict], list[dict]]:
+    """Let two processes do a step; return what each tells and its gradients."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # From a process of its own: torch refuses to compute gradients in a child of one that has computed some.
+    code = (
+        f"import sys; sys.path[:0] = [{str(SCRIPTS)!r}, {str(Path(__file__).parent)!r}]\n"
+        f"import test_optimizer_step as test\n"
+        f"test.fork_two({port}, test.Path({str(folder)!r}), test.Path({str(data.cache.path)!r}), {largest})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
     told = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
     return told, [safetensors.torch.load_file(folder / f"{rank}.safetensors") for rank in range(2)]
 
