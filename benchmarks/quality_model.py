@@ -57,8 +57,10 @@ def cross_validated(pages: pa.Array, labels: np.ndarray, seed: int) -> tuple[flo
 
 def rules_kept(pages: pa.Array, groups: list[str]) -> np.ndarray:
     """Return 1 for each page that the published rules keep, 0 for the others."""
-    settings = CleanSettings(quality_rules=groups, language={"keep": []}, contamination={"enabled": False})
-    columns = score_documents(pages, settings.gopher_quality.stop_words, settings.fineweb.short_line_characters)
+    settings = CleanSettings(quality_rules=groups, language={"keep": []}, contamination={"enabled": False},
+                             max_document_bytes=None)  # fmt: skip
+    columns = {"invalid_utf8": np.zeros(len(pages), np.int8)}  # they are text here
+    columns |= score_documents(pages, settings.gopher_quality.stop_words, settings.fineweb.short_line_characters)
     return (first_broken(columns, active_rules(settings)) == KEPT).astype(float)
 
 
