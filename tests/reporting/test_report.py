@@ -109,8 +109,8 @@ def test_a_table_made_from_an_earlier_model_is_called_stale(half_done: Path):
 def test_a_damaged_result_is_refused_and_not_shown(half_done: Path):
     path = half_done / "11_eval" / "results.json"
     path.write_text(path.read_text().replace("0.5", "0.9"))
-    with pytest.raises(UserError, match=r"results\.json is damaged .*11_evaluate\.py"):
-        gather(half_done)
+    with pytest.raises(UserError, match=r"results\.json is damaged .*11_evaluate\.py --config x\.yaml"):
+        gather(half_done, " --config x.yaml")
 
 
 def test_the_report_is_the_same_page_each_time(half_done: Path):

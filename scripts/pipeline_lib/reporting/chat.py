@@ -45,7 +45,7 @@ def _not_negative(text: str) -> float:
 def choose_folder(run_folder: Path, name: str | None, arguments: str = "") -> Path:
     """Return the model's folder, every file verified. Raises UserError when it is missing or damaged."""
     if name is None:
-        last = gather(run_folder).last_model
+        last = gather(run_folder, arguments).last_model
         if last is None:
             raise UserError(f"{run_folder} holds no model yet; make it with `make all`")
         name = next(name for name, place in MODEL_FOLDERS.items() if run_folder / place == last)

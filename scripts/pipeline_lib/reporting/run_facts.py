@@ -57,23 +57,24 @@ class RunFacts:
         return folders[-1] if folders else None
 
 
-def gather(run_folder: Path) -> RunFacts:
+def gather(run_folder: Path, arguments: str = "") -> RunFacts:
     """Read what the run's stages wrote; stages that have not finished are there with no manifest.
 
-    Raises UserError when a result file is not the one that its stage wrote.
+    arguments: the flags that lead a script to this run. Raises UserError, with the command to type, when a result file
+    is not the one that its stage wrote.
     """
     stages = tuple(StageFacts(spec, Manifest.read(run_folder / spec.name / MANIFEST)) for spec in STAGES)
     finished = {facts.spec.name for facts in stages if facts.manifest}
     return RunFacts(
         folder=run_folder,
         stages=stages,
-        evaluation=_read(run_folder, "11_eval", "results.json") if "11_eval" in finished else None,
-        verdicts=_read(run_folder, "12_gates", "gates.json") if "12_gates" in finished else None,
+        evaluation=_read(run_folder, "11_eval", "results.json", arguments) if "11_eval" in finished else None,
+        verdicts=_read(run_folder, "12_gates", "gates.json", arguments) if "12_gates" in finished else None,
     )
 
 
-def _read(run_folder: Path, stage: str, name: str) -> dict[str, Any]:
-    return json.loads(StageInput(run_folder, stage, "").file(name).read_bytes())
+def _read(run_folder: Path, stage: str, name: str, arguments: str) -> dict[str, Any]:
+    return json.loads(StageInput(run_folder, stage, arguments).file(name).read_bytes())
 
 
 def in_and_out(manifest: Manifest) -> tuple[str, str]:
