@@ -150,6 +150,18 @@ def build(model: type[Section], values: dict[str, Any], layers: list[tuple[Path,
         raise UserError(f"{_where(first['loc'], layers)}{_explain(model, first)}{more}") from None
 
 
+def build_file(model: type[Section], path: Path) -> Section:
+    """Validate the content of a YAML, and of those it is based on, as `model`. Raises UserError naming the file."""
+    layers = read_layers(path)
+    values: dict[str, Any] = {}
+    for _, content in layers:
+        values = merge(values, content)
+    try:
+        return build(model, values, layers)
+    except UserError as error:  # an error about the file as a whole carries no line
+        raise error if str(path) in str(error) else UserError(f"{path}: {error}") from None
+
+
 def _explain(model: type[Section], error: dict[str, Any]) -> str:
     location: Location = error["loc"]
     # pydantic adds the tags of unions and validators to a location; only keys of the YAML help the reader

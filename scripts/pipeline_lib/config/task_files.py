@@ -20,7 +20,7 @@ from pipeline_lib.stage import UserError
 
 from .base import Section, resolve_path
 from .evaluate import EvaluateSettings
-from .load import build, merge, read_layers
+from .load import build_file
 
 OutputType = Literal["multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until"]
 Metric = Literal["acc", "acc_norm", "acc_bytes", "exact_match", "bits_per_byte"]
@@ -131,14 +131,7 @@ def read_task_file(folder: Path, name: str) -> TaskFile:
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))) or "nothing"
         raise UserError(f"evaluation task {name!r}: {path} does not exist; {folder} has: {known}")
-    layers = read_layers(path)
-    values: dict[str, Any] = {}
-    for _, content in layers:
-        values = merge(values, content)
-    try:
-        task = build(TaskFile, values, layers)
-    except UserError as error:  # an error about the file as a whole carries no line
-        raise error if str(path) in str(error) else UserError(f"{path}: {error}") from None
+    task = build_file(TaskFile, path)
     if task.task != name:
         raise UserError(f"{path}: the file is called {name} and its task {task.task}; give both one name")
     return task

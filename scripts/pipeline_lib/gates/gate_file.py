@@ -21,7 +21,7 @@ from typing import Literal
 from pydantic import Field, StrictBool, field_validator, model_validator
 
 from pipeline_lib.config import Section
-from pipeline_lib.config.load import build, merge, read_layers
+from pipeline_lib.config.load import build_file
 from pipeline_lib.stage import UserError
 
 
@@ -97,14 +97,7 @@ def read_gate_file(path: Path, only: str | None = None) -> GateFile:
     """
     if not path.is_file():
         raise UserError(f"gate file {path} does not exist; name one with --file (see configs/gates/)")
-    layers = read_layers(path)
-    values: dict = {}
-    for _, content in layers:
-        values = merge(values, content)
-    try:
-        parsed = build(GateFile, values, layers)
-    except UserError as error:  # an error about the file as a whole carries no line
-        raise error if str(path) in str(error) else UserError(f"{path}: {error}") from None
+    parsed = build_file(GateFile, path)
     if only is None:
         return parsed
     chosen = [gate for gate in parsed.gates if gate.group == only]
