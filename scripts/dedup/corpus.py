@@ -7,7 +7,7 @@ through a buffer of READ_BUFFER bytes, so that files with row groups larger than
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from pipeline_lib.stage import UserError
 
+from .held_text import HeldText
 from .normalise import TextBatch
 
 BYTES_PER_BATCH = 1 << 21
@@ -46,6 +47,8 @@ class Corpus:
     id_column: str = "id"
     source_column: str = "source"
     quality_column: str = "quality"
+    held: HeldText | None = field(default=None, compare=False, repr=False)
+    """Where text that was read is kept for the next reading; None: it is read from the files each time."""
 
     def check(self) -> None:
         """Raise UserError for no files, a file that cannot be read or a missing or non-text text column."""
@@ -90,6 +93,16 @@ class Corpus:
 
     def read(self, piece: Piece, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield the rows of a piece in order, with those of `columns` (None: all) that the file has."""
+        tables = self.held.get(piece) if self.held else None
+        if tables is None and self.held and self.held.may_hold(piece):
+            tables = self.held.keep(piece, self._stream(piece, None))
+        if tables is None:
+            yield from self._stream(piece, columns)
+            return
+        for table in tables:
+            yield table if columns is None else table.select([name for name in columns if name in table.column_names])
+
+    def _stream(self, piece: Piece, columns: Sequence[str] | None) -> Iterator[pa.Table]:
         rows = int(np.clip(BYTES_PER_BATCH * piece.rows // max(piece.bytes, 1), 16, MOST_ROWS_PER_READ))
         with pq.ParquetFile(piece.file, buffer_size=READ_BUFFER) as shard:
             present = None if columns is None else [name for name in columns if name in shard.schema_arrow.names]

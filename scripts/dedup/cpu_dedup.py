@@ -2,9 +2,10 @@
 
 Writes the kept rows (the input's columns, the input's order): one file `deduplicated.parquet`, or one shard per input
 file with its name, written in parallel; and `removed.parquet`, one receipt per removed row. Each file is whole or
-absent. The text is read three times (sketches, real shingle sets of the candidates, copy). What is finished stays in a
-scratch folder until the end, so that a run that was killed, or stopped on a full disk or by the guard, goes on.
-Works with a GPU as well: the device only computes signatures, and they have the same bits.
+absent. The text is read three times (sketches, real shingle sets of the candidates, copy), and decompressed once as far
+as a quarter of the free memory holds it. What is finished stays in a scratch folder until the end, so that a run that
+was killed, or stopped on a full disk or by the guard, goes on. Works with a GPU as well: the device only computes
+signatures, and they have the same bits.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,8 @@ import pyarrow.parquet as pq
 from pipeline_lib.stage import UserError, atomic_path, ordered_threads
 
 from .corpus import Corpus
-from .memory_limit import parse_size
+from .held_text import HeldText
+from .memory_limit import MemoryLimit, parse_size
 from .parameters import DedupParameters
 from .removals import find_removals, finished
 
@@ -66,11 +68,12 @@ def fuzzy_dedup(
     parameters = parameters or DedupParameters()
     say = say or (lambda line: None)
     output = Path(output_path)
-    corpus = Corpus(input_files(Path(input_path), output), text_column, id_column)
+    limit = parse_size(max_ram) if max_ram is not None else None
+    held = HeldText(MemoryLimit().room() // 2) if limit is None else None  # under a limit the sort needs the room
+    corpus = Corpus(input_files(Path(input_path), output), text_column, id_column, held=held)
     corpus.check()
     if one_file:
         _check_one_schema(corpus)
-    limit = parse_size(max_ram) if max_ram is not None else None
     say(f"dedup: {corpus.rows()} documents in {len(corpus.files)} files")
     folder = Path(scratch) if scratch else output / SCRATCH_NAME
     removals = find_removals(corpus, parameters, workers, folder, limit, say)

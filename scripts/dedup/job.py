@@ -19,7 +19,7 @@ from .external_sort import ExternalSorter
 from .known import Known
 from .memory_limit import MemoryLimit
 from .parameters import DedupParameters
-from .sketch import SketchFile, SketchSet, made_from
+from .sketch import KEEP_OPEN, SketchFile, SketchSet, made_from
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,19 @@ class DedupJob:
 
     def buckets(self, band: int) -> tuple[np.ndarray, np.ndarray]:
         """Return (row, bucket) of the members of all buckets of a band, bucket by bucket."""
+        if self._held_buckets is not None:
+            return self._held_buckets[band]
+        return self._stored_buckets(band)
+
+    @cached_property
+    def _held_buckets(self) -> list[tuple[np.ndarray, np.ndarray]] | None:
+        """The buckets of all bands where they are small: every group of candidates asks for all of them."""
+        bands = range(self.parameters.bands)
+        if sum(self.band_file(band).stat().st_size for band in bands) >= KEEP_OPEN:
+            return None
+        return [self._stored_buckets(band) for band in bands]
+
+    def _stored_buckets(self, band: int) -> tuple[np.ndarray, np.ndarray]:
         stored = load_arrays(self.band_file(band))
         return stored["row"], stored["bucket"]
 

@@ -8,6 +8,7 @@ import ctypes
 import os
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 from pipeline_lib.stage import UserError
 
@@ -54,7 +55,7 @@ class MemoryLimit:
         import psutil
 
         if self.bytes is None:
-            return max(psutil.virtual_memory().available // 2, LEAST_ROOM)
+            return self._half_of_free
         used = psutil.Process(os.getpid()).memory_info().rss
         if self.bytes - used < LEAST_ROOM:
             raise UserError(
@@ -62,3 +63,9 @@ class MemoryLimit:
                 f" give at least {(used + LEAST_ROOM >> 20) + 1}M"
             )
         return self.bytes - used
+
+    @cached_property
+    def _half_of_free(self) -> int:
+        import psutil
+
+        return max(psutil.virtual_memory().available // 2, LEAST_ROOM)
