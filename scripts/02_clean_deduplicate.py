@@ -54,10 +54,12 @@ def estimate(stage: "Stage") -> Estimate:
 
 
 def run(stage: "Stage") -> None:
+    from pipeline_lib import engines
     from pipeline_lib.text_cleaning import corpus
     from pipeline_lib.text_cleaning.clean_summary import summarise
     from pipeline_lib.text_cleaning.pieces import shards_of
 
+    engines.prepare(stage)
     shards = shards_of(stage)
     corpus.check_inputs(stage, shards)
     quality_model = corpus.train_quality_model(stage, shards)

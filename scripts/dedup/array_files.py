@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from pipeline_lib.stage import StageFailure
+from pipeline_lib.stage.atomic import temporary_beside
 
 
 @contextmanager
 def scratch_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path that becomes `path` on a clean exit: whole for every reader, but not yet durable."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    temporary = temporary_beside(path)
     try:
         yield temporary
         os.replace(temporary, path)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline_lib.stage.atomic import process_name
+
 Records = tuple[np.ndarray, np.ndarray]  # keys uint64[n], rows int64[n]
 
 BYTES_PER_RECORD = 48  # key and row, their sorted copies, the order
@@ -56,7 +58,7 @@ class ExternalSorter:
     def _spill(self) -> None:
         keys, rows = self._sorted_held()
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{self.name}-{len(self._runs):05d}.run"
+        path = self.folder / f"{self.name}-{process_name()}-{len(self._runs):05d}.run"
         with open(path, "wb") as stream:
             keys.tofile(stream)
             rows.tofile(stream)

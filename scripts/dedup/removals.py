@@ -82,10 +82,13 @@ def find_removals(
 
 
 def decided(
-    job: DedupJob, say: Callable[[str], None] = lambda line: None, pause: Callable[[], None] = lambda: None
+    job: DedupJob,
+    say: Callable[[str], None] = lambda line: None,
+    pause: Callable[[], None] = lambda: None,
+    do_step: steps.DoStep | None = None,
 ) -> Removals:
     """Run a job to its end and return its decisions, after the guard has seen them."""
-    steps.run(job, say, pause)
+    steps.run(job, say, pause, do_step)
     removals = collect(job)
     check_limits(removals, job.parameters)
     return removals
@@ -111,16 +114,18 @@ def find_duplicates(files: list[Path], settings: DedupParameters, workers: int, 
     return receipts
 
 
-def identified_removals(job: DedupJob, pause: Callable[[], None] = lambda: None) -> Removals:
+def identified_removals(
+    job: DedupJob, pause: Callable[[], None] = lambda: None, do_step: steps.DoStep | None = None
+) -> Removals:
     """Return the decisions of a job in which every document has an id of its own.
 
-    A run that was interrupted goes on with what it left in the job's folder. Raises UserError for unusable files and
-    for ids that are missing or repeated (a receipt would name two documents), StageFailure when a source or a cluster
-    would lose more than its limit, OSError when the disk is full.
+    A run that was interrupted goes on with what it left in the job's folder; `do_step` as in steps.run. Raises
+    UserError for unusable files and for ids that are missing or repeated (a receipt would name two documents),
+    StageFailure when a source or a cluster would lose more than its limit, OSError when the disk is full.
     """
     job.corpus.check()
     _check_ids_are_present(job.corpus)
-    removals = decided(job, pause=pause)
+    removals = decided(job, pause=pause, do_step=do_step)
     _check_ids_are_unique(job, removals)
     return removals
 

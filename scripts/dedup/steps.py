@@ -27,6 +27,7 @@ from .sketch import write_sketch
 
 Say = Callable[[str], None]
 Pause = Callable[[], None]
+DoStep = Callable[[DedupJob, str], None]
 
 
 class Step(NamedTuple):
@@ -88,15 +89,28 @@ def do(job: DedupJob, name: str, unit: int, share: int) -> None:
     _STEPS[name].do(job, unit, share)
 
 
-def run(job: DedupJob, say: Say = lambda line: None, pause: Pause = lambda: None) -> None:
+def run(
+    job: DedupJob,
+    say: Say = lambda line: None,
+    pause: Pause = lambda: None,
+    do_step: DoStep | None = None,
+) -> None:
     """Do what is not done yet, in this process, on the job's threads; `pause` is called after every unit.
 
-    Raises UserError for files that cannot be used, OSError when the disk is full; what is finished stays.
+    `do_step` does the waiting units of a step somewhere else instead. Raises UserError for files that cannot be used,
+    OSError when the disk is full; what is finished stays.
     """
-    sketch_all(job, say, pause)
+    if do_step is None:
+        sketch_all(job, say, pause)
+    else:
+        job.corpus.check()
+        do_step(job, STEPS[0])
     forget_what_does_not_belong(job)
     for name in STEPS[1:]:
-        _each(job, name, waiting(job, name), say, pause)
+        if do_step is None:
+            _each(job, name, waiting(job, name), say, pause)
+        else:
+            do_step(job, name)
 
 
 def sketch_all(job: DedupJob, say: Say = lambda line: None, pause: Pause = lambda: None) -> None:

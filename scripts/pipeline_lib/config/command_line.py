@@ -1,5 +1,6 @@
 """The command line of a numbered script: the fields of its own section as flags, and five that all scripts share.
 
+A stage that can scale out takes the fields of the section `scale_out` as flags too, such as `--engine slurm`.
 `--optimizer.lr 3e-4` sets a nested field; `--max-steps` and `--max_steps` are the same flag; a boolean field answers to
 `--flag` and `--no-flag`, as does a choice that has "on" and "off" in it. Only what the user typed overrides the YAML,
 so a default can never undo a setting.
@@ -64,6 +65,7 @@ def read_command_line(
     description: str,
     argv: list[str],
     extra_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
+    scales_out: bool = False,
 ) -> Options:
     """Parse the flags of the script that runs `section`. Raises UserError on unknown flags and bad values."""
     parser = _Parser(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
@@ -75,27 +77,29 @@ def read_command_line(
     common.add_argument("--seed", type=int, metavar="int", help="seed of every random choice (default: the YAML's)")
     if extra_arguments:
         extra_arguments(parser.add_argument_group("instead of running"))
-    flags = _add_flags(
-        parser.add_argument_group(f"settings of this stage (section `{section}` of the YAML)"),
-        RunConfig.model_fields[section].annotation,
-        "",
-    )
+    places: dict[str, str] = {}
+    sections = {section: "settings of this stage"} | ({"scale_out": "who does the work"} if scales_out else {})
+    for owner, title in sections.items():
+        group = parser.add_argument_group(f"{title} (section `{owner}` of the YAML)")
+        flags = _add_flags(group, RunConfig.model_fields[owner].annotation, "")
+        places |= {name: f"{owner}.{name}" for name in flags}
     known, unknown = parser.parse_known_args(argv)
     if unknown:
         _refuse(unknown[0], parser)
     values = vars(known)
-    typed = {name: values.pop(name) for name in list(values) if name in flags}
+    typed = {name: values.pop(name) for name in list(values) if name in places}
     shared = {name: values.pop(name) for name in ("config", "run_dir", "force", "plan", "seed")}
-    return _assemble(section, shared, typed, values)
+    return _assemble(places, shared, typed, values)
 
 
-def _assemble(section: str, shared: dict[str, Any], typed: dict[str, Any], extra: dict[str, Any]) -> Options:
+def _assemble(places: dict[str, str], shared: dict[str, Any], typed: dict[str, Any], extra: dict[str, Any]) -> Options:
+    """Lay the typed flags over the YAML; places: the dotted name of the setting behind each flag."""
     config_path = Path(shared["config"])
     loaded = load_config(config_path)  # judged without the flags first, so that a flag cannot be blamed for the file
     merged, origins = dict(loaded.values), dict(loaded.origins)
     if typed:
-        flags = {f"{section}.{name}": f"--{name}" for name in typed}
-        merged, origins = lay_over(merged, origins, {section: _nest(typed)}, flags)
+        flags = {places[name]: f"--{name}" for name in typed}
+        merged, origins = lay_over(merged, origins, _nest({places[name]: typed[name] for name in typed}), flags)
     if shared["seed"] is not None:
         merged["seed"] = shared["seed"]
         origins["seed"] = "--seed"

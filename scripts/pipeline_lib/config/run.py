@@ -14,6 +14,7 @@ from .model import ModelSettings
 from .pack import PackSettings
 from .pretrain import PretrainSettings
 from .reasoning_data import ReasoningDataSettings
+from .scale_out import ScaleOutSettings
 from .sft import SftSettings
 from .sft_data import SftDataSettings
 
@@ -27,6 +28,9 @@ class RunConfig(Section):
     """Seed of every random choice in every stage."""
     threads: int | None = Field(default=None, ge=1)
     """Number of CPU cores to use; all that this process may use when not given."""
+
+    scale_out: ScaleOutSettings = ScaleOutSettings()
+    """Stages 01 and 02: who does the work, this machine, Slurm or Ray; the outputs are the same."""
 
     packed: str | None = None
     """Folder of a finished packed cache (another run's 03_packed) to start from instead of stages 02 and 03."""

@@ -8,6 +8,7 @@ Trap: a rename without the first fsync can survive a power cut with an empty fil
 
 import json
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +18,14 @@ from typing import Any
 TEMPORARY_PREFIX = ".tmp-"
 
 
+def process_name() -> str:
+    """Return a name that no other process has, also none of another machine that writes to the same disk."""
+    return f"{platform.node()}-{os.getpid()}"
+
+
 def temporary_beside(path: Path) -> Path:
     """Return a name in the same folder (rename cannot cross file systems) that keeps the suffix writers look at."""
-    return path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}")
+    return path.with_name(f"{TEMPORARY_PREFIX}{process_name()}-{path.name}")
 
 
 def fsync_folder(folder: Path) -> None:

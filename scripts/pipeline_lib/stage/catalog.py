@@ -10,7 +10,8 @@ class StageSpec:
     name: folder inside the run; script: file in scripts/; section: key of its settings in the YAML; needs: folders of
     the stages it reads; does: the rest of the sentence "This stage ..."; keeps_superseded: its unfinished work is hours
     of training, so it is moved aside rather than deleted when settings or code no longer match; gives_verdict: it says
-    whether what it reads is good enough, so it refuses to speak of models that are no longer there.
+    whether what it reads is good enough, so it refuses to speak of models that are no longer there; scales_out: an
+    engine of the section `scale_out` can do its units.
     """
 
     name: str
@@ -20,11 +21,19 @@ class StageSpec:
     does: str
     keeps_superseded: bool = False
     gives_verdict: bool = False
+    scales_out: bool = False
 
 
 STAGES = (
-    StageSpec("01_download", "01_download_data.py", "download", (), "reads every source into shards"),
-    StageSpec("02_clean", "02_clean_deduplicate.py", "clean", ("01_download",), "cleans and deduplicates the text"),
+    StageSpec("01_download", "01_download_data.py", "download", (), "reads every source into shards", scales_out=True),
+    StageSpec(
+        "02_clean",
+        "02_clean_deduplicate.py",
+        "clean",
+        ("01_download",),
+        "cleans and deduplicates the text",
+        scales_out=True,
+    ),
     StageSpec("03_packed", "03_tokenize_and_pack.py", "pack", ("02_clean",), "tokenises and packs"),
     StageSpec("04_init", "04_init_model.py", "model", ("03_packed",), "makes the untrained model"),
     StageSpec("05_pretrain", "05_pretrain.py", "pretrain", ("03_packed", "04_init"), "pretrains", True),

@@ -35,6 +35,9 @@ def print_plan(
     print(f"{stage.name} {stage.spec.does}\n  folder  {stage.folder}\n  status  {status}\n  settings")
     for key, value in _leaves(_spell_settings(stage.settings)):
         print(f"    {key} = {value!r}  ({origins.get(f'{stage.spec.section}.{key}', 'default')})")
+    if stage.spec.scales_out:
+        for key, value in _leaves(_spell_settings(stage.config.scale_out)):
+            print(f"    scale_out.{key} = {value!r}  ({origins.get(f'scale_out.{key}', 'default')})")
     missing = False
     print("  inputs" if stage.needs else "  inputs  none")
     for name in stage.needs:
@@ -63,7 +66,8 @@ def _print_cost(stage: "Stage", estimate: Callable[["Stage"], Estimate]) -> None
     disk = size(cost.disk_bytes) if cost.disk_bytes is not None else "unknown"
     home = next(folder for folder in (stage.folder, *stage.folder.parents) if folder.exists())
     free = shutil.disk_usage(home).free
-    print(f"  cost    about {time}, {memory} of memory, {disk} of disk ({size(free)} free); {cost.basis}")
+    here = "" if stage.config.scale_out.engine == "local" or not stage.spec.scales_out else "on this machine alone "
+    print(f"  cost    {here}about {time}, {memory} of memory, {disk} of disk ({size(free)} free); {cost.basis}")
     if cost.disk_bytes is not None and cost.disk_bytes > free:
         print("  WARNING the outputs would not fit on this disk")
 

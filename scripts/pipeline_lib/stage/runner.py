@@ -119,7 +119,8 @@ def _main(spec, run, estimate, inputs, extra_arguments, actions, join, continue_
     # that the last thread of a parallel region needs: training here was 2 to 10 times slower. Read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     main_module = sys.modules["__main__"]
-    options = read_command_line(spec.section, main_module.__doc__ or spec.does, argv, extra_arguments)
+    description = main_module.__doc__ or spec.does
+    options = read_command_line(spec.section, description, argv, extra_arguments, spec.scales_out)
     run_folder = options.run_folder
     stage = Stage(spec, options.config, run_folder, options.config.threads or available_cores(), options.arguments)
     for name, action in actions.items():
@@ -363,7 +364,7 @@ def _run_and_publish(stage: Stage, spec: StageSpec, run, fingerprint: dict[str, 
         result=stage.result,
         notes=stage.notes,
         exit_code=stage.exit_code,
-        run=_describe_run(started, peak.stop(), workspace.resuming, fingerprint),
+        run=_describe_run(started, peak.stop(), workspace.resuming, fingerprint) | _describe_engine(stage),
     )
     workspace.publish(manifest)
     following = next_stage(spec.name)
@@ -380,6 +381,11 @@ def print_card(stage: Stage, spec: StageSpec, following: StageSpec | None) -> No
     print_rows(manifest, spec.does, repairing_command(following.name, stage.arguments) if following else None)
     for label, text in card_rows(manifest):
         stage.log(f"  {label:<12} {text}")
+
+
+def _describe_engine(stage: Stage) -> dict[str, Any]:
+    """Return who did the units, of a stage that others can do."""
+    return {"engine": stage.config.scale_out.engine} if stage.spec.scales_out else {}
 
 
 def _describe_run(started: float, peak: int, resumed: bool, fingerprint: dict[str, Any]) -> dict[str, Any]:

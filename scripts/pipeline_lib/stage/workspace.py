@@ -67,6 +67,11 @@ class Workspace:
         self._write_state((read_json(self.folder / _STATE) or {}).get("began", self.fingerprint))
 
     @staticmethod
+    def mark(folder: Path) -> str | None:
+        """Return the digest of the fingerprint whose unfinished work lies in a work folder, None without any."""
+        return (read_json(folder / _STATE) or {}).get("fingerprint")
+
+    @staticmethod
     def made_from(stage_folder: Path) -> dict[str, Any] | None:
         """Return the whole fingerprint of the unfinished work below `stage_folder`, None when there is none."""
         return (read_json(stage_folder / WORK / _STATE) or {}).get("made_from")

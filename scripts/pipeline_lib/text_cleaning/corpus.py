@@ -7,17 +7,22 @@ the work folder and goes with it; its digest is in the unit's result and is chec
 
 import os
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline_lib.stage import Ledger, Stage, StageFailure, atomic_path, file_digest, ordered_map
+from pipeline_lib import engines
+from pipeline_lib.stage import Ledger, Stage, StageFailure, atomic_path, file_digest, ordered_map, ordered_threads
 
 from .copied_records import COPIED_RECORDS, CopiedRecords, compared_sets, count_in_shards, write_copied_records
 from .memory_share import fitting_workers, memory_limit
-from .pieces import SCRATCH, Shard, pieces_of, verified
+from .pieces import SCRATCH, Piece, Shard, pieces_of, verified
 from .receipts import RECEIPTS, write_receipts
 
 if TYPE_CHECKING:
+    from dedup.job import DedupJob
     from dedup.parameters import DedupParameters
     from pipeline_lib.config.clean import DedupSettings
 
@@ -70,8 +75,8 @@ def train_quality_model(stage: Stage, shards: list[Shard]) -> Path | None:
 
 
 def clean_shards(stage: Stage, shards: list[Shard], quality_model: Path | None) -> None:
-    """Clean every piece that is not finished, on up to `stage.threads` cores."""
-    from .shard import ShardJob, clean_shard, start_cleaner
+    """Clean every piece that is not finished, on up to `stage.threads` cores or by the engine."""
+    from .shard import ShardJob
     from .toxicity_backend import describe_backend
 
     if (judge := describe_backend(stage.settings.toxicity)["backend"]) != "off":
@@ -83,24 +88,31 @@ def clean_shards(stage: Stage, shards: list[Shard], quality_model: Path | None) 
         for piece in shard.pieces
     }
     waiting = [piece for piece in pieces_of(shards) if not stage.finished(piece.unit)]
+    with closing(_cleaned(stage, waiting, jobs, quality_model)) as results:
+        for key, result in zip(stage.todo(list(jobs), "cleaning", "pieces"), results, strict=True):
+            with stage.unit(key) as unit:
+                unit.result = result
+                _enter(unit.ledger, result["tally"])
+    _stop_if_nothing_is_left(stage, shards)
+
+
+def _cleaned(
+    stage: Stage, waiting: list[Piece], jobs: dict[str, Any], quality_model: Path | None
+) -> Iterator[dict[str, Any]]:
+    """Yield the result of each piece in order."""
+    from .shard import clean_shard, start_cleaner, wrote_everything
+
     limit = memory_limit(stage.settings)
+    known = (stage.settings, evaluation_files(stage), stage.seed, quality_model, limit)
+    if engines.works_elsewhere(stage):
+        mine = {piece.unit: jobs[piece.unit] for piece in waiting}
+        return engines.results_of(stage, "clean", clean_shard, mine, wrote_everything, start_cleaner, known)
     worth = 1 + sum(piece.bytes for piece in waiting) // WORKER_BYTES
     wanted = min(stage.threads, len(waiting), worth) or 1
     workers = fitting_workers(wanted, limit)
     if workers < wanted:
         stage.note(f"clean.max_ram {stage.settings.max_ram}: {workers} of {wanted} cleaning processes fit")
-    results = ordered_map(
-        clean_shard,
-        [jobs[piece.unit] for piece in waiting],
-        workers,
-        initializer=start_cleaner,
-        initargs=(stage.settings, evaluation_files(stage), stage.seed, quality_model, limit),
-    )
-    for key, result in zip(stage.todo(list(jobs), "cleaning", "pieces"), results, strict=True):
-        with stage.unit(key) as unit:
-            unit.result = result
-            _enter(unit.ledger, result["tally"])
-    _stop_if_nothing_is_left(stage, shards)
+    return ordered_map(clean_shard, [jobs[piece.unit] for piece in waiting], workers, start_cleaner, known)
 
 
 def _enter(ledger: Ledger, tally: dict[str, Any]) -> None:
@@ -167,7 +179,7 @@ def _write_duplicates(stage: Stage, files: list[Path], output: Path) -> dict[str
         memory_limit(stage.settings),
         stage.threads,
     )
-    removals = identified_removals(job, stage.stop_if_interrupted)
+    removals = identified_removals(job, stage.stop_if_interrupted, _who_does_dedup_steps(stage))
     removals.write_receipts(output)
     fuzzy = removals.jaccard[~removals.is_exact]
     result: dict[str, Any] = {"duplicates": len(removals), "fuzzy": len(fuzzy)}
@@ -177,6 +189,14 @@ def _write_duplicates(stage: Stage, files: list[Path], output: Path) -> dict[str
         result["recall"] = measure_recall(job, removals, settings.planted_copies).to_json()
     finished(job.folder)
     return result
+
+
+def _who_does_dedup_steps(stage: Stage) -> Callable[["DedupJob", str], None] | None:
+    if not engines.works_elsewhere(stage):
+        return None
+    from .dedup_elsewhere import do_step
+
+    return partial(do_step, stage)
 
 
 def dedup_parameters(settings: "DedupSettings", seed: int) -> "DedupParameters":
@@ -201,32 +221,38 @@ def dedup_parameters(settings: "DedupSettings", seed: int) -> "DedupParameters":
 
 
 def write_final_shards(stage: Stage, shards: list[Shard], duplicates: Path) -> None:
-    """Write every shard without its duplicates, on `stage.threads` cores, and account for what was kept."""
-    from pipeline_lib.stage import ordered_threads
-
-    from .final_shards import FinalJob, write_final_shard
-
+    """Write every shard without its duplicates, and account for what was kept."""
+    by_name = {shard.name: shard for shard in shards}
     waiting = [shard for shard in shards if not stage.finished(shard.name)]
-    jobs = (
-        FinalJob(
-            tuple(verified(stage, piece.unit, "candidates", piece.candidates) for piece in shard.pieces),
+    with closing(_written(stage, waiting, duplicates)) as results:
+        for key, result in zip(stage.todo(list(by_name), "writing", "shards"), results, strict=True):
+            with stage.unit(key) as unit:
+                os.replace(by_name[key].final, unit.path(f"{key}.parquet"))
+                unit.result = result
+                for source, measure, amount in result["kept"]:
+                    unit.ledger.keep(FLOW, source, **{"documents": 0, measure: amount})
+                for source, rule, measure, amount in result["dropped"]:
+                    unit.ledger.drop(FLOW, source, rule, **{"documents": 0, measure: amount})
+
+
+def _written(stage: Stage, waiting: list[Shard], duplicates: Path) -> Iterator[dict[str, Any]]:
+    """Yield the result of each shard in order; `stage.threads` cores or the engine write them."""
+    from .final_shards import FinalJob, write_final_shard, wrote_everything
+
+    jobs = {
+        shard.name: FinalJob(
+            tuple(piece.candidates for piece in shard.pieces),
+            tuple(stage.unit_result(piece.unit)["digests"]["candidates"] for piece in shard.pieces),
             duplicates,
             shard.final,
             shard.duplicate_receipts,
             stage.settings.dedup.jaccard,
         )
         for shard in waiting
-    )
-    results = ordered_threads(write_final_shard, jobs, stage.threads)  # nearly all of it is Arrow, outside the lock
-    by_name = {shard.name: shard for shard in shards}
-    for key, result in zip(stage.todo(list(by_name), "writing", "shards"), results, strict=True):
-        with stage.unit(key) as unit:
-            os.replace(by_name[key].final, unit.path(f"{key}.parquet"))
-            unit.result = result
-            for source, measure, amount in result["kept"]:
-                unit.ledger.keep(FLOW, source, **{"documents": 0, measure: amount})
-            for source, rule, measure, amount in result["dropped"]:
-                unit.ledger.drop(FLOW, source, rule, **{"documents": 0, measure: amount})
+    }
+    if engines.works_elsewhere(stage):
+        return engines.results_of(stage, "final", write_final_shard, jobs, wrote_everything)
+    return ordered_threads(write_final_shard, jobs.values(), stage.threads)  # nearly all Arrow, outside the lock
 
 
 def write_all_receipts(stage: Stage, shards: list[Shard]) -> None:

@@ -12,14 +12,16 @@ import pyarrow.parquet as pq
 
 from pipeline_lib.stage import atomic_path, file_digest
 
+from .pieces import check_digest
 from .receipts import EXACT, NEAR, PREVIEW_CHARACTERS, receipt_schema
 
 
 @dataclass(frozen=True)
 class FinalJob:
-    """Paths of one shard: its candidates, the duplicates of the whole corpus, and the two files that are written."""
+    """One shard: its candidates and their digests, the duplicates of the whole corpus, the two files to write."""
 
     candidates: tuple[Path, ...]
+    digests: tuple[str, ...]
     duplicates: Path
     output: Path
     receipts: Path
@@ -29,8 +31,10 @@ class FinalJob:
 def write_final_shard(job: FinalJob) -> dict[str, Any]:
     """Write the documents that stay, with the column `duplicates` (how many each one stands for), and the receipts.
 
-    Returns counts per source and the digest of the receipts.
+    Returns counts per source and the digest of the receipts. Raises StageFailure for damaged candidates.
     """
+    for path, digest in zip(job.candidates, job.digests, strict=True):
+        check_digest(path, digest)
     duplicates = pq.read_table(job.duplicates)
     copies = Counter(duplicates["survivor_id"].to_pylist())
     kept: Counter[tuple[str, str]] = Counter()
@@ -57,6 +61,11 @@ def write_final_shard(job: FinalJob) -> dict[str, Any]:
         "dropped": [[*key, n] for key, n in sorted(dropped.items())],
         "digests": {"receipts": file_digest(job.receipts)},
     }
+
+
+def wrote_everything(job: FinalJob, result: dict[str, Any]) -> bool:
+    """Whether the two files of a shard are there: the next step moves the first one away."""
+    return job.output.is_file() and job.receipts.is_file()
 
 
 def _row_groups(files: tuple[Path, ...]) -> Iterator[pa.Table]:

@@ -92,6 +92,11 @@ def pieces_of(shards: Sequence[Shard]) -> list[Piece]:
 
 def verified(stage: Stage, unit: str, name: str, path: Path) -> Path:
     """Return a scratch file of a finished unit. Raises StageFailure when it is not what that unit wrote."""
-    if not path.is_file() or file_digest(path) != stage.unit_result(unit)["digests"][name]:
-        raise StageFailure(f"the scratch file {path} is missing or damaged; start this stage again with --force")
+    check_digest(path, stage.unit_result(unit)["digests"][name])
     return path
+
+
+def check_digest(path: Path, digest: str) -> None:
+    """Raise StageFailure when a scratch file is not there as it was written."""
+    if not path.is_file() or file_digest(path) != digest:
+        raise StageFailure(f"the scratch file {path} is missing or damaged; start this stage again with --force")

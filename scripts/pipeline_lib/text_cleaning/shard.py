@@ -298,6 +298,11 @@ def clean_shard(job: ShardJob) -> dict[str, Any]:
     return {"documents": rows, "removed": removed, "tally": tally.to_json(), "digests": digests}
 
 
+def wrote_everything(job: ShardJob, result: dict[str, Any]) -> bool:
+    """Whether the files that the result of a piece names are there."""
+    return all(getattr(job, name).is_file() for name in result["digests"])
+
+
 def _opened(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)

@@ -1,0 +1,210 @@
+"""The side of the numbered script: start the tasks of a step, wait for the results of its units, hand them on in order.
+
+Results lie on the shared disk, so nothing is lost when this process is killed: the next start takes the results that
+are there, goes on waiting for a Slurm job that is still at work, and starts tasks for what is left only.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pipeline_lib.stage import Stage, StageFailure
+from pipeline_lib.stage.atomic import remove
+from pipeline_lib.stage.workspace import Workspace, read_json
+
+if TYPE_CHECKING:
+    from .batch import Batch
+
+FOLDER = "scale_out"
+SILENCE_SECONDS = 1800.0  # of a scheduler that does not answer, such as one that is being restarted
+
+
+class Crew(Protocol):
+    """Tasks at work on a batch."""
+
+    name: str
+
+    def task_of(self, key: str) -> int:
+        """The number of the task that does a unit."""
+        ...
+
+    def may_work(self, task: int) -> bool | None:
+        """Whether a task waits, works or will be started again; None when that cannot be told now."""
+        ...
+
+    def log_of(self, task: int) -> Path:
+        """What a task wrote."""
+        ...
+
+    def fate_of(self, task: int) -> str:
+        """How a task ended, in the engine's word, or nothing when the engine does not tell."""
+        ...
+
+    def cancel(self) -> None:
+        """End all tasks."""
+        ...
+
+
+def works_elsewhere(stage: Stage) -> bool:
+    """Whether an engine does the units of this stage, not processes of this machine."""
+    return stage.config.scale_out.engine != "local"
+
+
+def prepare(stage: Stage) -> None:
+    """Before the first unit: see that the engine is there, and end jobs of an earlier start that nobody waits for.
+
+    Raises UserError, with what to install or where to go, when the engine is not there.
+    """
+    settings = stage.config.scale_out
+    if settings.engine == "slurm":
+        from .on_slurm import require
+
+        require()
+        return
+    for record in sorted((stage.work / FOLDER).glob("*/job.json")):
+        from .on_slurm import SlurmJob
+
+        job = SlurmJob.read(record)
+        if job.at_work():
+            job.cancel()
+            stage.say(f"  {job.name} of an earlier start was cancelled")
+    if settings.engine == "ray":
+        from .on_ray import require
+
+        require()
+
+
+def forget_results(stage: Stage, step: str) -> None:
+    """Remove the results of a step, whose units know by their own files whether they are done."""
+    remove(stage.work / FOLDER / step / "results")
+
+
+def results_of(
+    stage: Stage,
+    step: str,
+    function: Callable[[Any], dict[str, Any]],
+    jobs: Mapping[str, Any],
+    is_whole: Callable[[Any, dict[str, Any]], bool] = lambda job, result: True,
+    initializer: Callable[..., None] | None = None,
+    initargs: tuple[Any, ...] = (),
+) -> Iterator[dict[str, Any]]:
+    """Yield function(job) for every job, in their order, computed by the tasks of the stage's engine.
+
+    What `function` returns is JSON; it and `initializer` are defined at module level below scripts/. A result of an
+    earlier start counts when `is_whole(job, result)`: what it names is still there. Close the generator (it ends the
+    tasks). Raises what `function` raised, and StageFailure, naming the log, for a task that ended without a word.
+    """
+    from .batch import Batch
+
+    folder = stage.work / FOLDER / step
+    batch = Batch(step, function, tuple(jobs.items()), initializer, initargs, folder, stage.work, _mark(stage))
+    missing = _missing(batch, is_whole)
+    if not missing:
+        yield from map(batch.result, jobs)
+        return
+    crew = _start(stage, batch, missing)
+    watch = _Watch(stage, batch, crew)
+    left = set(missing)
+    try:
+        for key in jobs:
+            result = watch.wait_for(key) if key in left else batch.result(key)
+            left.discard(key)
+            yield result
+    finally:
+        if left:
+            crew.cancel()
+            stage.say(f"  {crew.name} was cancelled; results that are there are kept")
+
+
+def _mark(stage: Stage) -> str:
+    mark = Workspace.mark(stage.work)
+    if mark is None:
+        raise StageFailure(f"{stage.work} was removed while the stage ran; start it again")
+    return mark
+
+
+def _missing(batch: "Batch", is_whole: Callable[[Any, dict[str, Any]], bool]) -> list[str]:
+    """Return the units without a result; a result whose files have gone is removed."""
+    missing = []
+    for key, job in batch.jobs:
+        result = batch.result(key)
+        if result is not None and not is_whole(job, result):
+            batch.result_file(key).unlink()
+            result = None
+        if result is None:
+            missing.append(key)
+    return missing
+
+
+def _start(stage: Stage, batch: "Batch", missing: list[str]) -> Crew:
+    settings = stage.config.scale_out
+    if settings.engine == "ray":
+        from .on_ray import start
+
+        crew = start(stage, batch, missing)
+    else:
+        from .on_slurm import find_or_submit
+
+        crew = find_or_submit(stage, batch, missing)
+    stage.say(f"  {batch.step}: {len(missing)} units, {crew.name}")
+    return crew
+
+
+@dataclass
+class _Watch:
+    """Looks for results, for reports of failure and for tasks that are gone."""
+
+    stage: Stage
+    batch: "Batch"
+    crew: Crew
+    _gone_since: dict[int, float] = field(default_factory=dict)
+    _silent_since: float | None = None
+
+    def wait_for(self, key: str) -> dict[str, Any]:
+        """Return the result of a unit as soon as it is there."""
+        settings = self.stage.config.scale_out
+        task = self.crew.task_of(key)
+        while (result := self.batch.result(key)) is None:
+            self._raise_report()
+            self._check(task, key, settings.patience_seconds)
+            with self.stage.signals.while_waiting():
+                time.sleep(settings.poll_seconds)
+        return result
+
+    def _raise_report(self) -> None:
+        from .batch import reported_error
+
+        for file in sorted(self.batch.reports.glob("*.json")):
+            report = read_json(file)
+            if report is not None:
+                raise reported_error(report)
+
+    def _check(self, task: int, key: str, patience: float) -> None:
+        """Raise StageFailure for a task that has been gone for longer than its result needs to become visible."""
+        now = time.monotonic()
+        at_work = self.crew.may_work(task)
+        if at_work is None:
+            self._bear_silence(now)
+            return
+        self._silent_since = None
+        if at_work:
+            self._gone_since.pop(task, None)
+        elif now - self._gone_since.setdefault(task, now) > patience:
+            fate = self.crew.fate_of(task)
+            ended = f"ended as {fate}" if fate else "is gone"
+            raise StageFailure(
+                f"{self.crew.name}: task {task} {ended} without a result for {key}; its log is"
+                f" {self.crew.log_of(task)}; finished units are kept, start again to do the others"
+            )
+
+    def _bear_silence(self, now: float) -> None:
+        if self._silent_since is None:
+            self._silent_since = now
+            self.stage.say(f"  {self.crew.name}: the scheduler does not answer; asking again")
+        elif now - self._silent_since > SILENCE_SECONDS:
+            raise StageFailure(
+                f"{self.crew.name}: the scheduler has not answered for {SILENCE_SECONDS / 60:.0f} minutes; see to it"
+                " and start again: results that are there are kept"
+            )

@@ -1,0 +1,101 @@
+"""Stage 02 by the tasks of an engine: the files, the ledger and the receipts of one process, also after a kill."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from finished_download import finish_download
+from test_02_clean_stage import EVALUATION, command, corpus, output_digests, start
+
+from pipeline_lib.stage.manifest import Manifest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engines"))
+from slurm_stand_in import Job, install, wait_until  # noqa: E402
+
+PROMPT = ["--poll_seconds", "0.1", "--patience_seconds", "1"]
+SLURM = ["--engine", "slurm", "--partition", "cpu", "--tasks", "2", *PROMPT]
+RAY = ["--engine", "ray", "--tasks", "2", "--memory_per_cpu_gb", "1", *PROMPT]
+
+
+@pytest.fixture(scope="module")
+def at_home(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    finish_download(folder, corpus(), {"questions": EVALUATION})
+    done = start(folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    finish_download(folder, corpus(), {"questions": EVALUATION})
+    return folder
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch) -> Path:
+    """The jobs of a scheduler that this test has for itself."""
+    found = install(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", f"{found.parent}:{os.environ['PATH']}")
+    return found
+
+
+def decisive(folder: Path) -> dict:
+    manifest = Manifest.read(folder / "02_clean" / "manifest.json")
+    assert manifest is not None
+    told = manifest._decisive()
+    told["fingerprint"].pop("data")  # names the folder of the evaluation tasks
+    return told
+
+
+def names_of(jobs: Path) -> list[str]:
+    return [Job(jobs, folder.name).option("job-name") for folder in sorted(jobs.iterdir())]
+
+
+STEPS = ["clean", *(f"dedup-{name}" for name in ("sketch", "exact", "bands", "group", "sets", "resolve")), "final"]
+
+
+@pytest.mark.slow
+def test_slurm_cleans_to_the_same_files_step_by_step(at_home: Path, run_folder: Path, jobs: Path):
+    done = subprocess.run(command(run_folder, *SLURM), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert output_digests(run_folder) == output_digests(at_home)
+    assert decisive(run_folder) == decisive(at_home)
+    assert names_of(jobs) == [f"02_clean-{step}" for step in STEPS]
+    again = start(run_folder)
+    assert again.stdout.strip() == "02_clean: up to date"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["clean", "dedup-bands", "final"])
+def test_a_killed_start_goes_on_to_the_same_files(at_home: Path, run_folder: Path, jobs: Path, step: str):
+    coordinator = subprocess.Popen(
+        command(run_folder, *SLURM), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    wait_until(lambda: jobs.exists() and f"02_clean-{step}" in names_of_whole(jobs), 300)
+    os.killpg(coordinator.pid, signal.SIGKILL)
+    coordinator.wait()
+    done = subprocess.run(command(run_folder, *SLURM), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert output_digests(run_folder) == output_digests(at_home)
+    assert decisive(run_folder) == decisive(at_home)
+
+
+def names_of_whole(jobs: Path) -> list[str]:
+    """The names of the jobs whose script has been written."""
+    written = [Job(jobs, folder.name) for folder in sorted(jobs.iterdir()) if (folder / "0.state").exists()]
+    return [job.option("job-name") for job in written]
+
+
+@pytest.mark.slow
+def test_ray_cleans_to_the_same_files(at_home: Path, run_folder: Path):
+    pytest.importorskip("ray")
+    done = subprocess.run(command(run_folder, *RAY), capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert output_digests(run_folder) == output_digests(at_home)
+    assert decisive(run_folder) == decisive(at_home)
