@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 from finished_download import finish_download
-from test_02_clean_stage import EVALUATION, command, corpus, output_digests, start
+from test_02_clean_stage import EVALUATION, SCRIPT, command, corpus, output_digests, start
 
 from pipeline_lib.stage.manifest import Manifest
+from pipeline_lib.text_cleaning import corpus as corpus_module
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "engines"))
+import in_process  # noqa: E402
 from slurm_stand_in import Job, install, wait_until  # noqa: E402
 
 PROMPT = ["--poll_seconds", "0.1", "--patience_seconds", "1"]
@@ -58,6 +60,32 @@ def names_of(jobs: Path) -> list[str]:
 
 
 STEPS = ["clean", *(f"dedup-{name}" for name in ("sketch", "exact", "bands", "group", "sets", "resolve")), "final"]
+
+
+def test_tasks_clean_to_the_same_files_step_by_step(at_home: Path, run_folder: Path, monkeypatch):
+    batches = in_process.take_the_place_of_ray(monkeypatch, tasks=3)
+    flags = command(run_folder, *in_process.FLAGS)[2:]
+    assert in_process.run_script(monkeypatch, SCRIPT.name, *flags) == 0
+    assert output_digests(run_folder) == output_digests(at_home)
+    assert decisive(run_folder) == decisive(at_home)
+    assert [batch.step for batch in batches] == STEPS
+    assert {batch.step: len(batch.jobs) for batch in batches}["clean"] == 3
+
+
+def test_damaged_candidates_end_a_task_and_the_stage_with_one_line(run_folder: Path, monkeypatch, capsys):
+    in_process.take_the_place_of_ray(monkeypatch, tasks=1)
+    find = corpus_module.find_duplicates
+
+    def damage(stage, shards):
+        found = find(stage, shards)
+        shards[1].pieces[0].candidates.write_bytes(b"PAR1")
+        return found
+
+    monkeypatch.setattr(corpus_module, "find_duplicates", damage)
+    flags = command(run_folder, *in_process.FLAGS)[2:]
+    assert in_process.run_script(monkeypatch, SCRIPT.name, *flags) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "part-00001-0000.parquet is missing or damaged" in error
 
 
 @pytest.mark.slow

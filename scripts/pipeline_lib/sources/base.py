@@ -46,13 +46,15 @@ class Workbench:
 
     The scratch folder outlives a kill (it lies in the stage's work folder) and is not part of the output. `pause`
     raises when SIGINT or SIGTERM asked the stage to stop: long transfers and waits call it often. `while_waiting` lets
-    the signal raise at once in its block, for a call that returns only when a server answers.
+    the signal raise at once in its block, for a call that returns only when a server answers. `reader` names one of
+    several processes that read a source at once; each keeps downloads of its own.
     """
 
     scratch: Path
     say: Callable[[str], None] = print
     pause: Callable[[], None] = lambda: None
     while_waiting: Callable[[], AbstractContextManager[None]] = nullcontext
+    reader: str = ""
 
 
 @runtime_checkable

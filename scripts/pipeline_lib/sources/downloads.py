@@ -18,16 +18,17 @@ class Downloads:
 
     def __init__(self, settings: SourceSettings, bench: Workbench, transfer: Transfer):
         self.folder = bench.scratch / f"{settings.kind}-{settings.name}"
+        self._files = self.folder / "readers" / bench.reader if bench.reader else self.folder
         self._transfer = transfer
 
     def get(self, number: int, url: str, label: str, expected: Expected) -> Path:
         """The verified file with this number, downloaded if it is not there. `label` gives the suffix it keeps."""
         tag = hashlib.sha256(f"{url} {expected.digest}".encode()).hexdigest()[:12]
-        target = self.folder / f"{number:06d}-{tag}-{PurePosixPath(label).name[-80:]}"
+        target = self._files / f"{number:06d}-{tag}-{PurePosixPath(label).name[-80:]}"
         return self._transfer.fetch(url, target, expected)
 
     def forget_before(self, number: int) -> None:
         """Delete the downloads of files whose units are finished."""
-        for file in sorted(self.folder.glob("[0-9]*-*")):
+        for file in sorted(self._files.glob("[0-9]*-*")):
             if int(file.name.partition("-")[0]) < number:
                 file.unlink()

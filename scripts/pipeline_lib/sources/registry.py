@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,15 +33,27 @@ def open_sources(settings: DownloadSettings, bench: Workbench, workers: int) -> 
     Nothing is downloaded here. Raises UserError for two sources of one kind with one name, and for whatever a source
     finds wrong with its entry (a missing file, a format that does not fit).
     """
+    opened = list(_opened(settings, settings.entries(), bench, workers))
+    _check_names([item.source for item in opened])
+    return opened
+
+
+def open_source(settings: DownloadSettings, bench: Workbench, kind: str, name: str) -> Source:
+    """One of the sources that `open_sources` opens, to be read by this process alone."""
+    entries = [e for e in settings.entries() if e.kind == kind and (e.type == "python_docs" or e.name == name)]
+    return next(item.source for item in _opened(settings, entries, bench, 1) if item.source.name == name)
+
+
+def _opened(
+    settings: DownloadSettings, entries: Sequence[SourceSettings], bench: Workbench, workers: int
+) -> Iterator[OpenedSource]:
     from .python_docs.source import PythonDocs
 
     built_in = PythonDocs(settings.python_docs, bench.scratch, workers)
-    opened: list[OpenedSource] = []
-    for entry in settings.entries():
+    for entry in entries:
         found = built_in.sources(entry) if entry.type == "python_docs" else [_file_source(entry, bench)]
-        opened += [OpenedSource(source, entry.max_documents) for source in found]
-    _check_names([item.source for item in opened])
-    return opened
+        for source in found:
+            yield OpenedSource(source, entry.max_documents)
 
 
 NEEDED_BY = {

@@ -14,14 +14,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
-from ..stage import Ledger, Stage, Unit, UserError, write_json_atomic
+from .. import engines
+from ..stage import Stage, Unit, UserError, write_json_atomic
 from .base import Dropped, ReadsAhead, Record, Source
 from .registry import OpenedSource
-from .sinks import LineSink, ShardSink, Sink, totals
+from .sinks import totals
+from .unit_files import EXAMPLES_SHOWN, Fill, parts_of, sink_of, write_unit
 
-BEYOND_LIMIT = "beyond max_documents (reading stopped)"
-NOT_UNICODE = "not valid Unicode (lone surrogates)"
-EXAMPLES_SHOWN = 3
 CATALOG = "sources.json"
 
 
@@ -49,7 +48,7 @@ def _write_source(stage: Stage, opened: OpenedSource, first_shard: int, shard_by
     kept = shards = 0
     with (
         stage.progress(len(units), f"{source.kind}/{source.name}") as bar,
-        closing(_contents(source, waiting)) as contents,
+        closing(_fills(stage, opened, waiting, shard_bytes)) as fills,
     ):
         for number, key in enumerate(keys):
             if not (before := stage.finished(key)):
@@ -58,8 +57,7 @@ def _write_source(stage: Stage, opened: OpenedSource, first_shard: int, shard_by
                     break
                 room = None if opened.max_documents is None else opened.max_documents - kept
                 with stage.unit(key) as unit:
-                    sink = _sink(unit, source, first_shard + shards, shard_bytes, number if len(units) > 1 else None)
-                    unit.result = _write_unit(unit, sink, source, next(contents), room, stage)
+                    unit.result = next(fills)(unit, first_shard + shards, room)
             results.append(stage.unit_result(key))
             kept += results[-1]["documents"]
             shards += len(results[-1]["files"])
@@ -70,6 +68,29 @@ def _write_source(stage: Stage, opened: OpenedSource, first_shard: int, shard_by
     return {**described, **totals(results), "provenance": source.provenance()}
 
 
+def _fills(stage: Stage, opened: OpenedSource, waiting: Sequence[str], shard_bytes: int) -> Iterator[Fill]:
+    """What fills each of the waiting units, in order: their records, or the files that the engine's tasks made of them.
+
+    How many records of a unit fit under `max_documents` is known when those before it have been read, so a source with
+    that limit is read here, and so is a single unit.
+    """
+    if engines.works_elsewhere(stage) and len(waiting) > 1 and opened.max_documents is None:
+        from .read_elsewhere import fills_of_tasks
+
+        yield from fills_of_tasks(stage, opened.source, waiting, shard_bytes)
+        return
+    source = opened.source
+    parts = parts_of(source.units())
+    with closing(_contents(source, waiting)) as contents:
+        for name, records in zip(waiting, contents, strict=True):
+
+            def fill(unit: Unit, first_shard: int, room: int | None, name=name, records=records) -> dict[str, Any]:
+                sink = sink_of(unit, source, first_shard, shard_bytes, parts[name])
+                return write_unit(unit, sink, source, records, room, stage.say)
+
+            yield fill
+
+
 def _contents(source: Source, units: Sequence[str]) -> Iterator[Iterable[Record | Dropped]]:
     """The records of each unit, several units ahead where the source can."""
     if isinstance(source, ReadsAhead):
@@ -77,67 +98,6 @@ def _contents(source: Source, units: Sequence[str]) -> Iterator[Iterable[Record 
     else:
         for unit in units:
             yield source.read(unit)
-
-
-def _sink(unit: Unit, source: Source, first_shard: int, shard_bytes: int, part: int | None) -> Sink:
-    if source.kind == "text":
-        return ShardSink(unit, source.name, source.license, first_shard, shard_bytes)
-    suffix = "" if part is None else f"-{part:05d}"
-    return LineSink(unit, source.name, f"{source.kind}/{source.name}{suffix}.jsonl")
-
-
-def _write_unit(
-    unit: Unit, sink: Sink, source: Source, records: Iterable[Record | Dropped], room: int | None, stage: Stage
-) -> dict[str, Any]:
-    """Write at most `room` records; return the unit's result: documents, bytes, files, and drops per reason."""
-    counts = _Counts(unit.ledger, source, stage)
-    with closing(sink):
-        for record in records:
-            if isinstance(record, Dropped):
-                counts.drop(record)
-            elif counts.documents == room:
-                counts.drop(Dropped(BEYOND_LIMIT, _text_bytes(record)))
-                break
-            else:
-                try:
-                    counts.keep(sink.add(record))
-                except UnicodeEncodeError:
-                    counts.drop(Dropped(NOT_UNICODE, _text_bytes(record)))
-    return {"documents": counts.documents, "bytes": counts.bytes, "files": sink.files, "dropped": dict(counts.dropped)}
-
-
-def _text_bytes(record: Record) -> int:
-    return len(record["text"].encode("utf-8", "surrogatepass")) if "text" in record and "key" in record else 0
-
-
-class _Counts:
-    """The ledger entries of one unit: documents for every kind, bytes for text only.
-
-    The original records of chat data have no byte count that a formatter could find again, so none is promised.
-    """
-
-    def __init__(self, ledger: Ledger, source: Source, stage: Stage):
-        self.documents = self.bytes = 0
-        self.dropped: Counter[str] = Counter()
-        self._ledger, self._stage = ledger, stage
-        self._flow, self._name = source.kind, source.name
-        self._shown: Counter[str] = Counter()
-
-    def keep(self, size: int) -> None:
-        measured = size if self._flow == "text" else 0
-        self._ledger.enter(self._flow, self._name, 1, measured)
-        self._ledger.keep(self._flow, self._name, 1, measured)
-        self.documents += 1
-        self.bytes += size
-
-    def drop(self, dropped: Dropped) -> None:
-        measured = dropped.bytes if self._flow == "text" else 0
-        self._ledger.enter(self._flow, self._name, dropped.documents, measured)
-        self._ledger.drop(self._flow, self._name, dropped.reason, dropped.documents, measured)
-        self.dropped[dropped.reason] += dropped.documents
-        if dropped.where and self._shown[dropped.reason] < EXAMPLES_SHOWN:
-            self._shown[dropped.reason] += 1
-            self._stage.say(f"  {self._name}: {dropped.where}: {dropped.reason}")
 
 
 def _reasons(results: list[dict[str, Any]]) -> str:
