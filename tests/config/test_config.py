@@ -178,6 +178,25 @@ def test_the_flags_of_the_same_work_are_spelled_so_that_they_read_back(tmp_path:
     assert "--seed 7" in options.arguments and "--optimizer.lr" not in options.arguments
 
 
+@pytest.mark.parametrize("spec", STAGES, ids=lambda spec: spec.name)
+def test_stages_that_scale_out_take_the_engine_as_a_flag_and_the_others_refuse_it(tmp_path: Path, spec):
+    path = write(tmp_path, "scale_out: {tasks: 5}\n")
+    flags = ["--engine", "slurm", "--partition", "cpu", "--time", "4:00:00", "--sbatch-options", "{account: corpora}"]
+    arguments = ["--config", str(path), *flags]
+    if spec.name not in ("01_download", "02_clean"):
+        assert not spec.scales_out
+        with pytest.raises(UserError, match="unknown flag --engine"):
+            read_command_line(spec.section, "test", arguments, scales_out=spec.scales_out)
+        return
+    options = read_command_line(spec.section, "test", arguments, scales_out=spec.scales_out)
+    chosen = options.config.scale_out
+    assert (chosen.engine, chosen.tasks, chosen.time) == ("slurm", 5, "4:00:00")
+    assert chosen.sbatch_options == {"account": "corpora"}
+    assert options.origins["scale_out.engine"] == "--engine" and options.origins["scale_out.tasks"] == path.name
+    again = shlex.split(options.arguments + options.own_arguments)
+    assert read_command_line(spec.section, "test", again, scales_out=True).config == options.config
+
+
 @given(st.one_of(st.integers(), st.booleans(), st.floats(allow_nan=False, allow_infinity=False), st.none()))
 def test_command_line_values_read_as_yaml(value):
     assert parse_value(json.dumps(value)) == value

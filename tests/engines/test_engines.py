@@ -198,12 +198,40 @@ def test_ray_makes_the_outputs_of_one_process_and_names_what_failed(toy: Toy, at
     lost = toy.run(*ray, "--force", TOY_FAULT="3:defect")
     assert lost.returncode == 1 and "RuntimeError: a defect); its traceback is" in lost.stderr
     assert "a defect" in Path(re.search(r"its traceback is (\S+);", lost.stderr)[1]).read_text()
+    killed = toy.run(*ray, "--force", TOY_FAULT="3:die")
+    assert killed.returncode == 1
+    assert "task 1 failed at square/3 (RuntimeError: its process ended by exit code 9)" in killed.stderr
     greedy = toy.run(*ray, "--memory_per_cpu_gb", "100000")
     assert greedy.returncode == 2 and "lower scale_out.cpus_per_task or scale_out.memory_per_cpu_gb" in greedy.stderr
     done = toy.run(*ray, "--force")
     assert done.returncode == 0, done.stderr + done.stdout
     assert toy.decisive() == at_home
     assert toy.manifest().run["engine"] == "ray"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_an_interrupted_ray_run_leaves_nobody_behind_and_goes_on(toy: Toy, at_home: dict, number: int, code: int):
+    import psutil
+
+    ray = ["--engine", "ray", "--tasks", "2", "--memory_per_cpu_gb", "1", *PROMPT]
+    coordinator = toy.start(*ray, TOY_SLEEP="2")
+    wait_until(lambda: toy.results() > 0, 120)
+    family = psutil.Process(coordinator.pid).children(recursive=True)
+    assert len(family) > 4
+    os.kill(coordinator.pid, number)
+    words = coordinator.communicate(timeout=60)[0]
+    assert coordinator.returncode == code, words
+    wait_until(lambda: not any(process.is_running() and process.status() != "zombie" for process in family), 30)
+    done = toy.run(*ray)
+    assert done.returncode == 0, done.stderr
+    assert toy.decisive() == at_home
+
+
+def test_the_plan_shows_who_would_do_the_work(toy: Toy):
+    plan = toy.run("--plan", *SLURM).stdout
+    assert "    scale_out.engine = 'slurm'  (--engine)" in plan and "    scale_out.time = '24:00:00'  (default)" in plan
+    assert toy.submitted() == []
 
 
 # -- without processes -------------------------------------------------------------------------------------------------

@@ -70,7 +70,11 @@ def test_tasks_read_to_the_same_files_and_accounts(config: Path, tmp_path: Path,
     assert decisive(elsewhere) == decisive(home)
     assert len([name for name in decisive(home)["files"] if name.startswith("part-")]) > 12
     done = {batch.step: len(batch.jobs) for batch in batches}
-    assert list(done) == ["read-text-mine", "read-text-more", "read-sft-chats"] and min(done.values()) > 1
+    assert (
+        list(done) == ["read-text-mine", "read-text-few", "read-text-more", "read-sft-chats"] and min(done.values()) > 1
+    )
+    few = decisive(home)["ledger"]["text"]["few"]
+    assert few["kept"]["documents"] == 30 and sum(amount["documents"] for amount in few["dropped"].values()) > 1
     examples = [line for line in said.splitlines() if "large.jsonl:" in line]
     assert len(examples) > 2 and examples == [line for line in said_elsewhere.splitlines() if "large.jsonl:" in line]
 

@@ -108,14 +108,24 @@ def _assemble(places: dict[str, str], shared: dict[str, Any], typed: dict[str, A
     arguments = run_arguments(config_path, run_folder if shared["run_dir"] else None)
     if shared["seed"] is not None:
         arguments += f" --seed {shared['seed']}"
-    own = {**typed, **{name: value for name, value in extra.items() if isinstance(value, str)}}
-    own_arguments = "".join(f" --{name} {shlex.quote(_spell_value(value))}" for name, value in own.items())
+    spelled = {name: _spell_value(value, _annotation_at(places[name])) for name, value in typed.items()}
+    spelled |= {name: value for name, value in extra.items() if isinstance(value, str)}
+    own_arguments = "".join(f" --{name} {shlex.quote(value)}" for name, value in spelled.items())
     return Options(config, origins, run_folder, shared["force"], shared["plan"], arguments, own_arguments, extra)
 
 
-def _spell_value(value: Any) -> str:
-    """Return the text that a flag reads back as `value`."""
-    return value if isinstance(value, str) and parse_value(value) == value else json.dumps(value)
+def _annotation_at(place: str) -> Any:
+    """Return the type of the setting with this dotted name."""
+    annotation: Any = RunConfig
+    for name in place.split("."):
+        annotation = annotation.model_fields[name].annotation
+    return annotation
+
+
+def _spell_value(value: Any, annotation: Any) -> str:
+    """Return the text that the flag of a field of this type reads back as `value`."""
+    as_it_is = isinstance(value, str) and (_is_text(annotation) or parse_value(value) == value)
+    return value if as_it_is else json.dumps(value)
 
 
 def run_arguments(config_path: Path, run_folder: Path | None) -> str:

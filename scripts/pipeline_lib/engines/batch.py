@@ -50,6 +50,10 @@ class Batch:
         except FileNotFoundError:
             return None
 
+    def share(self, task: int, tasks: int) -> tuple[tuple[str, Job], ...]:
+        """Return the units that one of several tasks does."""
+        return self.jobs[task::tasks]
+
     def only(self, keys: Iterable[str]) -> "Batch":
         """Return the batch of some of the units."""
         wanted = set(keys)
@@ -101,7 +105,7 @@ class UnitsOfStep(PipelineStep):
         try:
             if self.batch.initializer is not None:
                 self.batch.initializer(*self.batch.initargs)
-            for key, job in self.batch.jobs[rank::world_size]:
+            for key, job in self.batch.share(rank, world_size):
                 self.batch.do(key, job)
                 self.stat_update("units")
         except Exception as error:

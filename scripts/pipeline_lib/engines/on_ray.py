@@ -4,15 +4,21 @@ That process is Ray's driver. When it ends, by a signal to this one or with it, 
 the script, and nothing needs to be found again.
 """
 
+import ctypes
 import importlib.util
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
+import traceback
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any, NoReturn
 
 from pipeline_lib.config.scale_out import ScaleOutSettings
 from pipeline_lib.stage import Stage, UserError
@@ -21,7 +27,10 @@ from pipeline_lib.stage.atomic import remove
 from .batch import Batch, UnitsOfStep
 
 SCRIPTS = Path(__file__).resolve().parents[2]
-ENDING_SECONDS = 10.0
+ENDING_SECONDS = 30.0
+WATCHING_SECONDS = 0.2
+REPORTED = 3  # exit code of a child that has reported its error itself
+PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 
 def require() -> None:
@@ -38,6 +47,7 @@ class RayRun:
     """The tasks of a step; task n does every tasks-th unit of `units`, from number n on."""
 
     driver: BaseProcess
+    line: Connection
     tasks: int
     units: dict[str, int]
     folder: Path
@@ -65,10 +75,55 @@ class RayRun:
         return ""
 
     def cancel(self) -> None:
-        """End the driver, and with it the tasks."""
-        self.driver.terminate()
+        """Tell the driver to leave; Ray's processes and the tasks end with it."""
+        self.line.close()
         self.driver.join(ENDING_SECONDS)
         self.driver.kill()
+
+
+class WatchedUnits(UnitsOfStep):
+    """Does a task's share in a child process, and reports a child that is killed, mostly for want of memory.
+
+    The pool in which datatrove's Ray worker runs a task would wait for a dead process for ever. Child and watcher end
+    when the process above them does, so a cancelled task leaves nobody behind.
+    """
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        """Do this task's units. Raises RuntimeError when the child did not do them all."""
+        above = os.getppid()
+        child = os.fork()
+        if child == 0:
+            self._run_as_child(rank, world_size)
+        while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
+            if os.getppid() != above:
+                os.kill(child, signal.SIGKILL)
+                os._exit(1)
+            time.sleep(WATCHING_SECONDS)
+        code = os.waitstatus_to_exitcode(ended[1])
+        if code == 0:
+            return
+        how = f"signal {-code}, is there too little memory?" if code < 0 else f"exit code {code}"
+        error = RuntimeError(f"its process ended by {how}")
+        if code != REPORTED:
+            left = [key for key, _ in self.batch.share(rank, world_size) if self.batch.result(key) is None]
+            self.batch.report(rank, left[0] if left else None, error)
+        raise error
+
+    def _run_as_child(self, rank: int, world_size: int) -> NoReturn:
+        die_with_parent_process()
+        try:
+            super().run(rank=rank, world_size=world_size)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(REPORTED)
+        os._exit(0)
+
+
+def die_with_parent_process() -> None:
+    """Have the kernel kill this process when its parent ends (Linux; elsewhere it goes on to the end of its units)."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def driver_log(folder: Path) -> Path:
@@ -84,15 +139,18 @@ def start(stage: Stage, batch: Batch, missing: list[str]) -> RayRun:
     remove(folder)
     folder.mkdir(parents=True)
     context = multiprocessing.get_context("spawn")  # a fork would copy threads that Ray does not expect
-    driver = context.Process(target=_drive, args=(settings, batch.only(missing), folder, stage.threads), daemon=True)
+    line, end = context.Pipe()
+    arguments = (settings, batch.only(missing), folder, stage.threads, end)
+    driver = context.Process(target=_drive, args=arguments, daemon=True)
     driver.start()
+    end.close()
     tasks = min(settings.tasks, len(missing))
-    return RayRun(driver, tasks, {key: place for place, key in enumerate(missing)}, folder)
+    return RayRun(driver, line, tasks, {key: place for place, key in enumerate(missing)}, folder)
 
 
-def _drive(settings: ScaleOutSettings, batch: Batch, folder: Path, cores: int) -> None:
+def _drive(settings: ScaleOutSettings, batch: Batch, folder: Path, cores: int, line: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the script decides what a keystroke ends
-    threading.Thread(target=_die_with_parent, name="parent-watch", daemon=True).start()
+    threading.Thread(target=_leave_when_told, args=(line,), name="parent-watch", daemon=True).start()
     words = os.open(driver_log(folder), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(words, 1)
     os.dup2(words, 2)
@@ -101,7 +159,7 @@ def _drive(settings: ScaleOutSettings, batch: Batch, folder: Path, cores: int) -
     try:
         _join_cluster(settings, cores)
         executor = RayPipelineExecutor(
-            pipeline=[UnitsOfStep(batch)],
+            pipeline=[WatchedUnits(batch)],
             tasks=min(settings.tasks, len(batch.jobs)),
             workers=settings.workers or -1,
             cpus_per_task=settings.cpus_per_task,
@@ -115,8 +173,16 @@ def _drive(settings: ScaleOutSettings, batch: Batch, folder: Path, cores: int) -
         sys.exit(2)
 
 
-def _die_with_parent() -> None:
-    multiprocessing.parent_process().join()
+def _leave_when_told(line: Connection) -> None:
+    """Wait until the script closes the line, or is gone, which does the same.
+
+    Killing this process instead would leave agents of Ray behind.
+    """
+    with suppress(EOFError):
+        line.recv()
+    import ray
+
+    ray.shutdown()
     os._exit(1)
 
 

@@ -1,8 +1,9 @@
 """The units of a source, read by the tasks of an engine: each into a folder of its own, with files numbered from zero.
 
 The script moves the files into the stage when their turn comes, under the numbers that follow from the units before,
-so the shards are those of a local run. A task opens the source anew, sees that it has the same units there, and keeps
-what it downloads apart from what other tasks download.
+so the shards are those of a local run. Tasks do not know how much of `max_documents` the units before have used up: the
+script reads the unit in which the limit falls itself, and ends the tasks there. A task opens the source anew, sees that
+it has the same units there, and keeps what it downloads apart from what other tasks download.
 """
 
 import os
@@ -45,7 +46,7 @@ def fills_of_tasks(stage: Stage, source: Source, waiting: Sequence[str], shard_b
     results = engines.results_of(stage, f"read-{name}", read_unit, jobs, wrote_everything, start_reading, known)
     with closing(results):
         for unit, result in zip(waiting, results, strict=True):
-            yield _Move(stage, source, jobs[unit].folder, result).fill
+            yield _Move(stage, source, jobs[unit], result, shard_bytes).fill
 
 
 @dataclass(frozen=True)
@@ -54,16 +55,20 @@ class _Move:
 
     stage: Stage
     source: Source
-    folder: Path
+    job: ReadJob
     made: dict[str, Any]
+    shard_bytes: int
 
     def fill(self, unit: Unit, first_shard: int, room: int | None) -> dict[str, Any]:
-        """Give the shards their numbers; `room` is always None, because a limited source is not read by tasks."""
+        """Give the shards their numbers, or read the unit again when it has more records than there is room for."""
+        if room is not None and self.made["result"]["documents"] > room:
+            sink = sink_of(unit, self.source, first_shard, self.shard_bytes, self.job.part)
+            return write_unit(unit, sink, self.source, self.source.read(self.job.unit), room, self.stage.say)
         names = self.made["result"]["files"]
         numbered = [shard_name(first_shard + place) for place in range(len(names))]
         final = numbered if self.source.kind == "text" else names
         for name, target in zip(names, final, strict=True):
-            os.replace(self.folder / name, unit.path(target))
+            os.replace(self.job.folder / name, unit.path(target))
         unit.ledger.merge(Ledger.from_json(self.made["ledger"]))
         for line in self.made["said"]:
             self.stage.say(line)

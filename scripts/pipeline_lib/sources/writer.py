@@ -71,10 +71,9 @@ def _write_source(stage: Stage, opened: OpenedSource, first_shard: int, shard_by
 def _fills(stage: Stage, opened: OpenedSource, waiting: Sequence[str], shard_bytes: int) -> Iterator[Fill]:
     """What fills each of the waiting units, in order: their records, or the files that the engine's tasks made of them.
 
-    How many records of a unit fit under `max_documents` is known when those before it have been read, so a source with
-    that limit is read here, and so is a single unit.
+    A single unit is read here, whatever the engine.
     """
-    if engines.works_elsewhere(stage) and len(waiting) > 1 and opened.max_documents is None:
+    if engines.works_elsewhere(stage) and len(waiting) > 1:
         from .read_elsewhere import fills_of_tasks
 
         yield from fills_of_tasks(stage, opened.source, waiting, shard_bytes)
