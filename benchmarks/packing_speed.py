@@ -31,18 +31,19 @@ import xxhash
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from trl import pack_dataset
 
+from pipeline_lib.packing.build_chunks import UNITS_AT_ONCE, make_chunk
 from pipeline_lib.packing.cache_index import INDEX, Shard, describe_cache, describe_chunk
-from pipeline_lib.packing.chunk_format import ChunkFile, encode_chunk
-from pipeline_lib.packing.chunk_ranges import cut_into_chunks
-from pipeline_lib.packing.encoded_runs import EncodedRuns, amounts_by_source, encode_run
+from pipeline_lib.packing.chunk_format import ChunkFile
+from pipeline_lib.packing.chunk_ranges import ChunkRange, cut_into_chunks
+from pipeline_lib.packing.encoded_runs import EncodedRun, EncodedRuns, encode_run
 from pipeline_lib.packing.packing_plan import Mixture, plan_file_name, write_plan
 from pipeline_lib.packing.pretoken_counts import CL100K_PATTERN
 from pipeline_lib.packing.reader import PackedCache
-from pipeline_lib.packing.shards import plan_runs
+from pipeline_lib.packing.shards import Run, plan_runs
 from pipeline_lib.packing.text_encoder import TextEncoder
 from pipeline_lib.packing.tokenizer_folder import SPECIAL_TOKENS
 from pipeline_lib.packing.trained_tokenizer import printable, tokenizer_json, train_tokenizer, write_tokenizer
-from pipeline_lib.stage import available_cores, file_digest, write_json_atomic
+from pipeline_lib.stage import available_cores, file_digest, ordered_threads, write_bytes_atomic, write_json_atomic
 
 ROUNDS = 5
 CORPUS_BYTES = 12_000_000
@@ -169,26 +170,32 @@ def bytes_per_token(trained: tuple[dict, list], pattern: str, texts: list[str]) 
     return sum(len(text.encode()) for text in texts) / int(encoded.layout.offsets.data[-1])
 
 
+def _encode_runs(runs: list[Run], encoder: TextEncoder, folder: Path) -> list[EncodedRun | Path]:
+    """Encode as stage 03 does: one run stays in memory, several go to files."""
+    if len(runs) == 1:
+        return [encode_run(runs[0], encoder, 42)]
+
+    def encode(run: Run) -> Path:
+        encode_run(run, encoder, 42).save(folder, run, encoder)
+        return folder / f"{run.key}.arrow"
+
+    return list(ordered_threads(encode, runs, UNITS_AT_ONCE))
+
+
 def pack_ours(folder: Path, shard: Path, encoder: TextEncoder, chunk_tokens: int = 4_000_000) -> PackedCache:
     """Text shard in, packed cache on disk out: what stage 03 does after training, without its process start."""
-    for path in folder.glob("*.arrow"):
-        path.unlink()
-    paths = [encode_run(run, encoder, 42, folder) for run in plan_runs([shard])]
-    encoded = EncodedRuns(paths)
-    entries = []
-    for number, chunk in enumerate(cut_into_chunks(encoded.statistics(), chunk_tokens, 0.0).ranges):
-        content, text_bytes = encoded.gather(chunk)
-        description = {
-            "part": 0,
-            "split": chunk.split,
-            "range": chunk.to_json(),
-            "vocab_size": encoder.vocab_size,
-            "text_bytes": int(text_bytes.sum()),
-            "amounts": amounts_by_source(content, text_bytes),
-        }
+    folder = Path(tempfile.mkdtemp(dir=folder))
+    encoded = EncodedRuns(_encode_runs(plan_runs([shard]), encoder, folder), encoder)
+
+    def write(numbered: tuple[int, ChunkRange]) -> dict[str, Any]:
+        number, chunk = numbered
+        description = {"part": 0, "split": chunk.split, "range": chunk.to_json(), "vocab_size": encoder.vocab_size}
         name = f"chunk-{number:05d}.lz4"
-        (folder / name).write_bytes(encode_chunk(content, description, threads=available_cores()))
-        entries.append(describe_chunk(ChunkFile(folder / name), name))
+        write_bytes_atomic(folder / name, make_chunk(encoded, chunk, description, 0, available_cores()))
+        return describe_chunk(ChunkFile(folder / name), name)
+
+    ranges = cut_into_chunks(encoded.statistics(), chunk_tokens, 0.0).ranges
+    entries = list(ordered_threads(write, enumerate(ranges), UNITS_AT_ONCE))
     chunks = [ChunkFile(folder / entry["file"]) for entry in entries]
     path = folder / plan_file_name(CONTEXT)
     plan = {"context": CONTEXT, "file": path.name, **write_plan(chunks, CONTEXT, path, Mixture())}
@@ -210,9 +217,7 @@ def encode_as_documented(texts: datasets.Dataset, tokenizer: tokenizers.Tokenize
     def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
         return {"input_ids": [[*each.ids, 0] for each in tokenizer.encode_batch_fast(batch["text"])]}
 
-    return texts.map(
-        encode, batched=True, remove_columns=["text"], keep_in_memory=True, load_from_cache_file=False
-    )
+    return texts.map(encode, batched=True, remove_columns=["text"], keep_in_memory=True, load_from_cache_file=False)
 
 
 def quality_of(packed: datasets.Dataset, tokens: int) -> str:
@@ -248,13 +253,25 @@ def benchmark_training(texts: list[str], size: float) -> None:
     ours, reference = json.loads(tokenizer_json(results["ours"])), json.loads(results["hf"].to_str())
     assert ours["model"]["vocab"] == reference["model"]["vocab"]
     assert ours["model"]["merges"] == reference["model"]["merges"]
-    report("BPE training, 8,192 ids, against HF BpeTrainer", seconds["ours"], seconds["hf"], size, "MB/s",
-           "same vocabulary, same merges")
+    report(
+        "BPE training, 8,192 ids, against HF BpeTrainer",
+        seconds["ours"],
+        seconds["hf"],
+        size,
+        "MB/s",
+        "same vocabulary, same merges",
+    )
     encoded = gigatoken.Tokenizer.from_json(json.dumps(ours)).encode_batch(texts)
     own = sum(len(text.encode()) for text in texts) / int(encoded.layout.offsets.data[-1])
     theirs = [bytes_per_token(results["gigatoken"], pattern, texts) for pattern in (GPT2_PATTERN, CL100K_PATTERN)]
-    report("BPE training against gigatoken's trainer (GPT-2 split only)", seconds["ours"], seconds["gigatoken"], size,
-           "MB/s", f"{own:.3f} bytes/token; gigatoken's {theirs[0]:.3f}, under our split {theirs[1]:.3f}")
+    report(
+        "BPE training against gigatoken's trainer (GPT-2 split only)",
+        seconds["ours"],
+        seconds["gigatoken"],
+        size,
+        "MB/s",
+        f"{own:.3f} bytes/token; gigatoken's {theirs[0]:.3f}, under our split {theirs[1]:.3f}",
+    )
 
 
 def batch_of(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:

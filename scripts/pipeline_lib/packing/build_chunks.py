@@ -1,11 +1,14 @@
 """Shards to chunk files: encode runs of documents, cut them into chunks, write those that are not there yet.
 
 Both halves go through a claim table, so a second process takes units from the other end; what is finished is what lies
-under its final name. A chunk that is made again must be the one that the index lists, to the last byte.
+under its final name. Text of one run is not worth a file and a claim: it stays in memory, and whoever comes late or was
+killed encodes it again, in less than a second. A chunk that is made again must be the one that the index lists, to the
+last byte.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +21,16 @@ from .cache_index import describe_chunk, tokenizer_digests
 from .chunk_format import ChunkFile, chunk_digest, encode_chunk
 from .chunk_ranges import ChunkRange, cut_into_chunks
 from .claims import ClaimTable, closing_mark
-from .encoded_runs import EncodedRuns, Selection, amounts_by_source, encode_run, finished_run
+from .encoded_runs import EncodedRuns, Selection, amounts_by_source, drop_if_damaged, encode_run, finished_run
 from .kept_parts import CacheLayout, lay_out
 from .shards import Run, plan_runs
 from .text_encoder import TextEncoder
 
 if TYPE_CHECKING:
     from pipeline_lib.stage import Stage
+
+UNITS_AT_ONCE = 2
+"""So that one computes while the other waits for the disk, or is at a step that takes one core."""
 
 
 @dataclass(frozen=True)
@@ -100,17 +106,30 @@ def _selection(ranges: list[ChunkRange]) -> Selection:
 def _encode(
     stage: "Stage", encoder: TextEncoder, part: int, runs: list[Run], wanted: Selection | None, backwards: bool
 ) -> EncodedRuns:
-    """Encode the runs of a part into files of the work folder that only live until the chunks are written."""
+    """Encode the runs of a part: one stays in memory, several go to files that live until the chunks are written."""
+    rate = _Rate()
+    if len(runs) == 1 and encoder.fallback is None:
+        with stage.progress(1, "encoding", "runs") as bar:
+            encoded = encode_run(runs[0], encoder, stage.seed, wanted)
+            rate.add(runs[0].rows, runs[0].bytes)
+            bar.advance(1, str(rate))
+        return EncodedRuns([encoded], encoder)
     folder = stage.work / "encoded" / f"part-{part}"
     folder.parent.mkdir(exist_ok=True)
     folder.mkdir(exist_ok=True)
     by_key = {run.key: run for run in runs}
-    rate = _Rate()
-    for key in _shared(stage, f"encode-{part}", list(by_key), lambda key: finished_run(folder, by_key[key]) is not None,
-                       backwards, "encoding", "runs", rate):  # fmt: skip
-        encode_run(by_key[key], encoder, stage.seed, folder, wanted)
-        rate.add(by_key[key].rows, by_key[key].bytes)
-    return EncodedRuns([finished_run(folder, run) for run in runs])
+
+    def make(key: str) -> tuple[int, int]:
+        encode_run(by_key[key], encoder, stage.seed, wanted).save(folder, by_key[key], encoder)
+        return by_key[key].rows, by_key[key].bytes
+
+    while True:
+        _make_shared(stage, f"encode-{part}", list(by_key), lambda key: finished_run(folder, by_key[key]) is not None,
+                     make, backwards, "encoding", "runs", rate)  # fmt: skip
+        files = [folder / f"{run.key}.arrow" for run in runs]
+        damaged = [file for file in files if drop_if_damaged(file)]
+        if not damaged:
+            return EncodedRuns(files, encoder)
 
 
 def share_work(stage: "Stage") -> None:
@@ -140,6 +159,16 @@ def _new_chunks(stage: "Stage", layout: CacheLayout, part: int, encoded: Encoded
     return [Wanted(chunk_name(first + place), part, chunk, None, place == 0) for place, chunk in enumerate(cut.ranges)]
 
 
+def make_chunk(
+    encoded: EncodedRuns, wanted: ChunkRange, description: dict[str, Any], lz4_level: int, threads: int
+) -> bytes:
+    """Return the bytes of a chunk file, after entering in `description` what only its documents tell."""
+    content, text_bytes = encoded.gather(wanted)
+    description["text_bytes"] = int(text_bytes.sum())
+    description["amounts"] = amounts_by_source(content, text_bytes)
+    return encode_chunk(content, description, lz4_level, threads)
+
+
 def _write(
     stage: "Stage",
     layout: CacheLayout,
@@ -150,22 +179,22 @@ def _write(
 ) -> None:
     """Write the chunk files of a part; each is finished when it lies under its name in the work folder."""
     by_name = {chunk.name: chunk for chunk in wanted}
-    rate = _Rate()
     table = f"chunks-{wanted[0].part}" if wanted else "chunks"
-    for name in _shared(stage, table, list(by_name), lambda name: (stage.work / name).is_file(),
-                        backwards, "writing", "chunks", rate):  # fmt: skip
-        content, text_bytes = encoded.gather(by_name[name].range)
+
+    def make(name: str) -> tuple[int, int, int]:
         description = _description(layout, encoder, by_name[name])
-        description["text_bytes"] = int(text_bytes.sum())
-        description["amounts"] = amounts_by_source(content, text_bytes)
-        data = encode_chunk(content, description, stage.settings.lz4_level, stage.threads)
+        data = make_chunk(encoded, by_name[name].range, description, stage.settings.lz4_level, stage.threads)
         if by_name[name].digest not in (None, chunk_digest(data)):
             raise StageFailure(
                 f"{name} made again from the recorded shards is not the chunk that the index lists: another version of"
                 " lz4 or of this program; make the whole cache again with --force-rebuild"
             )
         write_bytes_atomic(stage.work / name, data)
-        rate.add(len(content.ids), description["text_bytes"], len(data))
+        documents = sum(amounts["documents"] for amounts in description["amounts"].values())
+        return documents, description["text_bytes"], len(data)
+
+    _make_shared(stage, table, list(by_name), lambda name: (stage.work / name).is_file(),
+                 make, backwards, "writing", "chunks", _Rate())  # fmt: skip
 
 
 def _description(layout: CacheLayout, encoder: TextEncoder, chunk: Wanted) -> dict[str, Any]:
@@ -200,26 +229,49 @@ class _Rate:
         return f"{text}, {self._bytes / self._stored:.1f}x smaller" if self._stored else text
 
 
-def _shared(stage, table, keys, finished, backwards, label, unit, rate) -> Iterator[str]:
-    """Yield the units that this process is to make, with progress over all of them and a look at signals after each."""
+def _make_shared(
+    stage: "Stage",
+    table: str,
+    keys: list[str],
+    finished: Callable[[str], bool],
+    make: Callable[[str], tuple[int, ...]],
+    backwards: bool,
+    label: str,
+    unit: str,
+    rate: _Rate,
+) -> None:
+    """Make the units that this process is to make, with progress over all of them and a look at signals after each.
+
+    make: makes a unit, in a thread, and returns what `rate` is to add.
+    """
     earlier = {key for key in keys if finished(key)}
     if earlier and len(earlier) < len(keys):
         stage.say(f"  {label}: {len(earlier)} of {len(keys)} {unit} were finished before, continuing")
     claims = ClaimTable(Path(stage.work) / "claims" / table, keys)
+    running: dict[Future, str] = {}
     own = 0
     try:
-        with stage.progress(len(keys), label, unit) as bar:
+        with stage.progress(len(keys), label, unit) as bar, ThreadPoolExecutor(UNITS_AT_ONCE) as pool:
             bar.skip(len(earlier))
 
             def made_by_others(key: str) -> None:
                 if key not in earlier:
                     bar.advance(1, str(rate))
 
-            for key in claims.unfinished(finished, backwards, made_by_others):
-                yield key
-                own += 1
-                bar.advance(1, str(rate))
+            def finish_one() -> None:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    rate.add(*future.result())
+                    claims.give_back(running.pop(future))
+                    bar.advance(1, str(rate))
                 stage.stop_if_interrupted()
+
+            for key in claims.unfinished(finished, backwards, made_by_others):
+                running[pool.submit(make, key)] = key
+                own += 1
+                if len(running) == UNITS_AT_ONCE:
+                    finish_one()
+            while running:
+                finish_one()
     finally:
         claims.release()
     if others := len(keys) - len(earlier) - own:

@@ -10,6 +10,7 @@ Trap: a corpus of few long documents has chunks of unequal size; no chunk is emp
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,16 +105,16 @@ def cut_into_chunks(runs: Iterable["RunStatistics"], chunk_tokens: int, val_frac
 
 def _equal_shares(sizes: np.ndarray, chunk_tokens: int) -> list[tuple[int, int]]:
     """Cut the buckets into ranges of about `chunk_tokens` tokens, none of them empty."""
-    ends = np.cumsum(sizes)
-    total = int(ends[-1])
-    if not total:
+    occupied = np.flatnonzero(sizes)
+    if not len(occupied):
         return []
+    ends = np.cumsum(sizes[occupied])
+    total = int(ends[-1])
     count = max(1, round(total / chunk_tokens))
     targets = [total * share // count for share in range(1, count)]
-    cuts = np.unique(np.concatenate([[0], 1 + np.searchsorted(ends, targets), [len(sizes)]]))
-    pairs = [(int(a), int(b)) for a, b in zip(cuts, cuts[1:], strict=False) if a < b]
-    full = [(a, b) for a, b in pairs if ends[b - 1] > (ends[a - 1] if a else 0)]
-    return [(a, b) for (a, _), (b, _) in zip(full, [*full[1:], (len(sizes), 0)], strict=True)]
+    reached = np.unique(np.searchsorted(ends, targets))  # a chunk ends with the bucket that brings it to its share
+    cuts = [0, *(1 + occupied[reached[reached < len(ends) - 1]]).tolist(), len(sizes)]
+    return list(pairwise(cuts))
 
 
 def _below(keys: np.ndarray, threshold: int) -> np.ndarray:

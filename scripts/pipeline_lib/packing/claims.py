@@ -29,7 +29,7 @@ class ClaimTable:
     """The units of one list, shared by every process that opens the same file with the same keys."""
 
     def __init__(self, path: Path, keys: Sequence[str]):
-        self._keys = list(keys)
+        self._places = {key: place for place, key in enumerate(keys)}
         path.parent.mkdir(exist_ok=True)  # never its parents: they go when the work is published
         self._closed = closing_mark(path.parent)
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -38,37 +38,39 @@ class ClaimTable:
         """Give every claim back."""
         os.close(self._descriptor)
 
+    def give_back(self, key: str) -> None:
+        """Give the claim on one unit back, which is finished now."""
+        fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, self._places[key])
+
     def unfinished(
         self,
         finished: Callable[[str], bool],
         backwards: bool = False,
         found: Callable[[str], None] = lambda key: None,
     ) -> Iterator[str]:
-        """Yield each unit that is not finished once it is claimed; the claim ends when the next one is asked for.
+        """Yield each unit that is not finished once it is claimed; the claim ends with `give_back`.
 
-        Ends when all units are finished: units that others hold are waited for, and taken over when the holder dies.
-        `found` is told of every unit that this process did not make. Raises FileNotFoundError when the result is
-        being published.
+        Ends when all units are finished or were yielded: units that others hold are waited for, and taken over when the
+        holder dies. `found` is told of every unit that this process did not make. Raises FileNotFoundError when the
+        result is being published.
         """
-        places = list(enumerate(self._keys))
-        waiting = places[::-1] if backwards else places
+        waiting = list(self._places)
+        if backwards:
+            waiting.reverse()
         while waiting:
             held_by_others = []
-            for place, key in waiting:
+            for key in waiting:
                 if finished(key):
                     found(key)
-                elif not self._claim(place):
-                    held_by_others.append((place, key))
+                elif not self._claim(self._places[key]):
+                    held_by_others.append(key)
+                elif finished(key):  # its maker let it go between the two looks
+                    self.give_back(key)
+                    found(key)
+                elif self._closed.exists() or not self._closed.parent.exists():  # asked after `finished`
+                    raise FileNotFoundError(f"{key} was published")
                 else:
-                    try:
-                        if finished(key):  # its maker let it go between the two looks
-                            found(key)
-                        elif self._closed.exists() or not self._closed.parent.exists():  # asked after `finished`
-                            raise FileNotFoundError(f"{key} was published")
-                        else:
-                            yield key
-                    finally:
-                        fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, place)
+                    yield key
             if len(held_by_others) == len(waiting):
                 time.sleep(_POLL_SECONDS)
             waiting = held_by_others

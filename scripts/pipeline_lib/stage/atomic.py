@@ -56,27 +56,30 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def commit(temporary: Path, path: Path) -> None:
+def commit(temporary: Path, path: Path, durable: bool = True) -> None:
     """Make `temporary` (a file or a folder) durable and rename it to `path`, replacing what is there."""
-    fsync_tree(temporary)
+    if durable:
+        fsync_tree(temporary)
     if path.is_dir():  # rename cannot replace a folder that has content
         remove(path)
     os.replace(temporary, path)
-    fsync_folder(path.parent)
+    if durable:
+        fsync_folder(path.parent)
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path; on a clean exit what was written there (a file or a folder) becomes `path`.
 
-    An exception inside the block removes the temporary and leaves `path` as it was.
+    An exception inside the block removes the temporary and leaves `path` as it was. With `durable=False` nothing is
+    forced to disk: a killed process leaves the file whole or absent, a power cut may leave anything under its name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_beside(path)
     remove(temporary)
     try:
         yield temporary
-        commit(temporary, path)
+        commit(temporary, path, durable)
     except BaseException:
         remove(temporary)
         raise

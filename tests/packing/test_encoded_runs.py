@@ -1,0 +1,106 @@
+"""Encoded runs: the same chunks from memory and from files, a damaged file is noticed, chunks of equal size."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline_lib.packing import shards
+from pipeline_lib.packing.chunk_ranges import BUCKET_BITS, ChunkRange, cut_into_chunks
+from pipeline_lib.packing.encoded_runs import EncodedRuns, RunStatistics, drop_if_damaged, encode_run, finished_run
+from pipeline_lib.packing.shards import ORDER, SPLIT, hash_ids, plan_runs
+from pipeline_lib.packing.text_encoder import TextEncoder
+
+SEED = 11
+
+
+@pytest.fixture(scope="module")
+def encoder(packed_run) -> TextEncoder:
+    return TextEncoder(packed_run.packed / "tokenizer")
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, documents):
+    """Runs of two shards, several of them, in batches of a few documents."""
+    monkeypatch.setattr(shards, "RUN_BYTES", 1)
+    monkeypatch.setattr(shards, "BATCH_BYTES", 1)
+    paths = []
+    for number in range(2):
+        texts = [*documents[number::2], {**documents[number], "id": f"empty-{number}", "text": ""}]
+        paths.append(tmp_path / f"part-{number}.parquet")
+        pq.write_table(pa.Table.from_pylist(texts), paths[-1], row_group_size=20)
+    return plan_runs(paths)
+
+
+def expected(runs, encoder: TextEncoder, wanted: ChunkRange) -> list[tuple[str, list[int]]]:
+    """The documents of a chunk, sorted and encoded one by one."""
+    found = []
+    for run in runs:
+        table = pq.ParquetFile(run.shard).read_row_groups(list(run.row_groups))
+        keys = (hash_ids(table["id"].combine_chunks(), SEED, purpose) for purpose in (ORDER, SPLIT))
+        for identity, text, order, split in zip(table["id"].to_pylist(), table["text"].to_pylist(), *keys, strict=True):
+            if wanted.wants(np.array([order]), np.array([split]))[0]:
+                ids = encoder.encode(pa.array([text]))[0].tolist() if text else []
+                found.append((int(order), identity, [*ids, encoder.special.separator]))
+    return [(identity, ids) for _, identity, ids in sorted(found)]
+
+
+def test_chunks_from_memory_and_from_files_hold_the_sorted_documents(runs, encoder, tmp_path: Path):
+    assert len(runs) > 3
+    in_memory = [encode_run(run, encoder, SEED) for run in runs]
+    assert any(len(run.tokens) > 1 for run in in_memory)
+    for run, encoded in zip(runs, in_memory, strict=True):
+        encoded.save(tmp_path, run, encoder)
+    files = [finished_run(tmp_path, run) for run in runs]
+    assert None not in files
+    cut = cut_into_chunks(EncodedRuns(files, encoder).statistics(), 20_000, 0.2)
+    assert {chunk.split for chunk in cut.ranges} == {"train", "val"} and len(cut.ranges) > 3
+    for source in (in_memory, files, [*in_memory[:2], *files[2:]]):
+        encoded = EncodedRuns(source, encoder)
+        assert cut_into_chunks(encoded.statistics(), 20_000, 0.2) == cut
+        for chunk in cut.ranges:
+            content, text_bytes = encoded.gather(chunk)
+            starts = content.offsets.tolist()
+            ids = [content.tokens[a:b].tolist() for a, b in zip(starts, starts[1:], strict=False)]
+            assert list(zip(content.ids, ids, strict=True)) == expected(runs, encoder, chunk)
+            assert content.tokens.dtype == encoder.dtype
+            texts = [encoder.decode(np.array(own[:-1], np.uint32)) for own in ids]
+            assert text_bytes.tolist() == [len(text) for text in texts]
+
+
+def test_only_the_wanted_documents_are_encoded(runs, encoder):
+    wanted = ChunkRange("train", 1 << BUCKET_BITS - 2, 1 << BUCKET_BITS - 1, 1 << 62)
+    some = [encode_run(run, encoder, SEED, wanted.wants) for run in runs]
+    content, _ = EncodedRuns(some, encoder).gather(wanted)
+    assert content.ids == [identity for identity, _ in expected(runs, encoder, wanted)]
+    assert sum(len(run.documents) for run in some) == len(content.ids) > 0
+
+
+def test_a_damaged_file_is_unfinished(runs, encoder, tmp_path: Path):
+    encode_run(runs[0], encoder, SEED).save(tmp_path, runs[0], encoder)
+    path = finished_run(tmp_path, runs[0])
+    assert path is not None and not drop_if_damaged(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert drop_if_damaged(path) and finished_run(tmp_path, runs[0]) is None
+    assert drop_if_damaged(path)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_chunks_are_equal_shares_of_the_tokens(seed: int):
+    chance = np.random.default_rng(seed)
+    documents, chunk_tokens = int(chance.integers(1, 300)), int(chance.integers(1, 2000))
+    order, split = (np.sort(chance.integers(0, 1 << 64, documents, np.uint64)) for _ in range(2))
+    tokens = chance.integers(1, 1000, documents)
+    ranges = cut_into_chunks([RunStatistics(order, split, tokens)], chunk_tokens, 0.0).ranges
+    buckets = (order >> np.uint64(64 - BUCKET_BITS)).astype(np.int64)
+    assert ranges[0].first == 0 and ranges[-1].stop == 1 << BUCKET_BITS
+    assert all(one.stop == two.first for one, two in zip(ranges, ranges[1:], strict=False))
+    sizes = [int(tokens[(buckets >= each.first) & (buckets < each.stop)].sum()) for each in ranges]
+    assert min(sizes) > 0
+    count = max(1, round(int(tokens.sum()) / chunk_tokens))
+    share = tokens.sum() / count
+    assert len(sizes) <= count and max(sizes) <= share + 2 * tokens.max()
