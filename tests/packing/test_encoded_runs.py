@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline_lib.packing import shards
+from pipeline_lib.packing import chunk_ranges, shards
 from pipeline_lib.packing.chunk_ranges import BUCKET_BITS, ChunkRange, cut_into_chunks
 from pipeline_lib.packing.encoded_runs import EncodedRuns, RunStatistics, drop_if_damaged, encode_run, finished_run
 from pipeline_lib.packing.shards import ORDER, SPLIT, hash_ids, plan_runs
@@ -90,7 +90,7 @@ def test_a_damaged_file_is_unfinished(runs, encoder, tmp_path: Path):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_chunks_are_equal_shares_of_the_tokens(seed: int):
+def test_chunks_are_equal_shares_of_the_tokens(seed: int, monkeypatch: pytest.MonkeyPatch):
     chance = np.random.default_rng(seed)
     documents, chunk_tokens = int(chance.integers(1, 300)), int(chance.integers(1, 2000))
     order, split = (np.sort(chance.integers(0, 1 << 64, documents, np.uint64)) for _ in range(2))
@@ -104,3 +104,6 @@ def test_chunks_are_equal_shares_of_the_tokens(seed: int):
     count = max(1, round(int(tokens.sum()) / chunk_tokens))
     share = tokens.sum() / count
     assert len(sizes) <= count and max(sizes) <= share + 2 * tokens.max()
+    monkeypatch.setattr(chunk_ranges, "_MOST_ENTRIES", 50)
+    pieces = [RunStatistics(order[place::7], split[place::7], tokens[place::7]) for place in range(7)]
+    assert cut_into_chunks(pieces, chunk_tokens, 0.0).ranges == ranges
