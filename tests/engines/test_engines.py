@@ -17,7 +17,7 @@ from pipeline_lib.config.load import load_config
 from pipeline_lib.config.scale_out import ScaleOutSettings
 from pipeline_lib.engines import gather, on_ray
 from pipeline_lib.engines.batch import Batch, UnitsOfStep
-from pipeline_lib.engines.on_slurm import environment, executor_of
+from pipeline_lib.engines.on_slurm import SlurmJob, environment, executor_of, find_or_submit
 from pipeline_lib.stage import StageFailure, UserError
 from pipeline_lib.stage.manifest import Manifest
 
@@ -316,6 +316,21 @@ def test_a_scheduler_that_stays_silent_ends_the_wait(batch: Batch, monkeypatch):
     monkeypatch.setattr(gather, "SILENCE_SECONDS", 0.0)
     with pytest.raises(StageFailure, match="has not answered for 0 minutes"):
         gather._Watch(FakeStage(batch), batch, SilentCrew([None] * 50)).wait_for("square/0")
+
+
+def test_a_job_of_which_nothing_is_known_is_waited_for_and_not_done_twice(batch: Batch, tmp_path: Path, monkeypatch):
+    """squeue fails while the scheduler restarts; a second job would do the work of the first one again."""
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact slurm controller' >&2\nexit 1\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    units = tuple(key for key, _ in batch.jobs)
+    SlurmJob("7", 2, units, tmp_path).write(batch.folder / "job.json")
+    stage = FakeStage(batch)
+    job = find_or_submit(stage, batch, list(units[3:]))
+    assert (job.id, job.task_of(units[4]), job.may_work(0)) == ("7", 0, None)
+    assert stage.said == ["  Slurm job 7 of an earlier start is perhaps at work"]
+    assert job.cancel() == "could not be cancelled from here; if it is still at work, end it with: scancel 7"
 
 
 def test_without_sbatch_or_ray_one_line_says_what_to_do(toy: Toy, monkeypatch):

@@ -42,8 +42,8 @@ class Crew(Protocol):
         """How a task ended, in the engine's word, or nothing when the engine does not tell."""
         ...
 
-    def cancel(self) -> None:
-        """End all tasks."""
+    def cancel(self) -> str:
+        """End all tasks; return what became of them, as the rest of a sentence."""
         ...
 
 
@@ -67,9 +67,8 @@ def prepare(stage: Stage) -> None:
         from .on_slurm import SlurmJob
 
         job = SlurmJob.read(record)
-        if job.at_work():
-            job.cancel()
-            stage.say(f"  {job.name} of an earlier start was cancelled")
+        if job.at_work() != set():
+            stage.say(f"  {job.name} of an earlier start {job.cancel()}")
     if settings.engine == "ray":
         from .on_ray import require
 
@@ -114,8 +113,7 @@ def results_of(
             yield result
     finally:
         if left:
-            crew.cancel()
-            stage.say(f"  {crew.name} was cancelled; results that are there are kept")
+            stage.say(f"  {crew.name} {crew.cancel()}; results that are there are kept")
 
 
 def _mark(stage: Stage) -> str:

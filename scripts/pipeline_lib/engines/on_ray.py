@@ -74,11 +74,12 @@ class RayRun:
         """Return nothing: how Ray saw the task end stands in the driver's log."""
         return ""
 
-    def cancel(self) -> None:
-        """Tell the driver to leave; Ray's processes and the tasks end with it."""
+    def cancel(self) -> str:
+        """Tell the driver to leave, Ray's processes and the tasks end with it; return the rest of a sentence."""
         self.line.close()
         self.driver.join(ENDING_SECONDS)
         self.driver.kill()
+        return "were cancelled"
 
 
 class WatchedUnits(UnitsOfStep):

@@ -97,9 +97,12 @@ class SlurmJob:
         )
         return asked.stdout.strip().split("\n")[0] if asked and not asked.returncode else ""
 
-    def cancel(self) -> None:
-        """End all tasks."""
-        _ask("scancel", self.id)
+    def cancel(self) -> str:
+        """End all tasks; return what became of them, as the rest of a sentence."""
+        asked = _ask("scancel", self.id)
+        if asked is None or asked.returncode:
+            return f"could not be cancelled from here; if it is still at work, end it with: scancel {self.id}"
+        return "was cancelled"
 
 
 def _ask(*command: str) -> subprocess.CompletedProcess | None:
@@ -114,8 +117,9 @@ def find_or_submit(stage: Stage, batch: Batch, missing: list[str]) -> SlurmJob:
     record = batch.folder / RECORD
     if record.exists():
         job = SlurmJob.read(record)
-        if job.at_work() and set(missing) <= set(job.units):
-            stage.say(f"  {job.name} of an earlier start is still at work")
+        at_work = job.at_work()
+        if at_work != set() and set(missing) <= set(job.units):
+            stage.say(f"  {job.name} of an earlier start is {'still' if at_work else 'perhaps'} at work")
             return job
         job.cancel()
     remove(batch.reports)
