@@ -65,6 +65,9 @@ class Toy:
     def submitted(self) -> list[Job]:
         return [Job(self.jobs, folder.name) for folder in sorted(self.jobs.iterdir())]
 
+    def log(self) -> str:
+        return (self.folder / "run" / "01_download" / "log.txt").read_text()
+
     def results(self) -> int:
         return len(list((self.folder / "run").rglob("work/scale_out/*/results/*/*.json")))
 
@@ -125,13 +128,13 @@ def test_slurm_makes_the_outputs_of_one_process_and_its_script_is_what_was_asked
 
 
 def test_a_task_that_dies_is_named_with_its_log_and_the_next_start_does_the_rest(toy: Toy, at_home: dict):
-    done = toy.run(*SLURM, TOY_FAULT="3:die")
+    done = toy.run(*SLURM, TOY_FAULT="4:die")
     assert done.returncode == 1
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     job = toy.submitted()[0].id
-    assert f"Slurm job {job}: task 1 ended as FAILED without a result for square/3" in error
+    assert f"Slurm job {job}: task 0 ended as FAILED without a result for square/4" in error
     log = Path(re.search(r"its log is (\S+);", error)[1])
-    assert log.is_file() and log.name == f"{job}_1.out" and "launch_pickled_pipeline" in log.read_text()
+    assert log.is_file() and log.name == f"{job}_0.out" and "launch_pickled_pipeline" in log.read_text()
     again = toy.run(*SLURM)
     assert again.returncode == 0, again.stderr
     assert toy.submitted()[1].tasks() == [0]  # one unit was left
@@ -150,36 +153,39 @@ def test_a_users_mistake_is_the_line_of_a_local_run_and_a_defect_names_its_trace
 
 
 def test_a_killed_coordinator_finds_its_job_again(toy: Toy, at_home: dict):
-    coordinator = toy.start(*SLURM, TOY_SLEEP="0.7")
-    wait_until(lambda: toy.results() > 0)
+    gate = toy.folder / "gate"
+    coordinator = toy.start(*SLURM, TOY_GATE=str(gate))
+    wait_until(lambda: toy.results() == 2)
     os.killpg(coordinator.pid, signal.SIGKILL)
     coordinator.communicate()
-    done = toy.run(*SLURM)
-    assert done.returncode == 0, done.stderr
     (job,) = toy.submitted()
-    assert f"Slurm job {job.id} of an earlier start is still at work" in done.stdout
+    again = toy.start(*SLURM)
+    wait_until(lambda: f"Slurm job {job.id} of an earlier start is still at work" in toy.log())
+    gate.touch()
+    words = again.communicate(timeout=60)[0]
+    assert again.returncode == 0, words
+    assert len(toy.submitted()) == 1
     assert toy.decisive() == at_home
 
 
 def test_an_interruption_cancels_the_job_and_keeps_what_is_there(toy: Toy, at_home: dict):
-    coordinator = toy.start(*SLURM, TOY_SLEEP="0.7")
-    wait_until(lambda: toy.results() > 0)
+    coordinator = toy.start(*SLURM, TOY_GATE=str(toy.folder / "gate"))
+    wait_until(lambda: toy.results() == 2)
     os.kill(coordinator.pid, signal.SIGINT)
     words = coordinator.communicate(timeout=60)[0]
     assert coordinator.returncode == 130, words
     (job,) = toy.submitted()
     assert f"Slurm job {job.id} was cancelled" in words
-    assert "CANCELLED" in {job.state(task) for task in job.tasks()}
-    kept = toy.results()
-    assert 0 < kept < 5
+    assert {job.state(task) for task in job.tasks()} == {"CANCELLED"}
+    assert toy.results() == 2
     done = toy.run("--engine", "local")
     assert done.returncode == 0, done.stderr
     assert toy.decisive() == at_home
 
 
 def test_a_local_start_ends_the_job_that_a_killed_one_left(toy: Toy, at_home: dict):
-    coordinator = toy.start(*SLURM, TOY_SLEEP="30")
-    wait_until(lambda: toy.submitted() and (toy.folder / "run/01_download/work/scale_out/square/job.json").exists())
+    coordinator = toy.start(*SLURM, TOY_GATE=str(toy.folder / "gate"))
+    wait_until(lambda: toy.results() == 2)
     os.killpg(coordinator.pid, signal.SIGKILL)
     coordinator.communicate()
     done = toy.run()
@@ -215,8 +221,8 @@ def test_an_interrupted_ray_run_leaves_nobody_behind_and_goes_on(toy: Toy, at_ho
     import psutil
 
     ray = ["--engine", "ray", "--tasks", "2", "--memory_per_cpu_gb", "1", *PROMPT]
-    coordinator = toy.start(*ray, TOY_SLEEP="2")
-    wait_until(lambda: toy.results() > 0, 120)
+    coordinator = toy.start(*ray, TOY_GATE=str(toy.folder / "gate"))
+    wait_until(lambda: toy.results() == 2, 120)
     family = psutil.Process(coordinator.pid).children(recursive=True)
     assert len(family) > 4
     os.kill(coordinator.pid, number)

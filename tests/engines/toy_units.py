@@ -1,6 +1,7 @@
 """What the tasks of the toy stage do; knobs come by environment, which sbatch passes on.
 
-TOY_SLEEP: seconds per unit; TOY_FAULT: `unit:what`, what = user (a mistake of the user), defect, or die (no word).
+TOY_GATE: a file without which only the first two units are done; TOY_FAULT: `unit:what`, what = user (a mistake of the
+user), defect, or die (no word).
 """
 
 import os
@@ -21,7 +22,9 @@ def start(offset: int) -> None:
 def square(job: tuple[int, Path]) -> dict[str, Any]:
     """Write the square of a number, and how often anybody did."""
     number, path = job
-    time.sleep(float(os.environ.get("TOY_SLEEP", "0")))
+    gate = os.environ.get("TOY_GATE")
+    while gate and number > 1 and not Path(gate).exists():
+        time.sleep(0.02)
     unit, _, what = os.environ.get("TOY_FAULT", "").partition(":")
     if unit == str(number):
         if what == "user":
