@@ -6,6 +6,7 @@ vocabulary of 32,768 trained on them. Rules are compared on the same documents:
   concatenate and cut  nanoGPT, datatrove: all tokens in one stream, cut every 2,048
   nanochat             rows filled by best fit from a buffer of 1,000 documents, the shortest one cropped for the rest
   TRL bfd              windows of 1,000 documents, longer documents truncated (bfd) or split (bfd_split)
+  OLMo-core            best-fit decreasing with a segment tree over the free room, where ai2-olmo-core can be imported
 """
 
 import json

@@ -334,6 +334,7 @@ def benchmark_whole(folder: Path, texts: list[str], tokenizer: Path, reference: 
 def benchmark_overhead(folder: Path, texts: list[str], tokenizer: Path) -> None:
     """What shuffling, compressing, checksums and planning add to bare gigatoken on text in memory or in Parquet.
 
+    Up to 64 MB are one run, which stays in memory; a larger corpus goes through files.
     Every measurement loads the tokenizer anew, as in `benchmark_whole`.
     """
     folder.mkdir()
@@ -374,6 +375,7 @@ def main() -> None:
         benchmark_encoding(texts, encoder, reference, size)
         benchmark_whole(folder / "whole", real_texts(3 * CORPUS_BYTES), folder / "tokenizer", reference)
         benchmark_overhead(folder / "overhead", real_texts(5 * CORPUS_BYTES), folder / "tokenizer")
+        benchmark_overhead(folder / "several runs", real_texts(16 * CORPUS_BYTES), folder / "tokenizer")
 
 
 if __name__ == "__main__":

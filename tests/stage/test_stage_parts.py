@@ -115,10 +115,12 @@ def test_json_digest_ignores_key_order_and_refuses_nan():
         json_digest(float("nan"))
 
 
-def test_an_exception_while_writing_leaves_the_old_file_and_no_temporary(tmp_path: Path):
+@pytest.mark.parametrize("durable", [True, False])
+def test_an_exception_while_writing_leaves_the_old_file_and_no_temporary(tmp_path: Path, durable: bool):
     path = tmp_path / "model.safetensors"
-    write_bytes_atomic(path, b"old")
-    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+    with atomic_path(path, durable) as temporary:
+        temporary.write_bytes(b"old")
+    with pytest.raises(RuntimeError), atomic_path(path, durable) as temporary:
         temporary.write_bytes(b"half")
         raise RuntimeError
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["model.safetensors"]

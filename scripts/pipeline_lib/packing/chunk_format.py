@@ -15,6 +15,7 @@ Trap: files are read with pread, not mapped: a file that somebody truncates unde
 
 import json
 import os
+import re
 import struct
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -42,6 +43,7 @@ _TYPES = {"uint8": "<u1", "uint16": "<u2", "uint32": "<u4", "uint64": "<u8"}
 _FRAME_HEAD = 15
 """Bytes of an LZ4 frame before its first block: magic, flags, content size, header checksum."""
 _FRAME_END = bytes(4)
+_HEXADECIMAL = re.compile("[0-9a-f]*")
 COMMAND = repairing_command("03_packed", "")
 """What makes a packed cache, for messages; whoever knows the run passes the command with its flags."""
 
@@ -187,7 +189,7 @@ def _encode_ids(content: ChunkContent) -> dict[str, Any]:
         for identity, prefix, own in zip(content.ids, prefixes, digits, strict=True)
     )
     joined = "".join(digits)
-    if regular and not set(joined) - set("0123456789abcdef"):
+    if regular and _HEXADECIMAL.fullmatch(joined):
         return {"spelling": "source-hex128", "ids": np.frombuffer(bytes.fromhex(joined), np.uint8)}
     spelled = [identity.encode() for identity in content.ids]
     return {
