@@ -22,6 +22,9 @@ class PackSettings(Section):
     """Context lengths to make a packing plan for, in tokens; training uses the first unless it names another."""
     chunk_tokens: int = Field(default=4_000_000, ge=1_000, le=2**30)
     """Expected size of one chunk of the cache, in tokens; documents are packed with others of their chunk only."""
+    part_bytes: int | None = Field(default=None, ge=1)
+    """Text after which a part of the cache is finished and can be trained on while the rest is still being packed, in
+    bytes, whole shards at a time; null packs everything as one part."""
     val_fraction: float = Field(default=0.01, ge=0, lt=1)
     """Share of the documents, chosen by a seeded hash of their id, that is packed apart for validation."""
     weights: dict[str, float] = {}
@@ -60,4 +63,9 @@ class PackSettings(Section):
             raise ValueError("give either `weights` (copies) or `token_shares`, not both")
         if self.epoch_tokens and not self.token_shares:
             raise ValueError("`epoch_tokens` is what `token_shares` divides; give shares or remove it")
+        if self.token_shares and self.part_bytes:
+            raise ValueError(
+                "`token_shares` needs the tokens of all text, and `part_bytes` finishes a part before they are known;"
+                " give `weights` instead, or no `part_bytes`"
+            )
         return self

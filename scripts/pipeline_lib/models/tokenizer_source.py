@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline_lib.packing.reader import PackedCache
+from pipeline_lib.packing.open_cache import open_packed
 from pipeline_lib.stage import Stage
 
 
@@ -20,9 +20,11 @@ class TokenizerSource:
 
 
 def read_tokenizer_source(stage: Stage) -> TokenizerSource:
-    """Open the packed cache of the run. Raises UserError when stage 03 has not finished or is damaged."""
-    packed = stage.input("03_packed")
-    cache = PackedCache(packed.file("index.json").parent, command=packed.command)
+    """Open the packed cache of the run, or the parts that stage 03 has published so far.
+
+    Raises UserError when there is nothing yet, or it is damaged.
+    """
+    packed, cache = open_packed(stage)
     # A document ends with the separator and none starts with one, so there is no beginning-of-sequence token.
     special = {"bos_token_id": None, "eos_token_id": cache.separator_id, "pad_token_id": cache.pad_id}
     return TokenizerSource(cache.vocab_size, special, max(cache.contexts), packed.files("tokenizer/*"))

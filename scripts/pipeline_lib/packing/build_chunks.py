@@ -24,6 +24,7 @@ from .claims import ClaimTable, closing_mark
 from .encoded_runs import EncodedRuns, Selection, amounts_by_source, drop_if_damaged, encode_run, finished_run
 from .kept_parts import CacheLayout, lay_out
 from .shards import Run, plan_runs
+from .so_far import publish_part, published_parts
 from .text_encoder import TextEncoder
 
 if TYPE_CHECKING:
@@ -50,18 +51,38 @@ def chunk_name(number: int) -> str:
 
 
 def make_chunks(stage: "Stage", layout: CacheLayout, encoder: TextEncoder, backwards: bool) -> list[str]:
-    """Make every chunk that is missing, alone or with other processes; return the names of those made."""
+    """Make every chunk that is missing, alone or with other processes; return the names of those made.
+
+    Where a cache is made in several parts, each one is published before the next begins (so_far.py).
+    """
     closed = closing_mark(stage.work / "claims")
     closed.unlink(missing_ok=True)
-    made = _make_missing(stage, layout, encoder, backwards)
+
+    def finish(part: int, names: list[str]) -> None:
+        if len(layout.parts) > 1 and not layout.kept:
+            publish_part(stage, layout, encoder, part, names)
+
+    made = _make_missing(stage, layout, encoder, backwards, finish)
     closed.parent.mkdir(exist_ok=True)
     closed.touch()
     return made
 
 
-def _make_missing(stage: "Stage", layout: CacheLayout, encoder: TextEncoder, backwards: bool) -> list[str]:
+def _make_missing(
+    stage: "Stage",
+    layout: CacheLayout,
+    encoder: TextEncoder,
+    backwards: bool,
+    finish: Callable[[int, list[str]], None] = lambda part, names: None,
+) -> list[str]:
+    """Make the missing chunks part after part; `finish` is told of every new part and its chunks once it is made."""
     made = []
+    following = len(layout.chunks)
     for part in range(len(layout.parts)):
+        if published := _published_chunks(stage, part):
+            made += published
+            following += len(published)
+            continue
         damaged = [chunk for chunk in layout.chunks if chunk["part"] == part and chunk["file"] not in layout.whole]
         if part < layout.kept and not damaged:
             continue
@@ -72,10 +93,19 @@ def _make_missing(stage: "Stage", layout: CacheLayout, encoder: TextEncoder, bac
             encoded = _encode(stage, encoder, part, runs, selection, backwards)
         else:
             encoded = _encode(stage, encoder, part, runs, None, backwards)
-            wanted = _new_chunks(stage, layout, part, encoded)
+            wanted = _new_chunks(stage, part, following, encoded)
         _write(stage, layout, encoder, encoded, wanted, backwards)
         made += [chunk.name for chunk in wanted]
+        if part >= layout.kept:
+            following += len(wanted)
+            finish(part, [chunk.name for chunk in wanted])
     return made
+
+
+def _published_chunks(stage: "Stage", part: int) -> list[str]:
+    """Return the chunks of a part that this unfinished work has published already; nothing for another part."""
+    index = published_parts(stage.work)
+    return [chunk["file"] for chunk in index["chunks"] if chunk["part"] == part] if index else []
 
 
 def list_chunks(stage: "Stage", layout: CacheLayout, made: list[str]) -> list[dict[str, Any]]:
@@ -150,12 +180,11 @@ def share_work(stage: "Stage") -> None:
     stage.say(f"{stage.name}: {len(made)} chunks are made, the other process finishes the cache")
 
 
-def _new_chunks(stage: "Stage", layout: CacheLayout, part: int, encoded: EncodedRuns) -> list[Wanted]:
-    """Cut a new part into chunks, numbered on from those that stay."""
+def _new_chunks(stage: "Stage", part: int, first: int, encoded: EncodedRuns) -> list[Wanted]:
+    """Cut a new part into chunks, numbered from `first` on."""
     cut = cut_into_chunks(encoded.statistics(), stage.settings.chunk_tokens, stage.settings.val_fraction)
     if cut.val_is_one_document:
         stage.note("no document fell into the validation share, so one was taken; raise pack.val_fraction or add text")
-    first = len(layout.chunks)
     return [Wanted(chunk_name(first + place), part, chunk, None, place == 0) for place, chunk in enumerate(cut.ranges)]
 
 

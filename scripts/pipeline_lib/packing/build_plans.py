@@ -8,7 +8,8 @@ from .cache_index import INDEX, describe_cache, recipe_of
 from .chunk_format import ChunkFile
 from .kept_parts import CacheLayout
 from .mixture_plan import describe_mixture, mixture_of, plan_mixture, training_tokens
-from .packing_plan import plan_file_name, write_plan
+from .packing_plan import join_plans, plan_file_name, write_plan
+from .so_far import published_parts
 from .text_encoder import TextEncoder
 
 if TYPE_CHECKING:
@@ -30,8 +31,13 @@ def write_plans(stage: "Stage", chunks: list[dict[str, Any]]) -> list[dict[str, 
     keys = {f"plan-{context}": context for context in stage.settings.contexts}
     for key in stage.todo(keys, "planning sequences", "context lengths"):
         with stage.unit(key) as unit:
+            context, path = keys[key], unit.path(plan_file_name(keys[key]))
+            if (parts := _plan_of_all_parts(stage, context, chunks)) is not None:
+                join_plans([stage.work / file["file"] for file in parts["files"]], chunks, path)
+                unit.result = {name: parts[name] for name in ("splits", "chunks")}
+                continue
             files = [ChunkFile(chunk_path(stage, chunk["file"]), chunk["digest"], stage.command) for chunk in chunks]
-            unit.result = write_plan(files, keys[key], unit.path(plan_file_name(keys[key])), mixture)
+            unit.result = write_plan(files, context, path, mixture)
     return [
         {
             "context": context,
@@ -42,6 +48,14 @@ def write_plans(stage: "Stage", chunks: list[dict[str, Any]]) -> list[dict[str, 
         }
         for key, context in keys.items()
     ]
+
+
+def _plan_of_all_parts(stage: "Stage", context: int, chunks: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the plan of a context as its parts were published, None where the cache was not made in parts."""
+    so_far = published_parts(stage.work)
+    if so_far is None or so_far["chunks"] != chunks:
+        return None
+    return next(plan for plan in so_far["plans"] if plan["context"] == context)
 
 
 def say_mixture(stage: "Stage", tokens: dict[str, int]) -> None:

@@ -49,13 +49,17 @@ def make_tokenizer(stage: "Stage", layout: CacheLayout) -> TextEncoder:
 
 
 def _train(stage: "Stage", layout: CacheLayout, folder: Path) -> dict[str, Any]:
-    """Train on a weighted sample of the first part's text; return the rule and the size of the sample."""
+    """Train on a weighted sample of the text that was there when the cache was first made; return the rule and size.
+
+    That text is one part, or as many as `pack.part_bytes` made of it.
+    """
     settings = stage.settings
-    runs = plan_runs(layout.shards(0))
+    began = stage.published_result().get("tokenizer_training", {}).get("parts", 1) if layout.kept else len(layout.parts)
+    runs = [run for part in range(began) for run in plan_runs(layout.shards(part))]
     sizes = {source: entry.kept[1] for flow, source, entry in stage.input("02_clean").ledger.items() if flow == "text"}
     sample = weighted_sample(sizes, copies_of(sizes, settings), settings.training_bytes, stage.seed)
     write_tokenizer(folder, train_tokenizer(sample.batches(runs), settings.vocab_size, settings.min_pair_count))
-    return sample.to_json()
+    return {**sample.to_json(), **({"parts": began} if began > 1 else {})}
 
 
 def check_encoder(stage: "Stage", encoder: TextEncoder, runs: list[Run]) -> None:

@@ -40,6 +40,8 @@ def recipe_of(settings: PackSettings, seed: int) -> dict[str, Any]:
     """Return the settings that decide the content of chunks; the tokenizer's files are compared by their digests."""
     names = ("chunk_tokens", "val_fraction", "lz4_level")
     recipe: dict[str, Any] = {"seed": seed, **{name: getattr(settings, name) for name in names}}
+    if settings.part_bytes is not None:
+        recipe["part_bytes"] = settings.part_bytes
     if settings.tokenizer is None:
         recipe.update({name: getattr(settings, name) for name in ("vocab_size", "min_pair_count", "training_bytes")})
     return recipe
@@ -50,9 +52,12 @@ def tokenizer_digests(folder: Path) -> dict[str, str]:
     return {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
 
 
-def read_index(folder: Path, command: str = COMMAND) -> dict[str, Any]:
-    """Return the index of a cache; command: what makes it, for messages. Raises UserError when there is none."""
-    path = folder / INDEX
+def read_index(folder: Path, command: str = COMMAND, name: str = INDEX) -> dict[str, Any]:
+    """Return the index of a cache; command: what makes it, for messages. Raises UserError when there is none.
+
+    name: of the file, another one for a cache that is still being made (so_far.py).
+    """
+    path = folder / name
     try:
         index = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):

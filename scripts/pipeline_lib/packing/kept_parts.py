@@ -9,11 +9,12 @@ continues with it and a second process shares it.
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pipeline_lib.stage import UserError, file_digest, write_json_atomic
+from pipeline_lib.stage import UserError, file_digest, json_digest, write_json_atomic
 from pipeline_lib.stage.manifest import MANIFEST, Manifest
 from pipeline_lib.stage.workspace import read_json
 
 from .cache_index import INDEX, Shard, read_index, recipe_of, tokenizer_digests
+from .shards import plan_runs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +28,7 @@ _DECISION = "kept.json"
 class CacheLayout:
     """The parts of the cache that is being made.
 
-    parts: shards of each, the new one last; paths: where a shard lies now, by its digest; chunks: index entries of the
+    parts: shards of each, the new ones last; paths: where a shard lies now, by its digest; chunks: index entries of the
     parts that stay; whole: names of published files that are as they were written; tokenizer: its digests, if it stays.
     """
 
@@ -63,8 +64,9 @@ def lay_out(stage: "Stage") -> CacheLayout:
 
 
 def _layout(stage: "Stage", kept: int, shards: list[Shard], by_digest: "dict[str, Path]") -> CacheLayout:
+    part_bytes = stage.settings.part_bytes
     if not kept:
-        return CacheLayout([shards], by_digest)
+        return CacheLayout(divide(shards, by_digest, part_bytes, stage.seed), by_digest)
     index = read_index(stage.folder, stage.command)
     manifest = Manifest.read(stage.folder / MANIFEST)
     if manifest is None:  # another process is publishing this very moment
@@ -73,13 +75,35 @@ def _layout(stage: "Stage", kept: int, shards: list[Shard], by_digest: "dict[str
     old = {shard.digest for part in parts for shard in part}
     new = [shard for shard in shards if shard.digest not in old]
     return CacheLayout(
-        parts=[*parts, new] if new else parts,
+        parts=[*parts, *divide(new, by_digest, part_bytes, stage.seed)] if new else parts,
         paths=by_digest,
         kept=kept,
         chunks=[chunk for chunk in index["chunks"] if chunk["part"] < kept],
         whole=set(manifest.files) - set(manifest.damaged_files(stage.folder)),
         tokenizer=index["tokenizer"],
     )
+
+
+def divide(shards: list[Shard], paths: "dict[str, Path]", part_bytes: int | None, seed: int) -> list[list[Shard]]:
+    """Return the shards of each new part: at least `part_bytes` bytes of text each; all are one part when it is None.
+
+    Which shards make up a part is drawn by a hash under the seed, so that each part is a sample of the whole although
+    shards lie in order of their source. What is left at the end joins the last part if it is less than half of one.
+    """
+    if part_bytes is None:
+        return [shards]
+    parts: list[list[Shard]] = [[]]
+    sizes = [0]
+    for shard in sorted(shards, key=lambda shard: json_digest([seed, shard.digest])):
+        if sizes[-1] >= part_bytes:
+            parts.append([])
+            sizes.append(0)
+        parts[-1].append(shard)
+        sizes[-1] += sum(run.bytes for run in plan_runs([paths[shard.digest]]))
+    if len(parts) > 1 and sizes[-1] < part_bytes / 2:
+        rest = parts.pop()
+        parts[-1] += rest
+    return [sorted(part, key=lambda shard: shard.file) for part in parts]
 
 
 def _parts_that_stay(stage: "Stage", by_digest: "dict[str, Path]") -> tuple[int, str]:

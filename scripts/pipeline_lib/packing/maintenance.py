@@ -13,7 +13,7 @@ from typing import Any
 from pipeline_lib.config.pack import PackSettings
 from pipeline_lib.stage import UserError, file_digest
 from pipeline_lib.stage.atomic import write_json_atomic
-from pipeline_lib.stage.lock import StageIsLocked, StageLock
+from pipeline_lib.stage.lock import LOCK, StageIsLocked, StageLock
 from pipeline_lib.stage.manifest import MANIFEST, Manifest
 from pipeline_lib.stage.progress import progress, size
 
@@ -100,7 +100,7 @@ def mark_damage(folder: Path) -> None:
     if manifest is None:
         return
     try:
-        lock = StageLock(folder / ".lock", print)
+        lock = StageLock(folder / LOCK, print)
     except StageIsLocked:
         return  # the process that has it marked the damage
     try:

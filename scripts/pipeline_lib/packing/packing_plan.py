@@ -8,7 +8,7 @@ the rehydration of its duplicates (FineWeb2, Penedo et al. 2025: text that many 
 and a fraction is settled by a hash of its id: 2.3 is two copies, and a third for three documents in ten.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from pipeline_lib.stage import StageFailure
 
 from .best_fit import Packing, pack
 from .chunk_format import ChunkFile
+from .chunk_ranges import SPLITS
 from .shards import COPIES, hash_ids
 
 SCHEMA = pa.schema(
@@ -97,22 +98,44 @@ def plan_file_name(context: int) -> str:
     return f"plan-{context}.parquet"
 
 
-def write_plan(chunks: Sequence[ChunkFile], context: int, path: Path, mixture: Mixture) -> dict[str, Any]:
+def write_plan(
+    chunks: Sequence[ChunkFile], context: int, path: Path, mixture: Mixture, before: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Pack every chunk and write the plan; return {splits: {split: counts}, chunks: digest of each chunk's rows}.
 
-    Raises StageFailure if a token would be lost.
+    before: what this returned for the chunks that come before these: numbers go on from there, and what is returned
+    covers both. Raises StageFailure if a token would be lost.
     """
-    totals = {split: SplitPlan() for split in ("train", "val")}
+    earlier = before or {"splits": {}, "chunks": []}
+    totals = {split: SplitPlan(**earlier["splits"].get(split, {})) for split in SPLITS}
+    first = len(earlier["chunks"])
     digests: dict[int, str] = {}
     with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
         for split, total in totals.items():
-            for number, chunk in enumerate(chunks):
+            for number, chunk in enumerate(chunks, first):
                 if chunk.header["split"] == split:
                     table = _pack_chunk(chunk, number, context, mixture, total)
                     writer.write_table(table)
                     digests[number] = rows_digest(table)
-    splits = {split: asdict(total) for split, total in totals.items() if total.sequences}
-    return {"splits": splits, "chunks": [digests[number] for number in range(len(chunks))]}
+    splits = {split: asdict(total) for split, total in totals.items() if total.documents}
+    return {"splits": splits, "chunks": [*earlier["chunks"], *(digests[number] for number in sorted(digests))]}
+
+
+def join_plans(files: Sequence[Path], chunks: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write as one plan what `write_plan` wrote part after part: the file it would write for all chunks at once.
+
+    files: one per part; chunks: their entries in the index, whose part and split say where their rows stand.
+    """
+    with pq.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
+        for split in SPLITS:
+            for part, file in enumerate(files):
+                with pq.ParquetFile(file) as opened:
+                    table = opened.read().combine_chunks()
+                of_row = table.column("chunk").to_numpy()
+                for number, chunk in enumerate(chunks):
+                    if (chunk["part"], chunk["split"]) == (part, split):
+                        first, stop = np.searchsorted(of_row, [number, number + 1])
+                        writer.write_table(table.slice(first, stop - first))
 
 
 def _pack_chunk(chunk: ChunkFile, number: int, context: int, mixture: Mixture, total: SplitPlan) -> pa.Table:

@@ -42,21 +42,31 @@ class Plan:
 
         command: what makes this cache, for messages.
         """
-        path = folder / entry["file"]
-        if not path.is_file() or file_digest(path) != entry["digest"]:
-            raise UserError(
-                f"{path} is missing or damaged (its checksum differs); make it again with: {command} --mode repair"
-            )
+        files = entry.get("files") or [entry]  # a cache that is still being made has one per part
+        for path, digest in ((folder / file["file"], file["digest"]) for file in files):
+            if not path.is_file() or file_digest(path) != digest:
+                raise UserError(
+                    f"{path} is missing or damaged (its checksum differs); make it again with: {command} --mode repair"
+                )
         self.context: int = entry["context"]
         self.rows_digests: list[str] = entry["chunks"]
-        self._columns = {name: column.to_numpy() for name, column in zip(*_columns(path), strict=True)}
         self._chunks = index["chunks"]
         self._part_count = len(index["parts"])
+        self._columns = self._by_split([_columns(folder / file["file"]) for file in files])
         self._splits = {split: self._split(split) for split in ("train", "val")}
 
     def split(self, name: str) -> SplitTable:
         """Return the pieces of `train` or `val`."""
         return self._splits[name]
+
+    def _by_split(self, parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """Return the columns of all parts with the rows of `train` before those of `val`, as one file has them."""
+        if len(parts) == 1:
+            return parts[0]
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        is_val = np.array([chunk["split"] == "val" for chunk in self._chunks], bool)
+        order = np.argsort(is_val[joined["chunk"]], kind="stable")
+        return {name: column[order] for name, column in joined.items()}
 
     def _split(self, name: str) -> SplitTable:
         numbers = [number for number, chunk in enumerate(self._chunks) if chunk["split"] == name]
@@ -72,7 +82,7 @@ class Plan:
         return SplitTable(**columns, pieces=pieces, bounds=bounds, parts=parts)
 
 
-def _columns(path: Path) -> tuple[list[str], list]:
+def _columns(path: Path) -> dict[str, np.ndarray]:
     with pq.ParquetFile(path) as file:  # pq.read_table would load pandas, which costs a third of a second
         table = file.read()
-    return table.column_names, table.columns
+    return {name: column.to_numpy() for name, column in zip(table.column_names, table.columns, strict=True)}

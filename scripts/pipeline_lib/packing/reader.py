@@ -34,8 +34,8 @@ import numpy as np
 from pipeline_lib.compiled import kernel
 from pipeline_lib.stage import UserError, json_digest
 
-from .cache_index import read_index, tokenizer_digests
-from .chunk_format import COMMAND, ChunkFile
+from .cache_index import INDEX, read_index, tokenizer_digests
+from .chunk_format import COMMAND, ChunkDamaged, ChunkFile
 from .plan_table import Plan, SplitTable
 from .prefetch import prefetched
 from .reading_order import Position, ReadingOrder
@@ -78,14 +78,15 @@ class Piece:
 class PackedCache:
     """A folder made by stage 03, opened for reading; safe to use from several threads."""
 
-    def __init__(self, path: Path | str, window_chunks: int = 8, command: str = COMMAND):
+    def __init__(self, path: Path | str, window_chunks: int = 8, command: str = COMMAND, index: str = INDEX):
         """Open the cache; `window_chunks` decoded chunks are held and shuffled together. Raises UserError.
 
-        command: what makes this cache, for messages; by default that of the default run.
+        command: what makes this cache, for messages; by default that of the default run; index: name of its index,
+        another one in the work folder of a cache that is still being made (so_far.py).
         A tokenizer folder in the cache that is not the one its chunks were made with is refused.
         """
         self.path = Path(path)
-        self.index: dict[str, Any] = read_index(self.path, command)
+        self.index: dict[str, Any] = read_index(self.path, command, index)
         self.window_chunks, self._command = window_chunks, command
         tokenizer = self.path / "tokenizer"
         if tokenizer.is_dir() and tokenizer_digests(tokenizer) != self.index["tokenizer"]:
@@ -98,6 +99,16 @@ class PackedCache:
         self._lock = threading.RLock()
 
     # -- what is in it ---------------------------------------------------------------------------------------------
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether more parts will follow those that this object knows."""
+        return "unfinished" in self.index
+
+    @property
+    def whole_text_bytes(self) -> int:
+        """Bytes of all the text that the cache holds once it is finished."""
+        return self.index["unfinished"]["text_bytes"] if self.unfinished else self.index["text_bytes"]
 
     @property
     def contexts(self) -> list[int]:
@@ -347,11 +358,22 @@ class PackedCache:
         with self._lock:
             if number not in self._files:
                 entry = self.index["chunks"][number]
-                self._files[number] = ChunkFile(self.path / entry["file"], entry["digest"], self._command)
+                self._files[number] = self._open(entry)
                 if len(self._files) > _OPEN_FILES:
                     self._files.popitem(last=False)
             self._files.move_to_end(number)
             return self._files[number]
+
+    def _open(self, entry: dict[str, Any]) -> ChunkFile:
+        path = self.path / entry["file"]
+        if self.unfinished:
+            try:
+                return ChunkFile(path, entry["digest"], self._command)
+            except ChunkDamaged:
+                if path.exists():
+                    raise
+            path = self.path.parent / entry["file"]  # when the cache is finished its chunks move up
+        return ChunkFile(path, entry["digest"], self._command)
 
 
 class _DecodedChunks:

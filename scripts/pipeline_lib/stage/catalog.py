@@ -11,7 +11,8 @@ class StageSpec:
     the stages it reads; does: the rest of the sentence "This stage ..."; keeps_superseded: its unfinished work is hours
     of training, so it is moved aside rather than deleted when settings or code no longer match; gives_verdict: it says
     whether what it reads is good enough, so it refuses to speak of models that are no longer there; scales_out: an
-    engine of the section `scale_out` can do its units.
+    engine of the section `scale_out` can do its units; reads_running: stages of `needs` that it can read while they are
+    still at work, each with the setting that must be true for it, or "".
     """
 
     name: str
@@ -22,6 +23,7 @@ class StageSpec:
     keeps_superseded: bool = False
     gives_verdict: bool = False
     scales_out: bool = False
+    reads_running: tuple[tuple[str, str], ...] = ()
 
 
 STAGES = (
@@ -35,7 +37,14 @@ STAGES = (
         scales_out=True,
     ),
     StageSpec("03_packed", "03_tokenize_and_pack.py", "pack", ("02_clean",), "tokenises and packs"),
-    StageSpec("04_init", "04_init_model.py", "model", ("03_packed",), "makes the untrained model"),
+    StageSpec(
+        "04_init",
+        "04_init_model.py",
+        "model",
+        ("03_packed",),
+        "makes the untrained model",
+        reads_running=(("03_packed", ""),),  # its tokenizer, which is finished first
+    ),
     StageSpec("05_pretrain", "05_pretrain.py", "pretrain", ("03_packed", "04_init"), "pretrains", True),
     StageSpec(
         "06_sft_data",

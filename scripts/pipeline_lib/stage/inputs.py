@@ -1,5 +1,10 @@
-"""A finished earlier stage, seen from the stage that reads it: every file is verified before it is handed out."""
+"""An earlier stage, seen from the stage that reads it: every file is verified before it is handed out.
 
+It is finished, or, for the few stages that can make use of that (catalog.py), still at work and has published files
+that will not change any more: so_far.json in its work folder, a manifest of those.
+"""
+
+import time
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +12,17 @@ from .catalog import BY_NAME
 from .digests import file_digest
 from .errors import UserError
 from .ledger import Ledger
+from .lock import LOCK, is_locked
 from .manifest import MANIFEST, Manifest
+from .workspace import WORK
+
+SO_FAR = "so_far.json"
+_PUBLISHING_SECONDS = 60.0
+
+
+def read_so_far(work: Path) -> Manifest | None:
+    """Return the manifest of what the unfinished stage of a work folder has published, None when there is none."""
+    return Manifest.read(work / SO_FAR)
 
 
 def repairing_command(stage_name: str, arguments: str, elsewhere: Path | str | None = None) -> str:
@@ -38,6 +53,16 @@ class StageInput:
             raise UserError(f"{self.path / MANIFEST} {state}; make it with: {self.command}")
         self.manifest = manifest
         self._verified: set[str] = set()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the stage has finished."""
+        return True
+
+    @property
+    def digest(self) -> str:
+        """What this input is, for the fingerprint of the stage that reads it."""
+        return self.manifest.outputs_digest
 
     @property
     def result(self) -> dict[str, Any]:
@@ -85,3 +110,52 @@ class StageInput:
         for file in names:
             self._verify(file)
         return self.path / name
+
+
+class RunningInput(StageInput):
+    """A stage that has not finished, as far as it has published. Its ledger is not known yet and is empty."""
+
+    def __init__(self, run_folder: Path, name: str, arguments: str):
+        """Open what the stage has published. Raises UserError, with the command to type, when that is nothing."""
+        self.name = name
+        self.elsewhere = None
+        self.stage_folder = run_folder / name
+        self.path = self.stage_folder / WORK
+        self.command = repairing_command(name, arguments)
+        manifest = read_so_far(self.path)
+        if manifest is None:
+            raise UserError(f"{self.stage_folder / MANIFEST} is missing; make it with: {self.command}")
+        self.manifest = manifest
+        self._verified = set()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the stage has finished: no."""
+        return False
+
+    @property
+    def digest(self) -> str:
+        """What this input is: the outputs are not known yet, but they follow from what the stage is made from."""
+        return self.manifest.attempt
+
+    @property
+    def at_work(self) -> bool:
+        """Whether a process is working at the stage now."""
+        return is_locked(self.stage_folder / LOCK)
+
+
+def open_input(run_folder: Path, name: str, arguments: str) -> StageInput:
+    """Return the stage `name` of a run, finished or not; one that is just moving its outputs into place is awaited.
+
+    Raises UserError, with the command to type, when it is neither finished nor has published anything.
+    """
+    folder = run_folder / name
+    until = time.monotonic() + _PUBLISHING_SECONDS
+    while Manifest.read(folder / MANIFEST) is None:
+        publishing = (folder / WORK / MANIFEST).exists()
+        if not publishing and read_so_far(folder / WORK) is not None:
+            return RunningInput(run_folder, name, arguments)
+        if not (publishing and is_locked(folder / LOCK)) or time.monotonic() > until:
+            break
+        time.sleep(0.02)
+    return StageInput(run_folder, name, arguments)

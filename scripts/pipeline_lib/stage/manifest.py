@@ -46,6 +46,11 @@ class Manifest:
         """Digest of all outputs, records excluded: what a later stage depends on."""
         return json_digest({path: entry.digest for path, entry in self.files.items() if not entry.record})
 
+    @property
+    def attempt(self) -> str:
+        """Digest of all that the stage is made from, which is known before its outputs are, and decides them."""
+        return "attempt " + json_digest(self.fingerprint)
+
     def _decisive(self) -> dict[str, Any]:
         files = {path: vars(self.files[path]) for path in sorted(self.files)}
         return {
@@ -105,7 +110,7 @@ def inputs_made_anew(manifest: Manifest, run_folder: Path) -> list[str]:
     changed = []
     for name, digest in manifest.fingerprint.get("inputs", {}).items():
         present = Manifest.read(run_folder / name / MANIFEST)
-        if present is not None and present.outputs_digest != digest:
+        if present is not None and digest not in (present.outputs_digest, present.attempt):
             changed.append(name)
     return changed
 

@@ -24,7 +24,7 @@ from .code_version import SCRIPTS, code_digest, code_version
 from .digests import json_digest
 from .errors import StageFailure, StageInterrupted, UserError
 from .inputs import repairing_command
-from .lock import StageIsLocked, StageLock
+from .lock import LOCK, StageIsLocked, StageLock
 from .manifest import MANIFEST, Manifest, describe_change, inputs_made_anew
 from .memory import PeakMemory
 from .parallel import available_cores
@@ -153,7 +153,7 @@ def _main(spec, run, estimate, inputs, extra_arguments, actions, join, continue_
 
 def _fingerprint(stage: Stage, spec: StageSpec, inputs: Callable[[Any], dict[str, Any]] | None) -> dict[str, Any]:
     """Return all that decides the outputs: upstream digests, settings, seed, code, and data outside the run."""
-    upstream = {name: stage.input(name).manifest.outputs_digest for name in stage.needs}
+    upstream = {name: stage.input(name).digest for name in stage.needs}
     return {
         "inputs": upstream,
         "settings": stage.settings.model_dump(mode="json"),
@@ -161,6 +161,21 @@ def _fingerprint(stage: Stage, spec: StageSpec, inputs: Callable[[Any], dict[str
         "data": inputs(stage.config) if inputs else {},
         "code": code_version(_script(spec)),
     }
+
+
+def _as_begun(stage: Stage, begun: dict[str, Any] | None, fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """Return `fingerprint` with the inputs as `begun` has them where those are what they have grown into since."""
+    known = (begun or {}).get("inputs", {})
+    grown = {name: digest for name, digest in known.items()
+             if name in stage.inputs and digest == stage.inputs[name].manifest.attempt}  # fmt: skip
+    return {**fingerprint, "inputs": {**fingerprint["inputs"], **grown}}
+
+
+def _as_finished(stage: Stage, fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """Return `fingerprint` with the outputs of inputs that finished while this stage was reading them."""
+    return {**fingerprint, "inputs": {**fingerprint["inputs"], **{
+        name: source.digest for name, source in stage.inputs.items()
+        if fingerprint["inputs"].get(name) == source.manifest.attempt}}}  # fmt: skip
 
 
 def _script(spec: StageSpec) -> Path:
@@ -182,7 +197,7 @@ def _status(stage: Stage, fingerprint: dict[str, Any], force: bool) -> str:
     reason = "forced" if force else _why_not_up_to_date(stage, manifest, fingerprint)
     if reason is None:
         return "up to date"
-    workspace = Workspace(stage.folder, fingerprint)
+    workspace = Workspace(stage.folder, _as_begun(stage, Workspace.made_from(stage.folder), fingerprint))
     from .workspace import read_json
 
     state = read_json(workspace.folder / "state.json") or {}
@@ -193,6 +208,7 @@ def _status(stage: Stage, fingerprint: dict[str, Any], force: bool) -> str:
 def _why_not_up_to_date(stage: Stage, manifest: Manifest | None, fingerprint: dict[str, Any]) -> str | None:
     if manifest is None:
         return "it has not finished before" if not (stage.folder / MANIFEST).exists() else "its manifest is damaged"
+    fingerprint = _as_begun(stage, manifest.fingerprint, fingerprint)
     if manifest.fingerprint != fingerprint:
         return describe_change(manifest.fingerprint, fingerprint)
     if damaged := manifest.damaged_files(stage.folder):
@@ -227,6 +243,7 @@ def _execute(stage: Stage, spec: StageSpec, run: Callable[[Stage], None], inputs
         for line in superseded:
             stage.note(line)
         _warn_of_other_settings(stage)
+        fingerprint = _as_begun(stage, Workspace.made_from(stage.folder), fingerprint)
         if continue_with is not None and not force:
             fingerprint = _continue_other_work(stage, fingerprint, continue_with)
         return _run_and_publish(stage, spec, run, fingerprint, force)
@@ -267,7 +284,7 @@ def _lock_or_share(stage: Stage, spec: StageSpec, inputs, join) -> StageLock:
     foreign_since = None
     while True:
         try:
-            return StageLock(stage.folder / ".lock", stage.say)
+            return StageLock(stage.folder / LOCK, stage.say)
         except StageIsLocked:
             if join is None or stage.forced:
                 raise
@@ -358,7 +375,7 @@ def _run_and_publish(stage: Stage, spec: StageSpec, run, fingerprint: dict[str, 
         ) from None
     manifest = Manifest(
         stage=stage.name,
-        fingerprint=fingerprint,
+        fingerprint=_as_finished(stage, fingerprint),
         files=files,
         ledger=ledger.to_json(),
         result=stage.result,

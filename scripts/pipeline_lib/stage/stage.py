@@ -15,8 +15,8 @@ from typing import Any
 from .atomic import commit, fsync_tree, remove, temporary_beside
 from .catalog import BEFORE_PACKED, StageSpec
 from .digests import file_digest
-from .errors import StageFailure, StageInterrupted
-from .inputs import StageInput, repairing_command
+from .errors import StageFailure, StageInterrupted, UserError
+from .inputs import SO_FAR, StageInput, open_input, repairing_command
 from .ledger import Ledger
 from .manifest import MANIFEST, FileEntry, Manifest
 from .output import print_line
@@ -100,8 +100,25 @@ class Stage:
         if name not in self.needs:
             raise ValueError(f"{self.name} does not declare {name} in catalog.py, so its digest would not be watched")
         if name not in self.inputs:
-            self.inputs[name] = StageInput(self.run_folder, name, self.arguments, self.elsewhere(name))
+            self.inputs[name] = self._open_input(name)
         return self.inputs[name]
+
+    def input_again(self, name: str) -> StageInput:
+        """Return an earlier stage as it is now: it may have published more, or finished. Raises UserError."""
+        self.inputs[name] = self._open_input(name)
+        return self.inputs[name]
+
+    def _open_input(self, name: str) -> StageInput:
+        elsewhere, setting = self.elsewhere(name), dict(self.spec.reads_running).get(name)
+        if elsewhere is None and setting is not None:
+            found = open_input(self.run_folder, name, self.arguments)
+            if found.finished or not setting or getattr(self.settings, setting):
+                return found
+            raise UserError(
+                f"{name} has not finished; wait for {found.command}, or set {self.spec.section}.{setting} to begin with"
+                " what it has published so far"
+            )
+        return StageInput(self.run_folder, name, self.arguments, elsewhere)
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -229,6 +246,16 @@ class Stage:
         if not (self.work / name).exists():
             raise StageFailure(f"{self.name} promised {name} and did not write it")
         self.adopted[name] = record
+
+    def publish_so_far(self, names: Iterable[str]) -> None:
+        """Let later stages read files and folders of the work folder before this stage has finished.
+
+        They must be durable and never be written again; each call replaces the list of the one before.
+        """
+        files: dict[str, FileEntry] = {}
+        for name in names:
+            files.update(describe_files(self.work / name, name))
+        Manifest(self.name, self._workspace.made_from_now, files, {}, {}, [], 0).write(self.work / SO_FAR)
 
     def keep_published(self, name: str) -> None:
         """Make a file that the last publication left in the stage folder an output again, as it is.

@@ -33,7 +33,7 @@ class Workspace:
         self.stage_folder = stage_folder
         self.folder = stage_folder / WORK
         self.fingerprint = json_digest(fingerprint)
-        self._made_from = fingerprint
+        self.made_from_now = fingerprint
         self.resuming = False
         self.journal: Journal
 
@@ -59,7 +59,7 @@ class Workspace:
         self.resuming = mine
 
     def _write_state(self, began: str) -> None:
-        state = {"fingerprint": self.fingerprint, "began": began, "made_from": self._made_from}
+        state = {"fingerprint": self.fingerprint, "began": began, "made_from": self.made_from_now}
         write_json_atomic(self.folder / _STATE, state)
 
     def take_over(self) -> None:
