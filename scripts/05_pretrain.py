@@ -22,6 +22,7 @@ def train_together(stage: Stage) -> "Outcome":
     with collector_paused():
         from pipeline_lib.pretraining.cost import predict_once
         from pipeline_lib.pretraining.distribution import join
+        from pipeline_lib.pretraining.growing import await_all_text
         from pipeline_lib.pretraining.inputs import open_training_inputs
         from pipeline_lib.pretraining.logbook import open_logbook
         from pipeline_lib.pretraining.loop import train
@@ -39,6 +40,7 @@ def train_together(stage: Stage) -> "Outcome":
         stage.say(f"  continuing from {resumed.name}, {training.step:,} of {inputs.horizon.steps:,} steps done")
     with open_logbook(stage.work, training, resumed is not None, stage.settings, stage.run_folder.name) as book:
         saving = train(stage, training, inputs.data, book)
+    await_all_text(stage, training, inputs.data)
     return finish(training, inputs, saving, prediction)
 
 

@@ -69,6 +69,12 @@ class PretrainSettings(Section):
     """Horizon in passes over the training text, instead of one in tokens."""
     full_data_tokens: int | None = Field(default=None, gt=0)
     """Tokens the training text is expected to have when all of it is packed; epochs and warm-up count with it."""
+    growing_input: bool = False
+    """Whether training may begin while stage 03 is still packing (pack.part_bytes): the first pass reads part after
+    part, validation reads the first part, and `epochs` counts with a size estimated from it."""
+    growing_patience_seconds: float = Field(default=60.0, ge=0)
+    """How long training that has read everything waits for a stage 03 that nobody runs, in seconds, before it saves
+    and leaves."""
     max_steps: int | None = Field(default=None, ge=1)
     """Upper limit of the horizon in optimizer steps; the schedule ends there."""
     batch_tokens: int | None = Field(default=None, gt=0)

@@ -19,15 +19,16 @@ def open_packed(stage: "Stage") -> "tuple[StageInput, PackedCache]":
     """
     packed = stage.input("03_packed")
     try:
-        return packed, _open(packed)
+        return packed, open_cache(packed)
     except (UserError, FileNotFoundError):
         if packed.finished:
             raise
     packed = stage.input_again("03_packed")
-    return packed, _open(packed)
+    return packed, open_cache(packed)
 
 
-def _open(packed: "StageInput") -> PackedCache:
+def open_cache(packed: "StageInput") -> PackedCache:
+    """Return the cache of stage 03, finished or not, after verifying its tables. Raises UserError."""
     name = INDEX if packed.finished else newest_index_name(list(packed.manifest.files))
     packed.file(name)
     packed.file("token_bytes.npy")

@@ -110,6 +110,15 @@ class PackedCache:
         """Bytes of all the text that the cache holds once it is finished."""
         return self.index["unfinished"]["text_bytes"] if self.unfinished else self.index["text_bytes"]
 
+    def estimated_tokens(self) -> int:
+        """Return the tokens of the training split when all text is packed, estimated from the first part alone.
+
+        So it is the same number while the cache grows and when it is finished.
+        """
+        first = [chunk for chunk in self.index["chunks"] if chunk["part"] == 0]
+        tokens = sum(chunk["tokens"] for chunk in first if chunk["split"] == "train")
+        return tokens * self.whole_text_bytes // max(1, sum(chunk["text_bytes"] for chunk in first))
+
     @property
     def contexts(self) -> list[int]:
         """The context lengths that have a plan."""

@@ -88,18 +88,23 @@ class PackedData:
         seed: int,
         validation_tokens: int,
         phases: tuple[Phase, ...] = (),
+        growing: bool = False,
     ):
         """`sequences` of `context` tokens make an optimizer step; validation reads about `validation_tokens`.
 
-        With `phases` they say what makes a step, and `context` is the length of the validation's sequences. Raises
-        UserError for a context length that the cache has no plan for.
+        With `phases` they say what makes a step, and `context` is the length of the validation's sequences. With
+        `growing` the first pass reads part after part and validation the first part only, so that neither depends on
+        how many parts there are yet. Raises UserError for a context length that the cache has no plan for.
         """
         self.cache = cache
         self.context = context
         self.token_bytes = torch.from_numpy(cache.token_bytes)
         self._phases = phases or (Phase(1, 1, context, sequences),)
         self._seed = seed
-        self._validation = min(cache.sequences(context, "val"), -(-validation_tokens // context))
+        self._growing = growing
+        table = cache.table(context, "val")
+        available = int(table.bounds[table.parts[1]]) if growing else table.sequences
+        self._validation = min(available, -(-validation_tokens // context))
 
     @property
     def validation_sequences(self) -> int:
@@ -121,16 +126,21 @@ class PackedData:
     def training_batches(self, state: dict[str, Any] | None, step: int = 0) -> Iterator[tuple[Batch, dict[str, Any]]]:
         """Yield the batches of all steps from where `state` ends, with the state after each; epochs without end.
 
+        While the cache is unfinished it ends where what is published does, unless `cache` has been replaced by then by
+        one that knows more parts (growing.py).
+
         step: how many optimizer steps were done up to `state`, which decides the phase. The state is that of the cache
         and, as "read", the spans of sequences read so far (text_read.py).
         """
         spans = state["read"] if state else []
-        while True:
+        while self.has_next(state, step):
             phase = phase_at(self._phases, step + 1)
             state = self._enter(phase, state)
+            whole = not self.cache.unfinished
             rows = self.cache.batches(
-                phase.context, phase.sequences, state=state, seed=self._seed, epochs=None, arrays="numpy"
-            )
+                phase.context, phase.sequences, state=state, seed=self._seed, arrays="numpy",
+                epochs=None if whole else 1, drop_last=not whole,
+            )  # fmt: skip
             order = self.cache.order(phase.context, self._seed)
             before = state or {"context": phase.context, "epoch": 0, "parts": len(order.parts) - 1, "offset": 0}
             for batch in rows:
@@ -142,13 +152,21 @@ class PackedData:
                     rows.close()
                     break
 
+    def has_next(self, state: dict[str, Any] | None, step: int) -> bool:
+        """Say whether all of the batch after `state`, which `step` steps led to, is there to be read."""
+        if not self.cache.unfinished:
+            return True
+        phase = phase_at(self._phases, step + 1)
+        offset = (self._enter(phase, state) or {"offset": 0})["offset"]
+        return offset + phase.sequences <= self.cache.sequences(phase.context)
+
     def context_of(self, step: int) -> int:
         """Return the length of the sequences of optimizer step `step` (1 ...)."""
         return phase_at(self._phases, step).context
 
     def state_before(self, step: int) -> dict[str, Any] | None:
         """Return the state with which optimizer step `step` (1 ...) begins if the cache was always as it is now."""
-        state = None
+        state = self._enter(self._phases[0], None)
         for phase in self._phases:
             last = step - 1 if phase is self._phases[-1] else min(step - 1, phase.last)
             if phase.first <= last:
@@ -158,6 +176,8 @@ class PackedData:
 
     def _enter(self, phase: Phase, state: dict[str, Any] | None) -> dict[str, Any] | None:
         """Return where a phase goes on: where `state` stands, in sequences of its length."""
+        if state is None and self._growing:
+            return self.cache.start_with_first_part(phase.context, self._seed)
         if state is None or state.get("context") == phase.context or len(self._phases) == 1:
             return state
         return self.cache.carry_over(state, phase.context)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import resource
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ def predict(run: TrainingRun, inputs: TrainingInputs, settings: PretrainSettings
     micro_batches = horizon.sequences / len(probe.inputs)
     update = _update_seconds(run)
     batches = inputs.data.training_batches(None)
-    loader = timed(lambda: [next(batches) for _ in range(LOADER_BATCHES)], run.device) / LOADER_BATCHES
+    loader = timed(lambda: list(islice(batches, LOADER_BATCHES)), run.device) / LOADER_BATCHES
     validations = 2 + (horizon.steps - 1) // settings.validation_steps if settings.validation_steps else 2
     validation = inputs.data.validation_sequences / len(probe.inputs) * micro * FORWARD_SHARE
     step = micro * micro_batches + update + loader

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pipeline_lib.config.pretrain import PretrainSettings
 from pipeline_lib.heavy_imports import collector_paused
+from pipeline_lib.packing.open_cache import open_packed
 from pipeline_lib.packing.reader import PackedCache
 from pipeline_lib.stage import Stage, UserError
 
 from .batches import Batch, PackedData
+from .distribution import launched_processes
 from .horizon import Horizon, resolve_horizon
 
 if TYPE_CHECKING:
@@ -31,7 +34,6 @@ class TrainingInputs:
     width: int
     attention_width: int
     model_folder: Path
-    tokenizer_files: list[Path]
     micro_batch: int
 
     def load_model(self) -> PreTrainedModel:
@@ -60,9 +62,12 @@ MANY_EPOCHS = 4
 def open_training_inputs(stage: Stage) -> TrainingInputs:
     """Verify and open what the earlier stages made. Raises UserError when they do not fit the settings."""
     settings = stage.settings
-    packed, initial = stage.input("03_packed"), stage.input("04_init")
-    cache = PackedCache(packed.file("index.json").parent, command=packed.command)
-    packed.file("token_bytes.npy")
+    (packed, cache), initial = open_packed(stage), stage.input("04_init")
+    if cache.unfinished and launched_processes() > 1:
+        raise UserError(
+            "several processes cannot train on a cache that stage 03 is still making (each would see another number of"
+            f" parts): wait for {packed.command}, or start without torchrun"
+        )
     context = settings.context or cache.contexts[0]
     shape, parameters = initial.result["shape"], initial.result["parameters"]
     if shape["vocabulary"] != cache.vocab_size:
@@ -70,15 +75,27 @@ def open_training_inputs(stage: Stage) -> TrainingInputs:
     longest = max([context, *(phase.context for phase in settings.curriculum if phase.context is not None)])
     if shape["context"] < longest:
         raise UserError(f"pretrain.context {longest} is longer than the model's context {shape['context']}")
-    horizon = resolve_horizon(settings, context, shape["width"], parameters["matmul"], cache.tokens())
-    data = PackedData(cache, horizon.context, horizon.sequences, stage.seed, settings.validation_tokens, horizon.phases)
-    if (epochs := data.epochs(horizon.steps)) > MANY_EPOCHS:
+    horizon = resolve_horizon(settings, context, shape["width"], parameters["matmul"], known_tokens(cache, settings))
+    data = PackedData(
+        cache, horizon.context, horizon.sequences, stage.seed, settings.validation_tokens, horizon.phases,
+        settings.growing_input,
+    )  # fmt: skip
+    expected = cache.estimated_tokens() if cache.unfinished else 0
+    epochs = horizon.tokens / expected if cache.unfinished else data.epochs(horizon.steps)
+    if cache.unfinished:
+        stage.say(
+            f"  stage 03 is not finished: {cache.tokens():,} tokens are published, {expected:,} are expected in all,"
+            f" the horizon is {horizon.steps:,} steps"
+        )
+        warmup = round(settings.schedule.warmup_fraction * horizon.steps)
+        if data.epochs(warmup) > 1:
+            stage.say(f"  the warm-up of {warmup:,} steps reads more than what is published and will wait for the rest")
+    if epochs > MANY_EPOCHS:
         stage.note(f"the horizon reads the training text {epochs:.1f} times: shorten pretrain.tokens or add text")
     if settings.full_data_tokens is not None:
         _compare_with_expectation(stage, horizon, data, cache.tokens(), settings.full_data_tokens)
     initial.file("config.json")
     weights = initial.files("model*.safetensors")
-    tokenizer_files = packed.files("tokenizer/*")
     return TrainingInputs(
         data=data,
         horizon=horizon,
@@ -88,9 +105,13 @@ def open_training_inputs(stage: Stage) -> TrainingInputs:
         width=shape["width"],
         attention_width=shape["heads"] * shape["head_width"],
         model_folder=weights[0].parent,
-        tokenizer_files=tokenizer_files,
         micro_batch=settings.micro_batch,
     )
+
+
+def known_tokens(cache: PackedCache, settings: PretrainSettings) -> int:
+    """Return the size of the training split that `epochs` counts with; an estimate where the input may be growing."""
+    return cache.estimated_tokens() if settings.growing_input else cache.tokens()
 
 
 def _compare_with_expectation(stage: Stage, horizon: Horizon, data: PackedData, tokens: int, expected: int) -> None:

@@ -32,6 +32,7 @@ from . import incidents
 from .accumulation import accumulate_gradient, drop_gradients
 from .batches import Batch, PackedData
 from .gradients import clip, norms_by_block, parameter_norms
+from .growing import wait_for_text
 from .logbook import Logbook
 from .optimizers import set_learning_rates
 from .progress_line import ProgressLine
@@ -73,6 +74,12 @@ def _train(stage: Stage, run: TrainingRun, data: PackedData, book: Logbook, savi
             if phase.first == run.step + 1:
                 stage.note(
                     f"from step {phase.first:,} on {phase.sequences} sequences of {phase.context:,} tokens per step"
+                )
+        if not data.has_next(run.data, run.step):
+            what = f"step {run.step:,}: all that is packed so far has been read"
+            with book.spending("loader"):
+                wait_for_text(
+                    stage, data, lambda: data.has_next(run.data, run.step), what, lambda: saving.emergency(run)
                 )
         line = _next_step(run, batches, data, book, saving, settings)
         if "micro_batch_reduced_to" in line:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from .batches import Batch
 
 
-
 @dataclass
 class TokenCounts:
     """Tokens of the steps so far by use (see the head of this file), and the pairs that attention compared."""

@@ -39,7 +39,7 @@ class Outcome:
             staging.mkdir()
             with as_os_errors(staging):
                 self.run.model.save_pretrained(staging, state_dict=self.weights)
-            for file in self.inputs.tokenizer_files:
+            for file in sorted((self.inputs.data.cache.path / "tokenizer").iterdir()):
                 shutil.copyfile(file, staging / file.name)
 
     def summarise(self, work: Path) -> dict[str, Any]:

@@ -16,13 +16,15 @@ from typing import Any
 from pipeline_lib.checkpoints import load_state, newest_valid_checkpoint
 from pipeline_lib.config import resolve_path
 from pipeline_lib.config.pretrain import PretrainSettings, ScheduleSettings
+from pipeline_lib.packing.open_cache import open_cache
 from pipeline_lib.packing.reader import PackedCache
 from pipeline_lib.stage import ActionContext, Stage, StageInput, UserError
-from pipeline_lib.stage.inputs import repairing_command
+from pipeline_lib.stage.inputs import open_input, repairing_command
 from pipeline_lib.stage.manifest import MANIFEST, Manifest
 from pipeline_lib.stage.workspace import WORK, Workspace
 
 from .horizon import Horizon, LearningRates, resolve_horizon
+from .inputs import known_tokens
 from .schedule import schedule_factor
 
 # The saved moments, or the place in the data, belong to these values.
@@ -182,14 +184,15 @@ def _passed(horizon: Horizon, step: int) -> list[str]:
 def horizon_of(place: ActionContext | Stage, settings: PretrainSettings, length: int) -> Horizon:
     """Return the horizon that `settings` mean for the model of this run on sequences of `length` tokens."""
     initial = StageInput(place.run_folder, "04_init", place.arguments).result
-    tokens = _cache(place).tokens() if settings.epochs is not None else None
+    tokens = known_tokens(_cache(place), settings) if settings.epochs is not None else None
     return resolve_horizon(settings, length, initial["shape"]["width"], initial["parameters"]["matmul"], tokens)
 
 
 def _cache(place: ActionContext | Stage) -> PackedCache:
     elsewhere = place.config.packed
-    folder = resolve_path(elsewhere) if elsewhere else place.run_folder / "03_packed"
-    return PackedCache(folder, command=repairing_command("03_packed", place.arguments, elsewhere))
+    if elsewhere is None:
+        return open_cache(open_input(place.run_folder, "03_packed", place.arguments))
+    return PackedCache(resolve_path(elsewhere), command=repairing_command("03_packed", place.arguments, elsewhere))
 
 
 def _growth(place: ActionContext | Stage, state: dict[str, Any]) -> str | None:

@@ -45,7 +45,15 @@ STAGES = (
         "makes the untrained model",
         reads_running=(("03_packed", ""),),  # its tokenizer, which is finished first
     ),
-    StageSpec("05_pretrain", "05_pretrain.py", "pretrain", ("03_packed", "04_init"), "pretrains", True),
+    StageSpec(
+        "05_pretrain",
+        "05_pretrain.py",
+        "pretrain",
+        ("03_packed", "04_init"),
+        "pretrains",
+        True,
+        reads_running=(("03_packed", "growing_input"),),
+    ),
     StageSpec(
         "06_sft_data",
         "06_prepare_sft_data.py",

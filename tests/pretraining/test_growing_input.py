@@ -1,0 +1,151 @@
+"""Training beside a stage 03 that is still at work: other moments, the same final bits."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from packed_run import CONFIG, SCRIPTS, run_script, write_text
+from test_05_pretrain import digests, notes
+
+from pipeline_lib.checkpoints import load_checkpoint, newest_valid_checkpoint
+from pipeline_lib.packing.reader import PackedCache
+from pipeline_lib.packing.so_far import index_name
+from pipeline_lib.pretraining.batches import PackedData
+from pipeline_lib.stage.inputs import SO_FAR
+from pipeline_lib.stage.manifest import Manifest
+
+GROWING = CONFIG.replace("chunk_tokens: 8000", "chunk_tokens: 4000, part_bytes: 30000").replace(
+    "tokens: 12288", "epochs: 0.8\n  growing_input: true\n  growing_patience_seconds: 1"
+)
+SHARDS = 4
+
+
+@pytest.fixture(scope="module")
+def cleaned(tmp_path_factory) -> tuple[Path, Path]:
+    """(configuration file, run folder) with stage 02 finished, of several shards."""
+    folder = tmp_path_factory.mktemp("growing")
+    (folder / "growing.yaml").write_text(GROWING)
+    for shard in range(SHARDS):
+        write_text(folder / "run", 100, seed=shard, shard=shard)
+    return folder / "growing.yaml", folder / "run"
+
+
+@pytest.fixture(scope="module")
+def afterwards(cleaned, launcher, tmp_path_factory) -> Path:
+    """The run in which stage 05 began when stage 03 had finished."""
+    config, run = cleaned[0], tmp_path_factory.mktemp("afterwards") / "run"
+    shutil.copytree(cleaned[1], run)
+    for script in ("03_tokenize_and_pack.py", "04_init_model.py"):
+        done = run_script(script, config, run)
+        assert done.returncode == 0, done.stdout + done.stderr
+    done = launcher.start(config, run)
+    assert done.code == 0, done.output
+    return run
+
+
+def start_packing(config: Path, run: Path, parts: int) -> subprocess.Popen:
+    """Start stage 03 and stop it (SIGSTOP) once so many parts are published."""
+    command = [sys.executable, str(SCRIPTS / "03_tokenize_and_pack.py"), "--config", str(config), "--run-dir", str(run)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    work = run / "03_packed" / "work"
+    while process.poll() is None:
+        manifest = Manifest.read(work / SO_FAR)
+        if manifest is not None and any(name >= index_name(parts) for name in manifest.files if "index" in name):
+            process.send_signal(signal.SIGSTOP)
+            break
+        time.sleep(0.001)
+    assert process.poll() is None
+    return process
+
+
+def test_killed_waiting_left_alone_and_continued_it_ends_with_the_bits_of_a_run_afterwards(
+    cleaned, afterwards, launcher, tmp_path
+):
+    config, run = cleaned[0], tmp_path / "run"
+    shutil.copytree(cleaned[1], run)
+    output = run / "output.txt"
+
+    def waits() -> bool:
+        return output.exists() and "waiting for stage 03" in output.read_text()
+
+    packing = start_packing(config, run, 1)
+    try:
+        model = run_script("04_init_model.py", config, run)
+        assert model.returncode == 0, model.stdout + model.stderr
+        killed = launcher.start(config, run, when=waits)
+        assert killed.code == -signal.SIGKILL, killed.output
+        assert "tokens are published" in killed.output
+    finally:
+        packing.kill()
+        packing.wait()
+    alone = launcher.start(config, run)
+    assert alone.code == 2, alone.output
+    command = f"python scripts/03_tokenize_and_pack.py --config {config} --run-dir {run}"
+    assert "nobody works at it" in alone.output and command in alone.output
+    saved = load_checkpoint(newest_valid_checkpoint(run / "05_pretrain" / "work" / "checkpoints"))
+    assert 0 < saved.step < Manifest.read(afterwards / "05_pretrain" / "manifest.json").result["steps"]
+    packing = start_packing(config, run, 2)
+    try:
+        output.unlink()
+
+        def let_go_on() -> bool:
+            if waits():
+                packing.send_signal(signal.SIGCONT)
+            return False
+
+        done = launcher.start(config, run, when=let_go_on)
+        assert done.code == 0, done.output
+    finally:
+        packing.send_signal(signal.SIGCONT)
+        assert packing.wait(timeout=60) == 0
+    assert digests(run) == digests(afterwards)
+    ours, theirs = (Manifest.read(folder / "05_pretrain" / "manifest.json") for folder in (run, afterwards))
+    assert ours.fingerprint == theirs.fingerprint
+    assert any("estimated at" in note for note in notes(run))
+    assert not any("made from an earlier" in note for note in notes(run))
+    for script in ("04_init_model.py", "05_pretrain.py"):
+        assert "up to date" in run_script(script, config, run).stdout
+
+
+def test_a_signal_while_waiting_saves_and_the_setting_is_named_when_it_is_missing(cleaned, launcher, tmp_path):
+    config, run = cleaned[0], tmp_path / "run"
+    shutil.copytree(cleaned[1], run)
+    packing = start_packing(config, run, 1)
+    try:
+        assert run_script("04_init_model.py", config, run).returncode == 0
+        refused = launcher.start(config, run, "--growing_input", "false")
+        assert refused.code == 2 and "set pretrain.growing_input" in refused.output, refused.output
+        (run / "output.txt").unlink()
+
+        def waits() -> bool:
+            return (run / "output.txt").exists() and "waiting for stage 03" in (run / "output.txt").read_text()
+
+        ended = launcher.start(config, run, signal_number=signal.SIGTERM, when=waits)
+        assert ended.code == 128 + signal.SIGTERM, ended.output
+        saved = newest_valid_checkpoint(run / "05_pretrain" / "work" / "checkpoints")
+        assert f"step {load_checkpoint(saved).step}:" in ended.output
+    finally:
+        packing.kill()
+        packing.wait()
+
+
+def test_the_first_pass_reads_part_after_part_and_the_estimate_comes_from_the_first(afterwards):
+    cache = PackedCache(afterwards / "03_packed")
+    assert len(cache.index["parts"]) == SHARDS
+    assert cache.estimated_tokens() == pytest.approx(cache.tokens(), rel=0.2)
+    data = PackedData(cache, 64, 8, seed=42, validation_tokens=10**6, growing=True)
+    table = cache.table(64)
+    ends = [int(table.bounds[chunks]) for chunks in table.parts[1:]]
+    read = []
+    for step in range(1, ends[-1] // 8):
+        read += [row["sequence"] for row in data.documents_of_next(data.state_before(step), step - 1)]
+    begin = 0
+    for end in ends[:-1]:
+        assert sorted(read[begin:end]) == list(range(begin, end))
+        begin = end
+    val = cache.table(64, "val")
+    assert data.validation_sequences == int(val.bounds[val.parts[1]]) < val.sequences
