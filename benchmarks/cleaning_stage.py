@@ -24,7 +24,7 @@ from pipeline_lib.text_cleaning.contamination import build_index
 
 RUNS = 5
 COPIES = (1, 10)
-COLUMNS = ("id", "text", "source", "url", "license")
+COLUMNS = ("id", "text", "source", "url", "origin", "license")
 
 
 def write_corpus(path: Path, texts: list[str], copies: int) -> None:
@@ -33,7 +33,7 @@ def write_corpus(path: Path, texts: list[str], copies: int) -> None:
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for copy in range(copies):
             rows = [
-                {"id": f"{copy}-{i}", "text": text, "source": "web", "url": "", "license": ""}
+                {"id": f"{copy}-{i}", "text": text, "source": "web", "url": "", "origin": "", "license": ""}
                 for i, text in enumerate(texts)
             ]
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))

@@ -37,6 +37,7 @@ def documents() -> list[dict[str, str]]:
             "text": text,
             "source": "library" if number % 3 else "other",
             "url": "",
+            "origin": f"library.jsonl:{number + 1}",
             "license": "PSF-2.0",
         }
         for number, text in enumerate(texts)

@@ -15,7 +15,7 @@ from pipeline_lib.packing.chunk_format import ChunkDamaged, ChunkFile
 from pipeline_lib.packing.claims import ClaimTable
 from pipeline_lib.packing.maintenance import verify_cache
 from pipeline_lib.packing.reader import PackedCache
-from pipeline_lib.packing.trace import read_request
+from pipeline_lib.packing.trace import Request, read_request
 from pipeline_lib.stage import UserError
 
 
@@ -203,15 +203,23 @@ def test_packing_is_left_out_when_the_run_starts_from_a_cache(packed_run, packin
     assert code == 2 and "repair it where it was made" in err
 
 
-def test_trace_names_text_file_row_licence_and_scores(packed_run, documents):
+def test_trace_names_text_file_row_licence_and_scores(packed_run, documents, monkeypatch):
     out = succeed(packed_run, "--trace", "256:val:0")
     piece = PackedCache(packed_run.packed).pieces(0, 256, "val")[0]
     document = next(each for each in documents if each["id"] == piece.id)
-    assert piece.id in out and f"{piece.shard} row {piece.row}" in out and "license PSF-2.0" in out
+    assert (
+        piece.id in out
+        and f"{piece.shard} row {piece.row}" in out
+        and "license PSF-2.0" in out
+        and "origin library.jsonl:" in out
+    )
     assert document["text"].splitlines()[0] in out
     assert f"source {document['source']}" in out
     cache = PackedCache(packed_run.packed)
-    for wrong in ("x", "256:test:0", "256:99999999", "9:0", "1:2:3:4", "-1"):
+    with monkeypatch.context() as larger:
+        larger.setattr(cache, "sequences", lambda context, split: 12_000)
+        assert read_request("256:11,419", cache) == read_request("256:11419", cache) == Request(256, "train", 11_419)
+    for wrong in ("1,1", "11,41", "x", "256:test:0", "256:99999999", "9:0", "1:2:3:4", "-1"):
         with pytest.raises(UserError):
             read_request(wrong, cache)
 

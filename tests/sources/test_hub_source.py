@@ -69,7 +69,8 @@ def test_small_files_are_downloaded_and_checked_against_the_hubs_digest(hub, ent
     source = HubSource(entry(), bench)
     assert isinstance(source, Source)
     assert texts(source) == TEXTS
-    assert read_all(source)[3] == {"key": f"{SHARD}#4", "text": "document 3", "url": "http://a/3", "license": ""}
+    fourth = {"key": f"{SHARD}#4", "text": "document 3", "url": "http://a/3", "license": ""}
+    assert read_all(source)[3] == fourth | {"origin": f"{SHARD}, row 4"}
 
 
 def test_provenance_names_commit_files_and_digests(hub, entry, bench):

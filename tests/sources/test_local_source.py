@@ -56,7 +56,11 @@ def test_folder_gives_every_readable_file_in_sorted_order(quick, corpus):
     assert texts(source) == ["jsonl", "jsonl.gz", "parquet", "csv", "txt", "md", "words", "json"]
     records = read_all(source)
     assert len({record["key"] for record in records}) == len(records)
-    assert records[0] == {"key": f"{corpus}/a.jsonl@0", "text": "jsonl", "url": "http://a/", "license": ""}
+    key, origin = f"{corpus}/a.jsonl@0", f"{corpus}/a.jsonl:1"
+    assert records[0] == {"key": key, "text": "jsonl", "url": "http://a/", "origin": origin, "license": ""}
+    places = [record["origin"].removeprefix(f"{corpus}/") for record in records[1:]]
+    rows = ["b.jsonl.gz:1", "c.parquet, row 1", "d.csv:2"]
+    assert places == [*rows, "deep/e.txt", "deep/f.md", "deep/g.html", "deep/h.json, record 1"]
 
 
 def test_globs_and_names_are_read_in_the_order_given_and_each_file_once(quick, corpus):
@@ -78,7 +82,8 @@ def test_relative_path_starts_at_the_project_root_and_keys_do_not_name_it(quick,
 def test_named_fields_make_the_record(quick, corpus):
     fields = {"id_field": "meta.id", "license_field": "meta.license", "license": "ODC-BY"}
     [record] = read_all(LocalSource(quick(type="local", paths=[str(corpus / "a.jsonl")], **fields)))
-    assert record == {"key": "one", "text": "jsonl", "url": "http://a/", "license": "MIT"}
+    origin = f"{corpus}/a.jsonl:1"
+    assert record == {"key": "one", "text": "jsonl", "url": "http://a/", "origin": origin, "license": "MIT"}
 
 
 def test_records_of_other_kinds_are_handed_on_unchanged(quick, shared_data):
@@ -156,7 +161,13 @@ def test_large_files_fall_into_units_that_give_the_same_records(quick, tmp_path,
     source = LocalSource(settings)
     assert len(source.units()) > 8
     assert source.units()[0].startswith("00000-file-1-part-1-of-")
-    assert read_all(source) == whole
+    in_parts = read_all(source)
+    unlike = [number for number, (one, other) in enumerate(zip(in_parts, whole, strict=True)) if one != other]
+    assert [{**row, "origin": ""} for row in in_parts] == [{**row, "origin": ""} for row in whole]
+    assert unlike and all(
+        f"a.jsonl, byte {row['key'].rpartition('@')[2]}" in row["origin"]
+        for row in (in_parts[number] for number in unlike)
+    )  # lines before a part were not counted
     assert list(source.read(source.units()[2])) == list(source.read(source.units()[2]))
 
 

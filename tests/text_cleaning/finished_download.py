@@ -12,12 +12,13 @@ from pipeline_lib.stage import Ledger
 from pipeline_lib.stage.manifest import MANIFEST, Manifest
 from pipeline_lib.stage.stage import describe_files
 
-SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "text", "source", "url", "license")])
+SCHEMA = pa.schema([(name, pa.string()) for name in ("id", "text", "source", "url", "origin", "license")])
 
 
 def document(identity: str, text: str, source: str = "web") -> dict[str, str]:
     """One row of a text shard."""
-    return {"id": identity, "text": text, "source": source, "url": "", "license": "CC0-1.0"}
+    origin = f"{source}.jsonl, record {identity}"
+    return {"id": identity, "text": text, "source": source, "url": "", "origin": origin, "license": "CC0-1.0"}
 
 
 def finish_download(

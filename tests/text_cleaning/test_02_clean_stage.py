@@ -238,9 +238,12 @@ def test_why_tells_the_fate_of_a_removed_and_of_a_kept_document(finished):
     assert "removed by near_duplicate" in near and "stays instead: good-1-1" in near and "Jaccard 0." in near
     assert f"  removed: {prose(101)[:200]!r}" in near and f"  stays:   {prose(101)[:200]!r}" in near
     assert " MinHash bands agree (removed from Jaccard 0.8)" in near
-    assert "shares text with eval/questions.jsonl:1" in "\n".join(explain(folder, "leaked"))
+    assert "  read from web.jsonl, record near" in near
+    leaked = "\n".join(explain(folder, "leaked"))
+    assert "shares text with eval/questions.jsonl:1" in leaked and "  read from web.jsonl, record leaked" in leaked
     survivor = explain(folder, "good-1-1")
     assert "stays, in part-00001.parquet" in survivor[0]
+    assert survivor[1] == f"  read from {survivor[0].split('(source ')[1].split(')')[0]}.jsonl, record good-1-1"
     assert [line.split(":")[0] for line in survivor if "stays instead of" in line] == [
         "  stays instead of twin",
         "  stays instead of near",

@@ -1,5 +1,6 @@
 """From a packed sequence back to its documents: which text of which file, row and licence, with every score it has."""
 
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ def read_request(place: str, cache: PackedCache) -> Request:
     """Understand `SEQUENCE`, `CONTEXT:SEQUENCE` and `CONTEXT:SPLIT:SEQUENCE`. Raises UserError."""
     parts = place.split(":")
     try:
-        number = int(parts[-1])
+        number = _number(parts[-1])
         context = int(parts[0]) if len(parts) > 1 else cache.contexts[0]
         split = parts[1] if len(parts) == 3 else "train"
         if len(parts) > 3 or split not in ("train", "val"):
@@ -48,6 +49,11 @@ def read_request(place: str, cache: PackedCache) -> Request:
         last = cache.sequences(context, split) - 1
         raise UserError(f"--trace {place}: the plan for context {context} has the {split} sequences 0 to {last:,}")
     return Request(context, split, number)
+
+
+def _number(written: str) -> int:
+    """A count as people and our own cards write it: 11419 or 11,419."""
+    return int(written.replace(",", "") if re.fullmatch(r"\d{1,3}(,\d{3})+", written) else written)
 
 
 def print_sequence(context: "ActionContext", place: str) -> None:
@@ -92,7 +98,7 @@ def _origin(piece: Piece, shards: "_Shards") -> list[str]:
         gone = f"{piece.shard} as it was when it was packed is not below {shards.folder}: no licence, no scores"
         return [*lines, f"   {gone}"]
     known = {name: value for name, value in row.items() if name not in _LONG_COLUMNS and value not in (None, "")}
-    first = [f"{name} {known.pop(name)}" for name in ("license", "url") if name in known]
+    first = [f"{name} {known.pop(name)}" for name in ("origin", "url", "license") if name in known]
     scores = [f"{name} {_spell(value)}" for name, value in known.items()]
     return [*lines, *([f"   {'; '.join(first)}"] if first else []), *([f"   {'; '.join(scores)}"] if scores else [])]
 

@@ -5,8 +5,9 @@ nothing: `writer.py` turns records into files, so that a new source is one class
 (docs/add_a_source.md).
 
 Records, by kind
-    text          {"key": str, "text": str, "url": str, "license": str (optional)}; `key` names the record within
-                  its source and stays the same between runs (a path and row number, a module name, a URL).
+    text          {"key": str, "text": str, "url": str, "origin": str (optional), "license": str (optional)}; `key`
+                  names the record within its source and stays the same between runs (a path and byte offset, a module
+                  name, an id of the data set); `origin` says for people where it was read (file:line, file and row).
     other kinds   the data set's original record, unchanged: the formatters of stages 06 and 08 read it.
 
 A record that the source itself had to give up (a file that does not parse, a row without the named column) is

@@ -1,7 +1,7 @@
 """From the rows of a file to the records that a source hands on.
 
-For kind text the named fields become {"key", "text", "url", "license"}; for every other kind the row is handed on
-unchanged, because the formatters read the original records.
+For kind text the named fields become {"key", "text", "url", "origin", "license"}; for every other kind the row is
+handed on unchanged, because the formatters read the original records.
 """
 
 from collections import Counter
@@ -71,7 +71,8 @@ def _text_record(row: Row, label: str, settings: SourceSettings, documents: bool
             return Dropped(_no_field(settings.id_field), bytes=row.bytes, where=row.where)
         key = str(identity)
     url = field_of(row.record, url_field)
-    record = {"key": key, "text": text, "url": url if isinstance(url, str) else "", "license": settings.license}
+    url = url if isinstance(url, str) else ""
+    record = {"key": key, "text": text, "url": url, "origin": row.where, "license": settings.license}
     if settings.license_field and not documents:
         licence = field_of(row.record, settings.license_field)
         if isinstance(licence, str) and licence:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-COLUMNS = ("id", "text", "source", "url", "license")
+COLUMNS = ("id", "text", "source", "url", "origin", "license")
 ROW_GROUP_BYTES = 8_000_000
 
 
@@ -33,7 +33,7 @@ def document_id(source: str, key: str, text: str) -> str:
 
 
 def text_schema() -> pa.Schema:
-    """Columns of a text shard: id, text, source, url, license, all strings."""
+    """Columns of a text shard: id, text, source, url, origin, license, all strings."""
     import pyarrow as pa
 
     return pa.schema([pa.field(name, pa.string(), nullable=False) for name in COLUMNS])
@@ -56,7 +56,7 @@ class ShardSink:
         size = len(text.encode("utf-8"))
         licence = record.get("license") or self._license
         identity = document_id(self._source, record["key"], text)
-        self._rows.append((identity, text, self._source, record["url"], licence))
+        self._rows.append((identity, text, self._source, record["url"], record.get("origin", ""), licence))
         self._group_bytes += size
         self._filled += size
         if self._group_bytes >= ROW_GROUP_BYTES:

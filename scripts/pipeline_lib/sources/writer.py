@@ -1,6 +1,6 @@
 """Records in, files out: text becomes Parquet shards, every other kind JSON lines, and each unit a ledger entry.
 
-    part-00000.parquet ...         id, text, source, url, license (zstd); numbered through all text sources
+    part-00000.parquet ...         id, text, source, url, origin, license (zstd); numbered through all text sources
     <kind>/<name>.jsonl            original records; `<name>-00000.jsonl` ... when the source has several units
     sources.json                   what there is: one entry per source
 

@@ -79,6 +79,7 @@ def _receipts(removed: pa.Table, evidence: pa.Table, threshold: float) -> pa.Tab
     columns = {
         "id": removed["id"],
         "source": removed["source"],
+        "origin": removed["origin"],
         "rule": [EXACT if kind == "exact" else NEAR for kind in evidence["kind"].to_pylist()],
         "score": evidence["jaccard"],
         "threshold": [threshold] * removed.num_rows,

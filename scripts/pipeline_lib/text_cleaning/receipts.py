@@ -17,7 +17,8 @@ EXACT, NEAR = "exact_duplicate", "near_duplicate"
 def receipt_schema() -> "pa.Schema":
     """Return the columns of removed.parquet.
 
-    rule: the setting that removed the document, "exact_duplicate" or "near_duplicate"; score and threshold: what was
+    origin: where stage 01 read the document (file:line, file and row or byte), empty for a source without files; rule:
+    the setting that removed the document, "exact_duplicate" or "near_duplicate"; score and threshold: what was
     compared; survivor_id: the document that stays instead, or for contamination the evaluation record that was copied;
     jaccard, containment: of the word shingles of the two documents; bands: how many bands of their MinHash signatures
     agree (0: compared exactly only); survivor_preview: the first characters of the one that stays. These four are null
@@ -30,6 +31,7 @@ def receipt_schema() -> "pa.Schema":
         [
             ("id", text),
             ("source", text),
+            ("origin", text),
             ("rule", text),
             ("score", number),
             ("threshold", number),
@@ -83,7 +85,7 @@ def explain(stage_folder: Path, identity: str) -> list[str]:
 
 
 def _explain_removal(row: dict) -> list[str]:
-    lines = [f"{row['id']} (source {row['source']}) was removed by {row['rule']}"]
+    lines = [f"{row['id']} (source {row['source']}) was removed by {row['rule']}", *_place(row)]
     if row["rule"] in (EXACT, NEAR):
         lines.append(f"  stays instead: {row['survivor_id']}")
         lines.append(f"  {_similarity(row)} (removed from Jaccard {row['threshold']:g})")
@@ -95,15 +97,21 @@ def _explain_removal(row: dict) -> list[str]:
     return [*lines, f"  text: {row['preview']!r}"]
 
 
+def _place(row: dict) -> list[str]:
+    """Where the document was read, and its URL when it is known: receipts keep the first, shards both."""
+    known = [("read from", row["origin"]), ("url", row.get("url"))]
+    return [f"  {name} {place}" for name, place in known if place]
+
+
 def _similarity(row: dict) -> str:
     found = f"Jaccard {row['jaccard']:.3f}, containment {row['containment']:.3f}"
     return f"{found}, {row['bands']} MinHash bands agree" if row["bands"] else f"{found}, compared exactly"
 
 
 def _explain_survival(part: Path, row: dict, copies: list[dict]) -> list[str]:
-    lines = [f"{row['id']} (source {row['source']}) stays, in {part.name}"]
+    lines = [f"{row['id']} (source {row['source']}) stays, in {part.name}", *_place(row)]
     for name, value in row.items():
-        if name not in ("id", "source", "text", "url", "license"):
+        if name not in ("id", "source", "text", "url", "origin", "license"):
             lines.append(f"  {name} {value:g}" if isinstance(value, float) else f"  {name} {value}")
     lines.append(f"  text: {row['text'][:PREVIEW_CHARACTERS]!r}")
     for copy in sorted(copies, key=lambda copy: (-copy["jaccard"], copy["id"]))[:SHOWN_COPIES]:

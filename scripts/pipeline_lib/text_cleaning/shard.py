@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 ROWS_PER_BATCH = 1024
 BATCH_BYTES = 4_000_000
-INPUT_COLUMNS = ("id", "text", "source", "url", "license")
+INPUT_COLUMNS = ("id", "text", "source", "url", "origin", "license")
 _ENDLESS = np.iinfo(np.int64).max
 
 
@@ -216,6 +216,7 @@ class DocumentCleaner:
         columns = {
             "id": rows["id"],
             "source": rows["source"],
+            "origin": rows["origin"],
             "rule": [rule.name for rule in rules],
             "score": [self._score_of(rule, rows, i) for i, rule in enumerate(rules)],
             "threshold": [float(rule.threshold) for rule in rules],
