@@ -99,6 +99,11 @@ class Removals:
         for first in range(0, len(order), ROWS_PER_CHUNK):
             yield self.table(order[first : first + ROWS_PER_CHUNK].astype(np.int64))
 
+    def in_row_order(self) -> Iterator[tuple[int, pa.Table]]:
+        """Yield (number of its first removal, receipts), ROWS_PER_CHUNK at a time in the order of `row`."""
+        for first in range(0, len(self), ROWS_PER_CHUNK):
+            yield first, self.table(np.arange(first, min(first + ROWS_PER_CHUNK, len(self))))
+
     def receipts(self) -> pa.Table:
         """Return one row per removed document: id, survivor_id, kind, jaccard, containment, bands, both previews.
 

@@ -9,6 +9,7 @@ from test_02_clean_stage import corpus, prose
 
 from pipeline_lib.config.clean import CleanSettings
 from pipeline_lib.stage import UserError
+from pipeline_lib.text_cleaning.duplicate_table import DuplicateTable
 from pipeline_lib.text_cleaning.explore import Judgement, about_rule, effect_of_thresholds, explore_thresholds
 from pipeline_lib.text_cleaning.rules import Rule, active_rules
 from pipeline_lib.text_cleaning.score_table import SCORES, write_scores_file
@@ -27,9 +28,9 @@ def finished(tmp_path_factory):
     settings = CleanSettings(**PLAIN)
     cleaned = DocumentCleaner(settings, [], 0).clean(pa.Table.from_pylist(rows, schema=SCHEMA), Tally())
     pq.write_table(cleaned.scores, folder / "part.parquet")
-    nothing = pa.schema([("id", pa.string()), ("kind", pa.string())]).empty_table()
-    pq.write_table(nothing, folder / "duplicates.parquet")
-    written = write_scores_file([folder / "part.parquet"], folder / "duplicates.parquet", folder / SCORES, settings)
+    duplicates = DuplicateTable.below(folder)
+    duplicates.write(None, candidates=cleaned.kept.num_rows)
+    written = write_scores_file([folder / "part.parquet"], duplicates, folder / SCORES, settings)
     assert written == len(rows)
     return folder
 

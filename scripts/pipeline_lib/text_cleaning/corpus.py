@@ -10,13 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_lib import engines
-from pipeline_lib.stage import Ledger, Stage, StageFailure, atomic_path, file_digest, ordered_map, ordered_threads
+from pipeline_lib.stage import Ledger, Stage, StageFailure, file_digest, ordered_map, ordered_threads
 
 from .copied_records import COPIED_RECORDS, CopiedRecords, compared_sets, count_in_shards, write_copied_records
+from .duplicate_table import DuplicateTable
 from .memory_share import fitting_workers, memory_limit
 from .pieces import SCRATCH, Piece, Shard, pieces_of, verified
 from .receipts import RECEIPTS, write_receipts
@@ -147,30 +149,34 @@ def _stop_if_nothing_is_left(stage: Stage, shards: list[Shard]) -> None:
     )
 
 
-def find_duplicates(stage: Stage, shards: list[Shard]) -> Path:
-    """Deduplicate over all candidates; return the file with one row per duplicate (dedup's columns)."""
-    output = stage.work / SCRATCH / "duplicates.parquet"
+def find_duplicates(stage: Stage, shards: list[Shard]) -> DuplicateTable:
+    """Deduplicate over all candidates; return what was found."""
+    table = DuplicateTable.below(stage.work / SCRATCH)
     for key in stage.todo([DUPLICATES], "deduplication", "passes"):
         files = [verified(stage, piece.unit, "candidates", piece.candidates) for piece in pieces_of(shards)]
         with stage.unit(key) as unit:
-            unit.result = _write_duplicates(stage, files, output) | {"digests": {DUPLICATES: file_digest(output)}}
-    return verified(stage, DUPLICATES, DUPLICATES, output)
+            found = _write_duplicates(stage, files, sum(_candidates(stage, shard) for shard in shards), table)
+            unit.result = found | {"digests": {"rows": file_digest(table.rows), "copies": file_digest(table.copies)}}
+    for name in ("rows", "copies"):
+        verified(stage, DUPLICATES, name, getattr(table, name))
+    return table
 
 
-def _write_duplicates(stage: Stage, files: list[Path], output: Path) -> dict[str, Any]:
+def _candidates(stage: Stage, shard: Shard) -> int:
+    results = [stage.unit_result(piece.unit) for piece in shard.pieces]
+    return sum(result["documents"] - result["removed"] for result in results)
+
+
+def _write_duplicates(stage: Stage, files: list[Path], candidates: int, table: DuplicateTable) -> dict[str, Any]:
     """Write one row per duplicate, and return how sure that is: recall measured, precision verified."""
-    import pyarrow.parquet as pq
-
     from dedup.corpus import Corpus
     from dedup.job import DedupJob
     from dedup.planted_copies import measure_recall
-    from dedup.receipts import RECEIPT_SCHEMA
     from dedup.removals import finished, identified_removals
 
     settings = stage.settings.dedup
     if not settings.enabled:
-        with atomic_path(output) as temporary:
-            pq.write_table(RECEIPT_SCHEMA.empty_table(), temporary)
+        table.write(None, candidates)
         return {"duplicates": 0}
     job = DedupJob(
         Corpus(tuple(files)),
@@ -180,7 +186,7 @@ def _write_duplicates(stage: Stage, files: list[Path], output: Path) -> dict[str
         stage.threads,
     )
     removals = identified_removals(job, stage.stop_if_interrupted, _who_does_dedup_steps(stage))
-    removals.write_receipts(output)
+    table.write(removals, candidates)
     fuzzy = removals.jaccard[~removals.is_exact]
     result: dict[str, Any] = {"duplicates": len(removals), "fuzzy": len(fuzzy)}
     if len(fuzzy):
@@ -220,11 +226,10 @@ def dedup_parameters(settings: "DedupSettings", seed: int) -> "DedupParameters":
     )
 
 
-def write_final_shards(stage: Stage, shards: list[Shard], duplicates: Path) -> None:
+def write_final_shards(stage: Stage, shards: list[Shard], duplicates: DuplicateTable) -> None:
     """Write every shard without its duplicates, and account for what was kept."""
     by_name = {shard.name: shard for shard in shards}
-    waiting = [shard for shard in shards if not stage.finished(shard.name)]
-    with closing(_written(stage, waiting, duplicates)) as results:
+    with closing(_written(stage, shards, duplicates)) as results:
         for key, result in zip(stage.todo(list(by_name), "writing", "shards"), results, strict=True):
             with stage.unit(key) as unit:
                 os.replace(by_name[key].final, unit.path(f"{key}.parquet"))
@@ -235,20 +240,23 @@ def write_final_shards(stage: Stage, shards: list[Shard], duplicates: Path) -> N
                     unit.ledger.drop(FLOW, source, rule, **{"documents": 0, measure: amount})
 
 
-def _written(stage: Stage, waiting: list[Shard], duplicates: Path) -> Iterator[dict[str, Any]]:
-    """Yield the result of each shard in order; `stage.threads` cores or the engine write them."""
+def _written(stage: Stage, shards: list[Shard], duplicates: DuplicateTable) -> Iterator[dict[str, Any]]:
+    """Yield the result of each unfinished shard in order; `stage.threads` cores or the engine write them."""
     from .final_shards import FinalJob, write_final_shard, wrote_everything
 
+    starts = accumulate((_candidates(stage, shard) for shard in shards), initial=0)
     jobs = {
         shard.name: FinalJob(
             tuple(piece.candidates for piece in shard.pieces),
             tuple(stage.unit_result(piece.unit)["digests"]["candidates"] for piece in shard.pieces),
             duplicates,
+            first,
             shard.final,
             shard.duplicate_receipts,
             stage.settings.dedup.jaccard,
         )
-        for shard in waiting
+        for shard, first in zip(shards, starts, strict=False)
+        if not stage.finished(shard.name)
     }
     if engines.works_elsewhere(stage):
         return engines.results_of(stage, "final", write_final_shard, jobs, wrote_everything)
@@ -266,7 +274,7 @@ def write_all_receipts(stage: Stage, shards: list[Shard]) -> None:
             unit.result = {"rows": write_receipts(parts, unit.path(RECEIPTS))}
 
 
-def write_scores(stage: Stage, shards: list[Shard], duplicates: Path) -> None:
+def write_scores(stage: Stage, shards: list[Shard], duplicates: DuplicateTable) -> None:
     """Join the scores of all documents into scores.parquet, with the rule that removed each one, also duplicates."""
     from .score_table import SCORES, write_scores_file
 

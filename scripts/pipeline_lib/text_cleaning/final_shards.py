@@ -6,23 +6,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline_lib.stage import atomic_path, file_digest
+from pipeline_lib.stage import StageFailure, atomic_path, file_digest
 
+from .duplicate_table import DuplicateReader, DuplicateTable
 from .pieces import check_digest
 from .receipts import EXACT, NEAR, PREVIEW_CHARACTERS, receipt_schema
 
 
 @dataclass(frozen=True)
 class FinalJob:
-    """One shard: its candidates and their digests, the duplicates of the whole corpus, the two files to write."""
+    """One shard: its candidates and their digests, the duplicates and the first row, the two files to write."""
 
     candidates: tuple[Path, ...]
     digests: tuple[str, ...]
-    duplicates: Path
+    duplicates: DuplicateTable
+    first: int
     output: Path
     receipts: Path
     jaccard: float
@@ -31,28 +34,33 @@ class FinalJob:
 def write_final_shard(job: FinalJob) -> dict[str, Any]:
     """Write the documents that stay, with the column `duplicates` (how many each one stands for), and the receipts.
 
-    Returns counts per source and the digest of the receipts. Raises StageFailure for damaged candidates.
+    Returns counts per source and the digest of the receipts. Raises StageFailure for damaged candidates,
+    and for duplicates that were found among other ones.
     """
     for path, digest in zip(job.candidates, job.digests, strict=True):
         check_digest(path, digest)
-    duplicates = pq.read_table(job.duplicates)
-    copies = Counter(duplicates["survivor_id"].to_pylist())
     kept: Counter[tuple[str, str]] = Counter()
     dropped: Counter[tuple[str, str, str]] = Counter()
     job.output.parent.mkdir(parents=True, exist_ok=True)
     schema = pq.read_schema(job.candidates[0]).append(pa.field("duplicates", pa.int32()))
+    first = job.first
     with (
+        DuplicateReader(job.duplicates) as duplicates,
         atomic_path(job.receipts) as receipts_path,
         pq.ParquetWriter(job.output, schema, compression="zstd") as writer,
         pq.ParquetWriter(receipts_path, receipt_schema(), compression="zstd") as receipt_writer,
     ):
         for table in _row_groups(job.candidates):
-            places = pc.index_in(table["id"].combine_chunks(), duplicates["id"].combine_chunks())
-            stays = pc.is_null(places)
-            staying, leaving = table.filter(stays), table.filter(pc.invert(stays))
-            counts = pa.array([copies[identity] for identity in staying["id"].to_pylist()], pa.int32())
+            evidence = duplicates.between(first, first + table.num_rows)
+            stays = np.ones(table.num_rows, np.bool_)
+            stays[evidence["row"].to_numpy()] = False
+            staying, leaving = table.filter(pa.array(stays)), table.filter(pa.array(~stays))
+            if leaving["id"].to_pylist() != evidence["id"].to_pylist():
+                raise StageFailure(f"the duplicates near row {first} are of other documents; start again with --force")
+            counts = pa.array(duplicates.copies(first, first + table.num_rows)[stays])
             writer.write_table(staying.append_column("duplicates", counts))
-            receipts = _receipts(leaving, duplicates.take(places.drop_null()), job.jaccard)
+            receipts = _receipts(leaving, evidence, job.jaccard)
+            first += table.num_rows
             receipt_writer.write_table(receipts)
             _count(staying, kept)
             _count_dropped(leaving, receipts, dropped)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from pipeline_lib.config.clean import CleanSettings
 
+    from .duplicate_table import DuplicateTable
+
 SCORES = "scores.parquet"
 RULE = "rule"
 NOT_SCORES = ("id", "source", "preview", RULE)
@@ -37,26 +39,35 @@ def scores_table(table: "pa.Table", previews: "pa.Array", columns: Sequence[str]
     return chosen.append_column(RULE, rules)
 
 
-def write_scores_file(parts: Sequence[Path], duplicates: Path, output: Path, settings: "CleanSettings") -> int:
+def write_scores_file(
+    parts: Sequence[Path], duplicates: "DuplicateTable", output: Path, settings: "CleanSettings"
+) -> int:
     """Join score files in the order given, naming the duplicates too; return the number of rows."""
+    import numpy as np
     import pyarrow as pa
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    found = pq.read_table(duplicates, columns=["id", "kind"])
-    ids = found["id"].combine_chunks()
-    kinds = pc.if_else(pc.equal(found["kind"], "exact"), EXACT, NEAR).combine_chunks()
+    from .duplicate_table import DuplicateReader
+
     schema = pq.read_schema(parts[0])
     schema = schema.with_metadata({"scoring": json_digest(scoring_settings(settings))})
-    rows = 0
-    with pq.ParquetWriter(output, schema, compression="zstd") as writer:
+    rows = first = 0
+    with (
+        DuplicateReader(duplicates) as found,
+        pq.ParquetWriter(output, schema, compression="zstd") as writer,
+    ):
         for part in parts:
             with pq.ParquetFile(part) as file:
                 for group in range(file.num_row_groups):
                     table = file.read_row_group(group)
-                    places = pc.index_in(table["id"].combine_chunks(), ids)
-                    rule = pc.coalesce(table[RULE].combine_chunks(), kinds.take(places).cast(pa.string()))
-                    table = table.set_column(table.schema.get_field_index(RULE), RULE, rule)
+                    rule = table[RULE].to_numpy()
+                    candidates = np.flatnonzero(table[RULE].is_null().to_numpy())
+                    part = found.between(first, first + len(candidates), ["kind"])
+                    names = [EXACT if kind == "exact" else NEAR for kind in part["kind"].to_pylist()]
+                    rule[candidates[part["row"].to_numpy()]] = np.array(names, object)
+                    first += len(candidates)
+                    column = pa.array(rule, pa.string())
+                    table = table.set_column(table.schema.get_field_index(RULE), RULE, column)
                     writer.write_table(table.cast(schema))
                     rows += table.num_rows
     return rows
