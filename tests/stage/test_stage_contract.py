@@ -168,6 +168,15 @@ def test_mistakes_are_one_line_without_traceback(toy: Toy, fault: str, code: int
     assert err.count("\n") == 1 and "Traceback" not in out + err
 
 
+def test_an_input_refused_at_once_leaves_no_work_behind_and_finished_units_stay(toy: Toy):
+    assert toy.run()[0] == 0
+    before = toy.manifest()
+    assert toy.run("--force", TOY_BROKEN="user")[0] == 2
+    assert not (toy.folder / "work").exists() and toy.manifest() == before
+    assert toy.run("--force", TOY_BROKEN="failure")[0] == 1
+    assert (toy.folder / "work" / "journal.jsonl").read_bytes().count(b"\n") == 2
+
+
 def test_a_defect_is_exit_1_with_its_traceback_in_the_log(toy: Toy):
     code, _, err = toy.run(TOY_BROKEN="crash")
     assert code == 1 and "log.txt" in err

@@ -362,7 +362,10 @@ def _run_and_publish(stage: Stage, spec: StageSpec, run, fingerprint: dict[str, 
     except OSError:
         stage.log(traceback.format_exc().rstrip())
         raise
-    except (UserError, StageFailure, MemoryError, KeyboardInterrupt):
+    except (UserError, StageFailure):
+        workspace.discard_if_empty()
+        raise
+    except (MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:
         if tells_of_a_full_disk(error):  # safetensors, tokenizers and others wrap it in errors of their own

@@ -93,6 +93,13 @@ class Workspace:
                 units[record["unit"]] = record
         return units
 
+    def discard_if_empty(self) -> None:
+        """Remove the work folder when nothing was finished in it, as after an input that was refused at once."""
+        files = {path.name for path in self.folder.rglob("*") if not path.is_dir()}
+        if files <= {_STATE, _JOURNAL} and not self.journal.records:
+            self.journal.close()
+            remove(self.folder)
+
     def publish(self, manifest: Manifest) -> None:
         """Commit the manifest inside the work folder, then move everything into place."""
         self.journal.close()
