@@ -1,23 +1,26 @@
 """Agreement with datatrove, rule by rule: documents of which both say the same about a rule, with the same words.
 
-`python benchmarks/cleaning_agreement.py FOLDER...` reads *.jsonl and *.jsonl.gz with a `text` field below the folders;
-without one it reads the documentation of the installed packages, as cleaning_quality.py does. A rule is compared as
-each engine names it: the first rule of its group that a document breaks. With spacy installed datatrove's own English
-words are compared too, which is another splitter and therefore another count.
+`python benchmarks/cleaning_agreement.py FOLDER...` reads what stage 01 would read of the folders: JSON lines, Parquet
+and CSV with a `text` field, running text, pages and web archives through main-text extraction. Without a folder it
+reads the documentation of the installed packages, as cleaning_quality.py does. A rule is compared as each engine names
+it: the first rule of its group that a document breaks. With spacy installed every third document is compared with
+datatrove's own English words and sentences too, which is another splitter and therefore another count. C4 rewrites more
+than it removes, so its texts are compared as well.
 """
 
-import gzip
 import json
 import sys
 from collections import Counter
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from cleaning_quality import real_texts
 from pipeline_lib.config.clean import CleanSettings
+from pipeline_lib.config.sources import SourceSettings
+from pipeline_lib.sources.base import Dropped
+from pipeline_lib.sources.local import LocalSource
 from pipeline_lib.text_cleaning.c4 import apply_c4_batch
 from pipeline_lib.text_cleaning.datatrove_filter import DatatroveQualityFilter
 from pipeline_lib.text_cleaning.document_scores import score_documents
@@ -26,69 +29,85 @@ from pipeline_lib.text_cleaning.rules import KEPT, active_rules, first_broken
 
 GROUPS = ("gopher_repetition", "gopher_quality", "fineweb", "c4")
 MOST_CHARACTERS = 30_000
+EVERY = {"ours": 1, "datatrove": 3}
 PLAIN = {"language": {"keep": []}, "contamination": {"enabled": False}}
 
 
 def texts_below(folders: list[str]) -> list[str]:
-    """Return the `text` of every record of the JSON-lines files below these folders."""
-    found = []
-    for file in sorted(path for folder in folders for path in Path(folder).rglob("*.json*") if path.is_file()):
-        raw = file.read_bytes()
-        for line in (gzip.decompress(raw) if file.suffix == ".gz" else raw).decode().split("\n"):
-            record = json.loads(line) if line.strip() else {}
-            if isinstance(record.get("text"), str):
-                found.append(record["text"][:MOST_CHARACTERS])
-    return found
+    """Return the text of every document below these folders, at most its first MOST_CHARACTERS."""
+    source = LocalSource(SourceSettings(name="genuine", kind="text", type="local", paths=folders, license="mixed"))
+    records = (record for unit in source.units() for record in source.read(unit))
+    return [record["text"][:MOST_CHARACTERS] for record in records if not isinstance(record, Dropped)]
 
 
-def our_rules(texts: pa.Array, group: str) -> list[str | None]:
-    """Return the first rule of the group that each text breaks."""
+def our_rules(texts: pa.Array, group: str) -> tuple[list[str | None], list[str]]:
+    """Return the first rule of the group that each text breaks, and what is left of the text."""
     settings = CleanSettings(**PLAIN, quality_rules=[group])
+    left = texts
     if group == "c4":
-        _, scores = apply_c4_batch(texts, settings.c4, np.zeros(len(texts), np.bool_))
+        left, scores = apply_c4_batch(texts, settings.c4, np.zeros(len(texts), np.bool_))
         columns = {name: scores[:, k] for k, name in enumerate(("sentences", "lorem_ipsum", "curly_bracket"))}
     else:
         short = settings.fineweb.short_line_characters
         columns = score_documents(texts, settings.gopher_quality.stop_words, short)
     rules = [rule for rule in active_rules(settings) if rule.name.startswith(group)]
-    return [None if verdict == KEPT else rules[verdict].name for verdict in first_broken(columns, rules).tolist()]
+    broken = [None if verdict == KEPT else rules[verdict].name for verdict in first_broken(columns, rules).tolist()]
+    return broken, left.to_pylist()
 
 
-def their_rules(texts: list[str], group: str, words: str) -> list[str | None]:
+def their_rules(texts: list[str], group: str, words: str) -> tuple[list[str | None], list[str]]:
     """Return the same as datatrove says it."""
     reference = DatatroveQualityFilter(CleanSettings(**PLAIN, quality_rules=[group], datatrove_words=words))
-    return [reference.rewrite(text)[1] if group == "c4" else reference.broken_rule(text) for text in texts]
+    if group == "c4":
+        left, broken = zip(*(reference.rewrite(text) for text in texts), strict=True)
+        return list(broken), list(left)
+    return [reference.broken_rule(text) for text in texts], texts
 
 
 def main() -> None:
     """Print one line for each rule."""
-    given = texts_below(sys.argv[1:]) or real_texts()
+    given = texts_below(sys.argv[1:]) if sys.argv[1:] else real_texts()
     array, _ = normalise_batch(pa.array(given, pa.large_string()))
-    texts = array.to_pylist()
-    array = pa.array([text for text in texts if any(map(str.isalnum, text))], pa.large_string())
-    texts = array.to_pylist()
+    texts = [text for text in array.to_pylist() if any(map(str.isalnum, text))]
+    array = pa.array(texts, pa.large_string())
     splitters = ["ours", *(["datatrove"] if find_spec("spacy") else [])]
     for group in GROUPS:
-        mine = our_rules(array, group)
-        theirs = {words: their_rules(texts, group, words) for words in splitters}
-        names = [
-            rule.name for rule in active_rules(CleanSettings(quality_rules=[group])) if rule.name.startswith(group)
-        ]
+        mine, left = our_rules(array, group)
+        theirs = {words: their_rules(texts[:: EVERY[words]], group, words) for words in splitters}
+        names = [rule.name for rule in active_rules(CleanSettings(quality_rules=[group]))]
         counts = Counter(mine)
-        for name in [*names, None]:
-            label = name or f"{group} keeps or removes"
+        for name in [*(name for name in names if name.startswith(group)), None]:
+            removed = counts[name] if name else len(texts) - counts[None]
             same = {
-                words: sum((a == name) == (b == name) for a, b in zip(mine, other, strict=True)) / len(texts)
-                for words, other in theirs.items()
+                words: [(a == name) == (b == name) for a, b in zip(mine[:: EVERY[words]], broken, strict=True)]
+                for words, (broken, _) in theirs.items()
             }
-            line = {
-                "claim": f"agreement: {label}",
-                "ours": f"{counts[name] if name else len(texts) - counts[None]} of {len(texts)} removed",
-                "peer": "datatrove",
-                "ratio": "",
-                "quality": ", ".join(f"{words} words {share:.3%}" for words, share in same.items()),
+            _print(name or f"{group} keeps or removes", f"{removed} of {len(texts)} removed", same)
+        if group == "c4":
+            rewritten = {
+                words: [
+                    ours == other
+                    for ours, other, verdict, broken in zip(
+                        left[:: EVERY[words]], lines, mine[:: EVERY[words]], verdicts, strict=True
+                    )
+                    if verdict is None and broken is None
+                ]
+                for words, (verdicts, lines) in theirs.items()
             }
-            print(json.dumps(line), flush=True)
+            changed = sum(before != after for before, after in zip(texts, left, strict=True))
+            _print("c4 leaves the same text of what both keep", f"{changed} of {len(texts)} rewritten", rewritten)
+
+
+def _print(claim: str, ours: str, same: dict[str, list[bool]]) -> None:
+    shares = [f"{words} words {sum(equal) / len(equal):.3%} of {len(equal)}" for words, equal in same.items()]
+    line = {
+        "claim": f"agreement: {claim}",
+        "ours": ours,
+        "peer": "datatrove",
+        "ratio": "",
+        "quality": ", ".join(shares),
+    }
+    print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":
