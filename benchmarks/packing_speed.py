@@ -31,7 +31,7 @@ import xxhash
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from trl import pack_dataset
 
-from pipeline_lib.packing.build_chunks import UNITS_AT_ONCE, make_chunk
+from pipeline_lib.packing.build_chunks import UNITS_AT_ONCE, make_chunk, stays_in_memory
 from pipeline_lib.packing.cache_index import INDEX, Shard, describe_cache, describe_chunk
 from pipeline_lib.packing.chunk_format import ChunkFile
 from pipeline_lib.packing.chunk_ranges import ChunkRange, cut_into_chunks
@@ -171,9 +171,9 @@ def bytes_per_token(trained: tuple[dict, list], pattern: str, texts: list[str]) 
 
 
 def _encode_runs(runs: list[Run], encoder: TextEncoder, folder: Path) -> list[EncodedRun | Path]:
-    """Encode as stage 03 does: one run stays in memory, several go to files."""
-    if len(runs) == 1:
-        return [encode_run(runs[0], encoder, 42)]
+    """Encode as stage 03 does, in memory or to files."""
+    if stays_in_memory(runs):
+        return list(ordered_threads(lambda run: encode_run(run, encoder, 42), runs, UNITS_AT_ONCE))
 
     def encode(run: Run) -> Path:
         encode_run(run, encoder, 42).save(folder, run, encoder)
@@ -334,7 +334,7 @@ def benchmark_whole(folder: Path, texts: list[str], tokenizer: Path, reference: 
 def benchmark_overhead(folder: Path, texts: list[str], tokenizer: Path) -> None:
     """What shuffling, compressing, checksums and planning add to bare gigatoken on text in memory or in Parquet.
 
-    Up to 64 MB are one run, which stays in memory; a larger corpus goes through files.
+    Up to 64 MB of one shard stay in memory; a larger corpus goes through files.
     Every measurement loads the tokenizer anew, as in `benchmark_whole`.
     """
     folder.mkdir()

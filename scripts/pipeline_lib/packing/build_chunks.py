@@ -1,7 +1,7 @@
 """Shards to chunk files: encode runs of documents, cut them into chunks, write those that are not there yet.
 
 Both halves go through a claim table, so a second process takes units from the other end; what is finished is what lies
-under its final name. Text of one run is not worth a file and a claim: it stays in memory, and whoever comes late or was
+under its final name. A small shard alone is not worth files and claims: it stays in memory, and who comes late or was
 killed encodes it again, in less than a second. A chunk that is made again must be the one that the index lists, to the
 last byte.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline_lib.stage import StageFailure, json_digest, write_bytes_atomic
+from pipeline_lib.stage import StageFailure, json_digest, ordered_threads, write_bytes_atomic
 
 from .cache_index import describe_chunk, tokenizer_digests
 from .chunk_format import ChunkFile, chunk_digest, encode_chunk
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 UNITS_AT_ONCE = 2
 """So that one computes while the other waits for the disk, or is at a step that takes one core."""
+_IN_MEMORY_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -133,17 +134,24 @@ def _selection(ranges: list[ChunkRange]) -> Selection:
     return wanted
 
 
+def stays_in_memory(runs: list[Run]) -> bool:
+    """Say whether the runs are so little text, of one shard, that they are encoded faster than shared."""
+    return len({run.shard for run in runs}) == 1 and sum(run.bytes for run in runs) <= _IN_MEMORY_BYTES
+
+
 def _encode(
     stage: "Stage", encoder: TextEncoder, part: int, runs: list[Run], wanted: Selection | None, backwards: bool
 ) -> EncodedRuns:
-    """Encode the runs of a part: one stays in memory, several go to files that live until the chunks are written."""
+    """Encode the runs of a part, in memory or to files that live until the chunks are written."""
     rate = _Rate()
-    if len(runs) == 1 and encoder.fallback is None:
-        with stage.progress(1, "encoding", "runs") as bar:
-            encoded = encode_run(runs[0], encoder, stage.seed, wanted)
-            rate.add(runs[0].rows, runs[0].bytes)
-            bar.advance(1, str(rate))
-        return EncodedRuns([encoded], encoder)
+    if stays_in_memory(runs) and encoder.fallback is None:
+        encoded = []
+        with stage.progress(len(runs), "encoding", "runs") as bar:
+            for each in ordered_threads(lambda run: encode_run(run, encoder, stage.seed, wanted), runs, UNITS_AT_ONCE):
+                rate.add(runs[len(encoded)].rows, runs[len(encoded)].bytes)
+                encoded.append(each)
+                bar.advance(1, str(rate))
+        return EncodedRuns(encoded, encoder)
     folder = stage.work / "encoded" / f"part-{part}"
     folder.parent.mkdir(exist_ok=True)
     folder.mkdir(exist_ok=True)

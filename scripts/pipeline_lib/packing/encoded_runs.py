@@ -3,10 +3,10 @@
 What: the documents of an encoded run are listed in the order of their keys. A chunk covers a range of keys, so in every
 run its documents are neighbours, and building a chunk takes a slice of each run.
 How: a run stays in memory as the encoder left it, and its tokens are copied once, straight to their place in a chunk. A
-corpus of several runs writes each as an Arrow IPC file, mapped into memory, tokens as lists of the cache's integer
+corpus of more text writes each run as an Arrow IPC file, mapped into memory, tokens as lists of the cache's integer
 type; when its digest lies beside it, it is finished, whichever process wrote it.
-Cost: 8 bytes of memory per token of the run that is being encoded, then one chunk, never growing with the corpus; with
-several runs also one write and one read of 2 or 4 bytes per token.
+Cost: 8 bytes of memory per token of the runs that are being encoded, then a chunk, never growing with the corpus; with
+files also one write and one read of 2 or 4 bytes per token.
 Trap: the files are not forced to disk, which would cost more than encoding again. After a power cut one may hold
 anything; its digest tells.
 """

@@ -23,7 +23,7 @@ COLUMNS = ("id", "source", "text")
 DUPLICATES = "duplicates"
 """Optional column: how many documents were removed in favour of this one."""
 BATCH_BYTES = 8 << 20
-RUN_BYTES = 64 << 20
+RUN_BYTES = 32 << 20
 ORDER, SPLIT, SAMPLE, COPIES = 0, 1, 2, 3
 _TOP = 1 << 64
 
