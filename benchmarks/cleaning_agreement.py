@@ -2,8 +2,9 @@
 
 `python benchmarks/cleaning_agreement.py FOLDER...` reads what stage 01 would read of the folders: JSON lines, Parquet
 and CSV with a `text` field, running text, pages and web archives through main-text extraction. Without a folder it
-reads the documentation of the installed packages, as cleaning_quality.py does. A rule is compared as each engine names
-it: the first rule of its group that a document breaks. With spacy installed every third document is compared with
+takes the genuine text beside the checkout (../shared/data) or, where that is missing, the documentation of installed
+packages, as cleaning_quality.py does. A rule is compared as each engine names it: the first rule of its group that a
+document breaks. With spacy installed every third document is compared with
 datatrove's own English words and sentences too, which is another splitter and therefore another count. C4 rewrites more
 than it removes, so its texts are compared as well.
 """
@@ -12,6 +13,7 @@ import json
 import sys
 from collections import Counter
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +31,15 @@ from pipeline_lib.text_cleaning.rules import KEPT, active_rules, first_broken
 
 GROUPS = ("gopher_repetition", "gopher_quality", "fineweb", "c4")
 MOST_CHARACTERS = 30_000
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+GENUINE = (
+    "pretrain_text",
+    "webdocs",
+    "warc/dolma_sample-0000.warc.gz",
+    "html_extraction/html",
+    "quality/dclm_agreement_data.jsonl.gz",
+    "books",
+)
 EVERY = {"ours": 1, "datatrove": 3}
 PLAIN = {"language": {"keep": []}, "contamination": {"enabled": False}}
 
@@ -66,7 +77,8 @@ def their_rules(texts: list[str], group: str, words: str) -> tuple[list[str | No
 
 def main() -> None:
     """Print one line for each rule."""
-    given = texts_below(sys.argv[1:]) if sys.argv[1:] else real_texts()
+    folders = sys.argv[1:] or [str(SHARED / name) for name in GENUINE if SHARED.is_dir()]
+    given = texts_below(folders) if folders else real_texts()
     array, _ = normalise_batch(pa.array(given, pa.large_string()))
     texts = [text for text in array.to_pylist() if any(map(str.isalnum, text))]
     array = pa.array(texts, pa.large_string())
