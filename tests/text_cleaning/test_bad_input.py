@@ -71,6 +71,15 @@ def test_each_kind_of_bad_document_has_its_reason(cleaner):
     assert receipts[0]["preview"] == "\ufffd\ufffd broken" and receipts[4]["score"] == 6000
 
 
+def test_a_shard_with_a_document_beyond_the_limit_is_written(tmp_path, ready):
+    texts = ["x" * 6000, prose(1), prose(2)]
+    rows = [document(f"d{i}", text) for i, text in enumerate(texts)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / "part-00000.parquet")
+    done = clean_shard(job(tmp_path / "part-00000.parquet", tmp_path))
+    assert done["documents"] == 3 and done["removed"] >= 1
+    assert "max_document_bytes" in pq.read_table(tmp_path / "receipts.parquet")["rule"].to_pylist()
+
+
 def test_one_enormous_line_is_removed_with_a_reason():
     plain = CleanSettings(language={"keep": []}, contamination={"enabled": False})
     huge = [b"word " * 500_000, b"x" * 5_000_000, b"y" * 50_000_000]

@@ -146,7 +146,8 @@ class DocumentCleaner:
             for place in np.flatnonzero(sizes > limit).tolist()
         }
         shortened = replace_texts(column.cast(pa.large_string(), safe=False), start)
-        return batch.set_column(1, "text", shortened)
+        field = batch.schema.field("text")
+        return batch.set_column(1, field, shortened.cast(field.type))
 
     def _judge(self, texts: pa.Array, exempt: np.ndarray) -> dict[str, np.ndarray] | None:
         """Return what datatrove's filters say, where they are chosen: {rule: bool[documents]}."""
