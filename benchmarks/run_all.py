@@ -2,6 +2,7 @@
 
     python benchmarks/run_all.py                              all of them (make bench)
     python benchmarks/run_all.py packing_speed packing_rules  these; the sections of the others stay as they are
+    python benchmarks/run_all.py NAME -- --reduced            one, with options of its own, which its section names
 
 A benchmark is a script that prints one JSON object per line, each {"claim", "ours", "peer", "ratio", "quality", ...}:
 the ratio of medians of at least five interleaved runs on one machine, and the quality beside it. Nothing in RESULTS.md
@@ -17,6 +18,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
@@ -53,11 +55,11 @@ def machine() -> str:
     return f"{processor}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
-def run_benchmark(script: Path) -> list[dict] | None:
+def run_benchmark(script: Path, options: Sequence[str] = ()) -> list[dict] | None:
     """Return the rows a benchmark printed, or None when it failed (its own message is on stderr)."""
     environment = {**os.environ, "PYTHONPATH": str(script.parents[1] / "scripts"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [sys.executable, str(script)], env=environment, stdout=subprocess.PIPE, text=True, check=False
+        [sys.executable, str(script), *options], env=environment, stdout=subprocess.PIPE, text=True, check=False
     )
     if done.returncode != 0:
         print(f"{script.name} failed with exit code {done.returncode}", file=sys.stderr)
@@ -93,11 +95,11 @@ def choose(names: list[str], existing: list[str]) -> list[str]:
     return list(dict.fromkeys(chosen)) or existing
 
 
-def main(folder: Path, names: list[str]) -> int:
-    """Run the benchmarks named, or all of `folder`, and rewrite its RESULTS.md after each.
+def main(folder: Path, names: list[str], options: Sequence[str] = ()) -> int:
+    """Run the benchmarks named, or all of `folder`, and rewrite its RESULTS.md after each; options go to a single one.
 
     Returns 0, 1 when a benchmark failed or printed nothing (the others are still run, and the section it had before
-    stays), or 2 when a name is none.
+    stays), or 2 when a name is none or options come with several.
     """
     from pipeline_lib.stage import write_bytes_atomic
 
@@ -107,13 +109,16 @@ def main(folder: Path, names: list[str]) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+    if options and len(chosen) > 1:
+        print(f"{' '.join(options)}: options need one benchmark, not {len(chosen)}", file=sys.stderr)
+        return 2
     results, genuine = folder / "RESULTS.md", folder.parents[1] / "shared" / "data"
     sections = {name: body for name, body in read_sections(results).items() if name in existing}
     failed = []
     for position, name in enumerate(chosen, 1):
         print(f"running {name} ({position} of {len(chosen)})", flush=True)
-        measured = f"{time.strftime('%Y-%m-%d')}, {commit_of(folder)}, {machine()}"
-        rows = run_benchmark(folder / f"{name}.py")
+        measured = ", ".join([time.strftime("%Y-%m-%d"), commit_of(folder), machine(), *options])
+        rows = run_benchmark(folder / f"{name}.py", options)
         if rows:
             sections[name] = f"{measured}.\n\n{table(rows)}"
         elif rows is None or genuine.is_dir():
@@ -135,9 +140,14 @@ def main(folder: Path, names: list[str]) -> int:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(FOLDER.parent / "scripts"))
-    parser = argparse.ArgumentParser(description="Run benchmarks and write their sections of benchmarks/RESULTS.md.")
+    parser = argparse.ArgumentParser(
+        usage="run_all.py [-h] [NAME ...] [-- OPTION ...]",
+        description="Run benchmarks and write their sections of benchmarks/RESULTS.md.",
+        epilog="What follows -- are options of the one benchmark named.",
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help="a benchmark, with or without .py; all when left out")
+    split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     try:
-        sys.exit(main(FOLDER, parser.parse_args().names))
+        sys.exit(main(FOLDER, parser.parse_args(sys.argv[1:split]).names, sys.argv[split + 1 :]))
     except KeyboardInterrupt:
         sys.exit(130)

@@ -119,6 +119,15 @@ def test_a_run_stopped_in_the_middle_keeps_the_finished_benchmarks(main, folder)
     assert list(sections(folder)) == ["apple"]
 
 
+def test_options_go_to_the_one_benchmark_named_and_into_its_section(main, folder, capsys):
+    (folder / "apple.py").write_text("import json, sys; print(json.dumps({'claim': 'apple', 'ours': sys.argv[1:]}))")
+    assert main(folder, ["apple"], ["--reduced", "3"]) == 0
+    assert sections(folder)["apple"].split("\n")[2].endswith(", --reduced, 3.")
+    assert "['--reduced', '3']" in sections(folder)["apple"]
+    assert main(folder, ["apple", "zebra"], ["--reduced"]) == 2
+    assert "options need one benchmark, not 2" in capsys.readouterr().err
+
+
 def test_a_wrong_name_is_answered_with_the_right_ones_before_anything_runs(main, folder, capsys):
     assert main(folder, ["apple", "zebre.py"]) == 2
     error = capsys.readouterr().err
