@@ -117,7 +117,9 @@ def main(folder: Path, names: list[str], options: Sequence[str] = ()) -> int:
     failed = []
     for position, name in enumerate(chosen, 1):
         print(f"running {name} ({position} of {len(chosen)})", flush=True)
-        measured = ", ".join([time.strftime("%Y-%m-%d"), commit_of(folder), machine(), *options])
+        measured = f"{time.strftime('%Y-%m-%d')}, {commit_of(folder)}, {machine()}"
+        if options:
+            measured += f", {' '.join(options)}"
         rows = run_benchmark(folder / f"{name}.py", options)
         if rows:
             sections[name] = f"{measured}.\n\n{table(rows)}"
