@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
+NO_BENCHMARKS = ("run_all", "claims")
 COLUMNS = ("claim", "ours", "peer", "ratio", "quality")
 HEAD = """# Results
 
@@ -103,7 +104,7 @@ def main(folder: Path, names: list[str], options: Sequence[str] = ()) -> int:
     """
     from pipeline_lib.stage import write_bytes_atomic
 
-    existing = sorted(script.stem for script in folder.glob("*.py") if script.name != Path(__file__).name)
+    existing = sorted(script.stem for script in folder.glob("*.py") if script.stem not in NO_BENCHMARKS)
     try:
         chosen = choose(names, existing)
     except ValueError as error:
@@ -134,7 +135,7 @@ def main(folder: Path, names: list[str], options: Sequence[str] = ()) -> int:
             sections[name] = f"{measured}.\n\nnot measured: the genuine records of ../shared/data are missing"
         bodies = [f"\n## {name}\n\n{sections[name]}\n" for name in sorted(sections)]
         write_bytes_atomic(results, (HEAD + "".join(bodies)).encode())
-    print(results)
+    print(f"{results}; the README's table of them: python benchmarks/claims.py")
     if failed:
         print(f"failed, and not in this run's results: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
