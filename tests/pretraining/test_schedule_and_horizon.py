@@ -83,6 +83,8 @@ def test_rates_follow_the_width(width):
     assert muon.matrices == wider.matrices
     assert muon.embedding == pytest.approx(2 * wider.embedding)
     assert muon.head == pytest.approx(4 * wider.head)
+    tied = resolve_learning_rates(OptimizerSettings(name="muon"), width, tied=True)
+    assert tied.embedding == pytest.approx(3 * muon.head)  # it writes logits, so it follows the head's law
 
 
 def test_even_a_tiny_horizon_is_one_step():

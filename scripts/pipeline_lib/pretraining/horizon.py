@@ -7,7 +7,10 @@ With these rules one number, the depth of the model, sets everything (docs/model
                     batch depends on the tokens seen, not on the model; 0.0306 sequences of 2,048 tokens)
     learning rates  AdamW: 1 / width, so 1.3e-3 at width 768 and 2.4e-4 at width 4,096
                     Muon: 0.01 for matrices of any width (its step has a fixed size per feature);
-                    the embedding gets 2 / sqrt(width), the head 1 / width
+                    the embedding gets 2 / sqrt(width), the head 1 / width, both in one table 3 / width
+
+Trap: a table that is embedding and head at once must not get the rate of an embedding. Every entry of a row moves by
+the whole rate in the first steps, so the logits, sums over the width, would move by rate x width.
 """
 
 from __future__ import annotations
@@ -67,12 +70,18 @@ class Horizon:
 
 
 def resolve_horizon(
-    settings: PretrainSettings, context: int, width: int, matmul_parameters: int, data_tokens: int | None = None
+    settings: PretrainSettings,
+    context: int,
+    width: int,
+    matmul_parameters: int,
+    data_tokens: int | None = None,
+    tied: bool = False,
 ) -> Horizon:
     """Return the horizon of a run on sequences of `context` tokens.
 
     width: features of the residual stream; matmul_parameters: parameters of the blocks and the head; data_tokens: size
-    of the training split, which `epochs` needs unless the settings say what is expected.
+    of the training split, which `epochs` needs unless the settings say what is expected; tied: whether the embedding is
+    the head too.
     """
     tokens = settings.tokens or settings.tokens_per_parameter * matmul_parameters
     if settings.epochs is not None:
@@ -80,7 +89,7 @@ def resolve_horizon(
     wanted = settings.batch_tokens or best_batch_tokens(tokens)
     phases = plan_phases(settings.curriculum, tokens, wanted, context, settings.max_steps)
     last = phases[-1]
-    rates = resolve_learning_rates(settings.optimizer, width)
+    rates = resolve_learning_rates(settings.optimizer, width, tied)
     return Horizon(last.last, last.sequences, last.context, rates, phases if len(phases) > 1 else ())
 
 
@@ -89,10 +98,11 @@ def best_batch_tokens(tokens: float) -> int:
     return 2 ** round(math.log2(BATCH_FACTOR * tokens**BATCH_EXPONENT))
 
 
-def resolve_learning_rates(settings: OptimizerSettings, width: int) -> LearningRates:
-    """Return the peak learning rates: the given ones, and for the rest the rule for this width."""
+def resolve_learning_rates(settings: OptimizerSettings, width: int, tied: bool = False) -> LearningRates:
+    """Return the peak learning rates: the given ones, and for the rest the rule for this width and for a tied head."""
     if settings.name == "muon":
-        rule = LearningRates(matrices=0.01, embedding=2 / math.sqrt(width), head=1 / width)
+        embedding = 3 / width if tied else 2 / math.sqrt(width)
+        rule = LearningRates(matrices=0.01, embedding=embedding, head=1 / width)
     else:
         rule = LearningRates(matrices=1 / width, embedding=1 / width, head=1 / width)
     return LearningRates(

@@ -75,7 +75,8 @@ def open_training_inputs(stage: Stage) -> TrainingInputs:
     longest = max([context, *(phase.context for phase in settings.curriculum if phase.context is not None)])
     if shape["context"] < longest:
         raise UserError(f"pretrain.context {longest} is longer than the model's context {shape['context']}")
-    horizon = resolve_horizon(settings, context, shape["width"], parameters["matmul"], known_tokens(cache, settings))
+    known = known_tokens(cache, settings)
+    horizon = resolve_horizon(settings, context, shape["width"], parameters["matmul"], known, shape["tied"])
     data = PackedData(
         cache, horizon.context, horizon.sequences, stage.seed, settings.validation_tokens, horizon.phases,
         settings.growing_input,

@@ -185,7 +185,8 @@ def horizon_of(place: ActionContext | Stage, settings: PretrainSettings, length:
     """Return the horizon that `settings` mean for the model of this run on sequences of `length` tokens."""
     initial = StageInput(place.run_folder, "04_init", place.arguments).result
     tokens = known_tokens(_cache(place), settings) if settings.epochs is not None else None
-    return resolve_horizon(settings, length, initial["shape"]["width"], initial["parameters"]["matmul"], tokens)
+    shape = initial["shape"]
+    return resolve_horizon(settings, length, shape["width"], initial["parameters"]["matmul"], tokens, shape["tied"])
 
 
 def _cache(place: ActionContext | Stage) -> PackedCache:
