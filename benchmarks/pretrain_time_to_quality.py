@@ -3,8 +3,9 @@
 All start from the same initial weights (litgpt from its own initialisation of the same shape), read the same packed
 tokens and are judged on the same validation text. A peer gets its best batch, learning rate, number format and, in long
 runs, compiling from a sweep whose runs last a fifth of the time (25 seconds at least); we use the rates of
-docs/models.md, the demo's batch (4,096 tokens, which is also the smallest of the sweep) and no sweep. Then every peer trains for the whole time and we for half of it, three seeds each, in turn.
-Claimed is the time we needed over the peer's, where we arrived at the peer's final value or below it.
+docs/models.md, the demo's batch (4,096 tokens, the smallest of the sweep too) and no sweep. Then every peer trains for
+the whole time and we for half of it, three seeds each, in turn. Claimed is the time we needed over the peer's, where we
+arrived at the peer's final value or below it.
 
     python benchmarks/pretrain_time_to_quality.py                10 minutes a run: about two hours with both peers
     python benchmarks/pretrain_time_to_quality.py --reduced      75 seconds a run: about twenty minutes with both
