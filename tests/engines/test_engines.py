@@ -71,11 +71,6 @@ class Toy:
     def results(self) -> int:
         return len(list((self.folder / "run").rglob("work/scale_out/*/results/*/*.json")))
 
-    def taken(self) -> int:
-        """Return how many units the stage has finished."""
-        journals = (self.folder / "run").glob("*/work/journal.jsonl")
-        return sum(journal.read_text().count('"unit":"square/') for journal in journals)
-
     def manifest(self) -> Manifest:
         manifest = Manifest.read(self.folder / "run" / "01_download" / "manifest.json")
         assert manifest is not None
@@ -160,13 +155,26 @@ def test_a_users_mistake_is_the_line_of_a_local_run_and_a_defect_names_its_trace
 def test_a_killed_coordinator_finds_its_job_again(toy: Toy, at_home: dict):
     gate = toy.folder / "gate"
     coordinator = toy.start(*SLURM, TOY_GATE=str(gate))
-    # Not in the middle of taking a result: that unit would be gone, and its task, which is past it, would not redo it.
-    wait_until(lambda: toy.taken() == 2)
+    wait_until(lambda: toy.results() == 2)
     os.killpg(coordinator.pid, signal.SIGKILL)
     coordinator.communicate()
     (job,) = toy.submitted()
     again = toy.start(*SLURM)
     wait_until(lambda: f"Slurm job {job.id} of an earlier start is still at work" in toy.log())
+    gate.touch()
+    words = again.communicate(timeout=60)[0]
+    assert again.returncode == 0, words
+    assert len(toy.submitted()) == 1
+    assert toy.decisive() == at_home
+
+
+def test_a_unit_that_was_being_taken_at_a_kill_is_taken_again(toy: Toy, at_home: dict):
+    gate = toy.folder / "gate"
+    coordinator = toy.start(*SLURM, TOY_GATE=str(gate), TOY_KILL="square/1")
+    coordinator.communicate(timeout=60)
+    assert coordinator.returncode == -signal.SIGKILL
+    again = toy.start(*SLURM)  # the task that squared it is past it, and waits at the gate
+    wait_until(lambda: "of an earlier start is still at work" in toy.log())
     gate.touch()
     words = again.communicate(timeout=60)[0]
     assert again.returncode == 0, words

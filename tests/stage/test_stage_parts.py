@@ -1,5 +1,6 @@
 """Properties of the parts: journal, ledger, atomic files, digests, ordered map, code version."""
 
+import errno
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from pipeline_lib.stage import (
     atomic_path,
     file_digest,
     json_digest,
+    link_or_copy,
     ordered_map,
     write_bytes_atomic,
 )
@@ -321,3 +323,24 @@ def _wait_for(condition):
             return found
         time.sleep(0.05)
     raise TimeoutError("the condition did not come true in 30 s")
+
+
+def test_a_shared_file_has_two_names_and_neither_replaces_another_file(tmp_path, monkeypatch):
+    source, second, third = (tmp_path / name for name in ("source", "second", "third"))
+    source.write_text("all of it")
+    link_or_copy(source, second)
+    assert second.samefile(source)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    link_or_copy(source, third)
+    assert third.read_text() == "all of it" and not third.samefile(source)
+    with pytest.raises(FileExistsError):
+        link_or_copy(source, third)
+    monkeypatch.undo()
+    with pytest.raises(FileExistsError):
+        link_or_copy(source, second)
+    with pytest.raises(FileNotFoundError):
+        link_or_copy(tmp_path / "nothing", tmp_path / "fourth")

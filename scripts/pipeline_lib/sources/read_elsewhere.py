@@ -1,12 +1,13 @@
 """The units of a source, read by the tasks of an engine: each into a folder of its own, with files numbered from zero.
 
-The script moves the files into the stage when their turn comes, under the numbers that follow from the units before,
-so the shards are those of a local run. Tasks do not know how much of `max_documents` the units before have used up: the
-script reads the unit in which the limit falls itself, and ends the tasks there. A task opens the source anew, sees that
-it has the same units there, and keeps what it downloads apart from what other tasks download.
+The script takes the files into the stage when their turn comes, under the numbers that follow from the units before, so
+the shards are those of a local run. It gives them a second name and leaves the first: a script that is killed before
+the unit is in its journal finds them again, and no task has to read the unit twice. Tasks do not know how much of
+`max_documents` the units before have used up: the script reads the unit in which the limit falls itself, and ends the
+tasks there. A task opens the source anew, sees that it has the same units there, and keeps what it downloads apart from
+what other tasks download.
 """
 
-import os
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import engines
-from ..stage import Ledger, Stage, Unit, UserError, json_digest
+from ..stage import Ledger, Stage, Unit, UserError, json_digest, link_or_copy
 from ..stage.atomic import process_name, remove
 from .base import Source, Workbench
 from .registry import open_source
@@ -36,7 +37,7 @@ class ReadJob:
 
 
 def fills_of_tasks(stage: Stage, source: Source, waiting: Sequence[str], shard_bytes: int) -> Iterator[Fill]:
-    """Yield, for each of the waiting units in order, what moves its files into the stage."""
+    """Yield, for each of the waiting units in order, what takes its files into the stage."""
     name = f"{source.kind}-{source.name}"
     folder = stage.work / "scratch" / "units" / name
     units = source.units()
@@ -46,11 +47,11 @@ def fills_of_tasks(stage: Stage, source: Source, waiting: Sequence[str], shard_b
     results = engines.results_of(stage, f"read-{name}", read_unit, jobs, wrote_everything, start_reading, known)
     with closing(results):
         for unit, result in zip(waiting, results, strict=True):
-            yield _Move(stage, source, jobs[unit], result, shard_bytes).fill
+            yield _Taking(stage, source, jobs[unit], result, shard_bytes).fill
 
 
 @dataclass(frozen=True)
-class _Move:
+class _Taking:
     """The files of a unit on their way into the stage."""
 
     stage: Stage
@@ -68,7 +69,7 @@ class _Move:
         numbered = [shard_name(first_shard + place) for place in range(len(names))]
         final = numbered if self.source.kind == "text" else names
         for name, target in zip(names, final, strict=True):
-            os.replace(self.job.folder / name, unit.path(target))
+            link_or_copy(self.job.folder / name, unit.path(target))
         unit.ledger.merge(Ledger.from_json(self.made["ledger"]))
         for line in self.made["said"]:
             self.stage.say(line)
@@ -110,5 +111,5 @@ def read_unit(job: ReadJob) -> dict[str, Any]:
 
 
 def wrote_everything(job: ReadJob, result: dict[str, Any]) -> bool:
-    """Whether the files of a unit are where the task wrote them: the script moves them away."""
+    """Whether the files of a unit are where the task wrote them."""
     return all((job.folder / name).is_file() for name in result["result"]["files"])

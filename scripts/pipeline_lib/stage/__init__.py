@@ -1,6 +1,6 @@
 """The stage contract: what makes a numbered script safe to kill, resume and trust. runner.py tells the whole story."""
 
-from .atomic import atomic_path, write_bytes_atomic, write_json_atomic
+from .atomic import atomic_path, link_or_copy, write_bytes_atomic, write_json_atomic
 from .digests import bytes_digest, file_digest, json_digest
 from .errors import StageFailure, StageInterrupted, UserError
 from .inputs import StageInput
@@ -28,6 +28,7 @@ __all__ = [
     "bytes_digest",
     "file_digest",
     "json_digest",
+    "link_or_copy",
     "ordered_map",
     "ordered_threads",
     "run_stage",

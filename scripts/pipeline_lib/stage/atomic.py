@@ -6,6 +6,7 @@ Cost: two fsyncs per file, a few milliseconds on a disk; so batch small things i
 Trap: a rename without the first fsync can survive a power cut with an empty file; without the second, not at all.
 """
 
+import errno
 import json
 import os
 import platform
@@ -54,6 +55,22 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give the file `source` a second name on its disk, or copy it where the disk has no hard links.
+
+    For a file that must not be lost between its old and its new owner. Raises FileExistsError when there is a `target`.
+    """
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EXDEV, errno.EMLINK):
+            raise
+        with open(source, "rb") as reader, open(target, "xb") as writer:
+            shutil.copyfileobj(reader, writer)
 
 
 def commit(temporary: Path, path: Path, durable: bool = True) -> None:
