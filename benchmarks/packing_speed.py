@@ -39,6 +39,7 @@ from pipeline_lib.packing.encoded_runs import EncodedRun, EncodedRuns, encode_ru
 from pipeline_lib.packing.packing_plan import Mixture, plan_file_name, write_plan
 from pipeline_lib.packing.pretoken_counts import CL100K_PATTERN
 from pipeline_lib.packing.reader import PackedCache
+from pipeline_lib.packing.run_files import RunFile
 from pipeline_lib.packing.shards import Run, plan_runs
 from pipeline_lib.packing.text_encoder import TextEncoder
 from pipeline_lib.packing.tokenizer_folder import SPECIAL_TOKENS
@@ -170,14 +171,15 @@ def bytes_per_token(trained: tuple[dict, list], pattern: str, texts: list[str]) 
     return sum(len(text.encode()) for text in texts) / int(encoded.layout.offsets.data[-1])
 
 
-def _encode_runs(runs: list[Run], encoder: TextEncoder, folder: Path) -> list[EncodedRun | Path]:
+def _encode_runs(runs: list[Run], encoder: TextEncoder, folder: Path) -> list[EncodedRun | RunFile]:
     """Encode as stage 03 does, in memory or to files."""
     if stays_in_memory(runs):
         return list(ordered_threads(lambda run: encode_run(run, encoder, 42), runs, UNITS_AT_ONCE))
 
-    def encode(run: Run) -> Path:
-        encode_run(run, encoder, 42).save(folder, run, encoder)
-        return folder / f"{run.key}.arrow"
+    def encode(run: Run) -> RunFile:
+        file = RunFile(folder, run)
+        file.write(encode_run(run, encoder, 42), encoder)
+        return file
 
     return list(ordered_threads(encode, runs, UNITS_AT_ONCE))
 

@@ -49,7 +49,7 @@ def test_shards_and_threads_do_not_change_the_outputs(packed_run, packing_run, d
 def finished(run) -> int:
     """Count what an unfinished run has finished so far: the tokenizer, encoded runs, chunks."""
     work = run.packed / "work"
-    return sum(1 for pattern in ("tokenizer", "encoded/*/*.arrow", "chunks/*.lz4") for _ in work.glob(pattern))
+    return sum(1 for pattern in ("tokenizer", "encoded/*/*.run", "chunks/*.lz4") for _ in work.glob(pattern))
 
 
 def kill_after(run, count: int) -> None:
@@ -74,7 +74,7 @@ def test_killed_at_any_time_it_continues_to_identical_files(packed_run, packing_
 def test_an_intermediate_that_a_power_cut_damaged_is_made_again(packed_run, packing_run, documents):
     run = packing_run(documents)
     kill_after(run, 5)
-    encoded = sorted((run.packed / "work" / "encoded" / "part-0").glob("*.arrow"))[0]
+    encoded = sorted((run.packed / "work" / "encoded" / "part-0").glob("*.run"))[0]
     content = bytearray(encoded.read_bytes())
     content[len(content) // 2] ^= 1
     encoded.write_bytes(content)

@@ -7,9 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline_lib.packing import chunk_ranges, shards
+from pipeline_lib.packing import shards
 from pipeline_lib.packing.chunk_ranges import BUCKET_BITS, ChunkRange, cut_into_chunks
-from pipeline_lib.packing.encoded_runs import EncodedRuns, RunStatistics, drop_if_damaged, encode_run, finished_run
+from pipeline_lib.packing.encoded_runs import EncodedRuns, RunStatistics, encode_run
+from pipeline_lib.packing.run_files import RunFile
 from pipeline_lib.packing.shards import ORDER, SPLIT, hash_ids, plan_runs
 from pipeline_lib.packing.text_encoder import TextEncoder
 
@@ -51,10 +52,11 @@ def test_chunks_from_memory_and_from_files_hold_the_sorted_documents(runs, encod
     assert len(runs) > 3
     in_memory = [encode_run(run, encoder, SEED) for run in runs]
     assert any(len(run.tokens) > 1 for run in in_memory)
-    for run, encoded in zip(runs, in_memory, strict=True):
-        encoded.save(tmp_path, run, encoder)
-    files = [finished_run(tmp_path, run) for run in runs]
-    assert None not in files
+    files = [RunFile(tmp_path, run) for run in runs]
+    for file, encoded in zip(files, in_memory, strict=True):
+        assert not file.is_finished()
+        file.write(encoded, encoder)
+        assert file.is_finished()
     cut = cut_into_chunks(EncodedRuns(files, encoder).statistics(), 20_000, 0.2)
     assert {chunk.split for chunk in cut.ranges} == {"train", "val"} and len(cut.ranges) > 3
     for source in (in_memory, files, [*in_memory[:2], *files[2:]]):
@@ -79,18 +81,32 @@ def test_only_the_wanted_documents_are_encoded(runs, encoder):
 
 
 def test_a_damaged_file_is_unfinished(runs, encoder, tmp_path: Path):
-    encode_run(runs[0], encoder, SEED).save(tmp_path, runs[0], encoder)
-    path = finished_run(tmp_path, runs[0])
-    assert path is not None and not drop_if_damaged(path)
-    content = bytearray(path.read_bytes())
+    file = RunFile(tmp_path, runs[0])
+    file.write(encode_run(runs[0], encoder, SEED), encoder)
+    assert file.is_finished() and not file.drop_if_damaged()
+    content = bytearray(file.path.read_bytes())
     content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    assert drop_if_damaged(path) and finished_run(tmp_path, runs[0]) is None
-    assert drop_if_damaged(path)
+    file.path.write_bytes(content)
+    assert file.drop_if_damaged() and not file.is_finished()
+    assert file.drop_if_damaged()
+
+
+def test_a_file_cut_short_while_chunks_are_made_is_an_error_not_a_wrong_chunk(runs, encoder, tmp_path: Path):
+    file = RunFile(tmp_path, runs[0])
+    file.write(encode_run(runs[0], encoder, SEED), encoder)
+    everything = ChunkRange("train", 0, 1 << BUCKET_BITS, 0)
+    assert len(file.part(everything).documents) == runs[0].rows
+    with open(file.path, "r+b") as opened:
+        opened.truncate(file.path.stat().st_size - 1)
+    with pytest.raises(OSError, match="shorter"):
+        file.part(everything)
+    file.path.unlink()
+    with pytest.raises(FileNotFoundError):
+        file.part(everything)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_chunks_are_equal_shares_of_the_tokens(seed: int, monkeypatch: pytest.MonkeyPatch):
+def test_chunks_are_equal_shares_of_the_tokens(seed: int):
     chance = np.random.default_rng(seed)
     documents, chunk_tokens = int(chance.integers(1, 300)), int(chance.integers(1, 2000))
     order, split = (np.sort(chance.integers(0, 1 << 64, documents, np.uint64)) for _ in range(2))
@@ -104,6 +120,5 @@ def test_chunks_are_equal_shares_of_the_tokens(seed: int, monkeypatch: pytest.Mo
     count = max(1, round(int(tokens.sum()) / chunk_tokens))
     share = tokens.sum() / count
     assert len(sizes) <= count and max(sizes) <= share + 2 * tokens.max()
-    monkeypatch.setattr(chunk_ranges, "_MOST_ENTRIES", 50)
     pieces = [RunStatistics(order[place::7], split[place::7], tokens[place::7]) for place in range(7)]
     assert cut_into_chunks(pieces, chunk_tokens, 0.0).ranges == ranges

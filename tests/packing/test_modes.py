@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import time
@@ -17,6 +18,9 @@ from pipeline_lib.packing.maintenance import verify_cache
 from pipeline_lib.packing.reader import PackedCache
 from pipeline_lib.packing.trace import Request, read_request
 from pipeline_lib.stage import UserError
+
+OPEN_FILES = 32
+"""A process of stage 03 has about 20 open."""
 
 
 def chunk_times(run) -> dict[str, int]:
@@ -116,6 +120,23 @@ def test_two_processes_from_both_ends_make_nothing_twice(packed_run, packing_run
         assert int(own) <= int(of)
     if all(shares):
         assert sum(int(share[0][0]) for share in shares) == int(shares[0][0][1])
+
+
+def test_a_cache_of_more_shards_and_chunks_than_files_may_be_open(packing_run, documents):
+    run = packing_run(documents, shards=len(documents), chunk_tokens=1000)
+
+    def succeed_with_few_files(*flags: str) -> str:
+        process = run.start(*flags)
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, out + err
+        return out
+
+    succeed_with_few_files()
+    assert len(documents) > OPEN_FILES and len(list((run.packed / "chunks").iterdir())) > OPEN_FILES
+    succeed_with_few_files("--mode", "verify")
+    (run.packed / "index.json").write_text("{}")
+    assert "restored from the headers" in succeed_with_few_files("--mode", "repair")
 
 
 def test_the_claims_of_a_dead_process_are_free(tmp_path: Path):

@@ -21,8 +21,9 @@ from .cache_index import describe_chunk, tokenizer_digests
 from .chunk_format import ChunkFile, chunk_digest, encode_chunk
 from .chunk_ranges import ChunkRange, cut_into_chunks
 from .claims import ClaimTable, closing_mark
-from .encoded_runs import EncodedRuns, Selection, amounts_by_source, drop_if_damaged, encode_run, finished_run
+from .encoded_runs import EncodedRuns, Selection, amounts_by_source, encode_run
 from .kept_parts import CacheLayout, lay_out
+from .run_files import RunFile
 from .shards import Run, plan_runs
 from .so_far import publish_part, published_parts
 from .text_encoder import TextEncoder
@@ -156,18 +157,18 @@ def _encode(
     folder.parent.mkdir(exist_ok=True)
     folder.mkdir(exist_ok=True)
     by_key = {run.key: run for run in runs}
+    files = {run.key: RunFile(folder, run) for run in runs}
 
     def make(key: str) -> tuple[int, int]:
-        encode_run(by_key[key], encoder, stage.seed, wanted).save(folder, by_key[key], encoder)
+        files[key].write(encode_run(by_key[key], encoder, stage.seed, wanted), encoder)
         return by_key[key].rows, by_key[key].bytes
 
     while True:
-        _make_shared(stage, f"encode-{part}", list(by_key), lambda key: finished_run(folder, by_key[key]) is not None,
+        _make_shared(stage, f"encode-{part}", list(files), lambda key: files[key].is_finished(),
                      make, backwards, "encoding", "runs", rate)  # fmt: skip
-        files = [folder / f"{run.key}.arrow" for run in runs]
-        damaged = [file for file in files if drop_if_damaged(file)]
+        damaged = [file for file in files.values() if file.drop_if_damaged()]
         if not damaged:
-            return EncodedRuns(files, encoder)
+            return EncodedRuns([files[run.key] for run in runs], encoder)
 
 
 def share_work(stage: "Stage") -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline_lib.stage import file_digest, write_json_atomic
 
 from .cache_index import INDEX, describe_cache, recipe_of
-from .chunk_format import ChunkFile
+from .chunk_format import ChunkFiles
 from .kept_parts import CacheLayout
 from .mixture_plan import describe_mixture, mixture_of, plan_mixture, training_tokens
 from .packing_plan import join_plans, plan_file_name, write_plan
@@ -36,8 +36,8 @@ def write_plans(stage: "Stage", chunks: list[dict[str, Any]]) -> list[dict[str, 
                 join_plans([stage.work / file["file"] for file in parts["files"]], chunks, path)
                 unit.result = {name: parts[name] for name in ("splits", "chunks")}
                 continue
-            files = [ChunkFile(chunk_path(stage, chunk["file"]), chunk["digest"], stage.command) for chunk in chunks]
-            unit.result = write_plan(files, context, path, mixture)
+            files = [(chunk_path(stage, chunk["file"]), chunk["digest"]) for chunk in chunks]
+            unit.result = write_plan(ChunkFiles(files, stage.command), context, path, mixture)
     return [
         {
             "context": context,

@@ -17,6 +17,7 @@ import json
 import os
 import re
 import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -368,3 +369,19 @@ class ChunkFile:
         """Compare every byte of the file with its checksums. Raises ChunkDamaged."""
         for name in self.header["sections"]:
             self._frame(name)
+
+
+@dataclass(frozen=True)
+class ChunkFiles:
+    """Chunk files to be read one after the other; each iteration opens them anew and holds one at a time.
+
+    files: path and digest of each, the digest None to take what is there; command: as for ChunkFile.
+    """
+
+    files: Sequence[tuple[Path, str | None]]
+    command: str = COMMAND
+
+    def __iter__(self) -> Iterator[ChunkFile]:
+        """Yield the files. Raises ChunkDamaged, or OSError."""
+        for path, digest in self.files:
+            yield ChunkFile(path, digest, self.command)

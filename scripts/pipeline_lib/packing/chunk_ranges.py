@@ -4,7 +4,7 @@ What: a document's place in its part of the cache is a 64-bit hash of its id, it
 documents of a split whose place lies in a range, and the index records the range: no list of rows is needed to find a
 missing chunk's documents, and none can be damaged.
 How: places are counted in 2^20 buckets (their highest bits); chunks are cut at bucket borders into equal shares of the
-tokens. Memory is at most a few entries per bucket, whatever the corpus.
+tokens. Memory is one number per bucket, whatever the corpus.
 Trap: a corpus of few long documents has chunks of unequal size; no chunk is empty.
 """
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 BUCKET_BITS = 20
 _BUCKETS = 1 << BUCKET_BITS
-_MOST_ENTRIES = 4 * _BUCKETS
 _SHIFT = 64 - BUCKET_BITS
 _TOP = 1 << 64
 SPLITS = ("train", "val")
@@ -76,7 +75,7 @@ class Cut:
 def cut_into_chunks(runs: Iterable["RunStatistics"], chunk_tokens: int, val_fraction: float) -> Cut:
     """Return the chunks of about `chunk_tokens` tokens each, train before val, in the order of their ranges."""
     share = int(val_fraction * _TOP)
-    sizes = {split: _BucketSizes() for split in SPLITS}
+    sizes = {split: np.zeros(_BUCKETS, np.int64) for split in SPLITS}
     documents = val_documents = 0
     lowest: tuple[int, int, int] | None = None
     for run in runs:
@@ -84,8 +83,8 @@ def cut_into_chunks(runs: Iterable["RunStatistics"], chunk_tokens: int, val_frac
             continue
         val = _below(run.split, share)
         bucket = (run.order >> np.uint64(_SHIFT)).astype(np.int64)
-        sizes["train"].add(bucket[~val], run.tokens[~val])
-        sizes["val"].add(bucket[val], run.tokens[val])
+        np.add.at(sizes["train"], bucket[~val], run.tokens[~val])
+        np.add.at(sizes["val"], bucket[val], run.tokens[val])
         documents += len(val)
         val_documents += int(val.sum())
         place = int(np.argmin(run.split))
@@ -94,44 +93,21 @@ def cut_into_chunks(runs: Iterable["RunStatistics"], chunk_tokens: int, val_frac
     taken = bool(val_fraction > 0 and documents > 1 and not val_documents)
     if taken:
         split_key, bucket, tokens = lowest
-        sizes["train"].add(np.array([bucket]), np.array([-tokens]))
-        sizes["val"].add(np.array([bucket]), np.array([tokens]))
+        sizes["train"][bucket] -= tokens
+        sizes["val"][bucket] += tokens
         share = split_key + 1
     ranges = []
     for split, size in sizes.items():
-        ranges += [ChunkRange(split, first, stop, share) for first, stop in _equal_shares(*size.all(), chunk_tokens)]
+        ranges += [ChunkRange(split, first, stop, share) for first, stop in _equal_shares(size, chunk_tokens)]
     return Cut(ranges, taken)
 
 
-class _BucketSizes:
-    """How many tokens are in each bucket that has any. A corpus of few documents never touches the others."""
-
-    def __init__(self) -> None:
-        self._added: list[tuple[np.ndarray, np.ndarray]] = []
-        self._entries = 0
-
-    def add(self, buckets: np.ndarray, tokens: np.ndarray) -> None:
-        self._added.append((buckets, tokens))
-        self._entries += len(buckets)
-        if self._entries > _MOST_ENTRIES:
-            self._added = [self.all()]
-            self._entries = len(self._added[0][0])
-
-    def all(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return (buckets in ascending order, their tokens), int64 each, none of them empty."""
-        if not self._added:
-            return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        buckets, place = np.unique(np.concatenate([each for each, _ in self._added]), return_inverse=True)
-        tokens = np.zeros(len(buckets), np.int64)
-        np.add.at(tokens, place, np.concatenate([each for _, each in self._added]))
-        return buckets[tokens > 0], tokens[tokens > 0]
-
-
-def _equal_shares(buckets: np.ndarray, tokens: np.ndarray, chunk_tokens: int) -> list[tuple[int, int]]:
-    """Cut the buckets into ranges of about `chunk_tokens` tokens, none of them empty."""
+def _equal_shares(sizes: np.ndarray, chunk_tokens: int) -> list[tuple[int, int]]:
+    """Cut the buckets, given the tokens in each, into ranges of about `chunk_tokens` tokens, none of them empty."""
+    buckets = np.flatnonzero(sizes)
     if not len(buckets):
         return []
-    ends = np.cumsum(tokens)
+    ends = np.cumsum(sizes[buckets])
     total = int(ends[-1])
     count = max(1, round(total / chunk_tokens))
     targets = [total * share // count for share in range(1, count)]

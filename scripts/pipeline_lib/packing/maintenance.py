@@ -18,7 +18,7 @@ from pipeline_lib.stage.manifest import MANIFEST, Manifest
 from pipeline_lib.stage.progress import progress, size
 
 from .cache_index import INDEX, Shard, describe_cache, describe_chunk, read_index, recipe_of, tokenizer_digests
-from .chunk_format import ChunkDamaged, ChunkFile
+from .chunk_format import ChunkDamaged, ChunkFile, ChunkFiles
 from .mixture_plan import mixture_of
 from .packing_plan import Mixture, plan_file_name, write_plan
 from .text_encoder import TextEncoder
@@ -49,7 +49,7 @@ def _damage(folder: Path, index: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield from _files_that_differ(folder)
     if tokenizer_digests(folder / "tokenizer") != index["tokenizer"] if (folder / "tokenizer").is_dir() else True:
         yield "tokenizer", "it is not the tokenizer that the chunks were made with"
-    whole = []
+    whole = True
     with progress(len(index["chunks"]), "reading chunks", "chunks") as bar:
         for entry in index["chunks"]:
             try:
@@ -57,12 +57,12 @@ def _damage(folder: Path, index: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 chunk.verify()
                 if chunk.header["tokenizer"] != index["tokenizer_digest"]:
                     yield entry["file"], "it was made with another tokenizer"
-                whole.append(chunk)
             except ChunkDamaged as error:
+                whole = False
                 yield entry["file"], error.what
             bar.advance(1)
-    if len(whole) == len(index["chunks"]):
-        yield from _plans_that_differ(folder, index, whole)
+    if whole:
+        yield from _plans_that_differ(folder, index)
 
 
 def _files_that_differ(folder: Path) -> Iterator[tuple[str, str]]:
@@ -80,8 +80,9 @@ def _files_that_differ(folder: Path) -> Iterator[tuple[str, str]]:
                 yield name, "its checksum differs"
 
 
-def _plans_that_differ(folder: Path, index: dict[str, Any], chunks: list[ChunkFile]) -> Iterator[tuple[str, str]]:
-    """Pack again: a plan must be the one that these chunks give, which also proves that it holds every token."""
+def _plans_that_differ(folder: Path, index: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Pack again: a plan must be the one that the chunks give, which also proves that it holds every token."""
+    chunks = ChunkFiles([(folder / entry["file"], entry["digest"]) for entry in index["chunks"]])
     for plan in index["plans"]:
         path = folder / plan["file"]
         if not path.is_file() or file_digest(path) != plan["digest"]:
@@ -144,9 +145,12 @@ def restore_index(folder: Path, settings: PackSettings, seed: int) -> None:
 
 
 def _index_from_chunks(folder: Path, manifest: Manifest, settings: PackSettings, seed: int) -> dict[str, Any]:
-    chunks = [ChunkFile(folder / name) for name in sorted(manifest.files) if name.startswith("chunks/")]
-    entries = [describe_chunk(chunk, f"chunks/{chunk.path.name}") for chunk in chunks]
-    parts = [[Shard(**shard) for shard in c.header["shards"]] for c in chunks if "shards" in c.header]
+    chunks = ChunkFiles([(folder / name, None) for name in sorted(manifest.files) if name.startswith("chunks/")])
+    entries, parts = [], []
+    for chunk in chunks:
+        entries.append(describe_chunk(chunk, f"chunks/{chunk.path.name}"))
+        if "shards" in chunk.header:
+            parts.append([Shard(**shard) for shard in chunk.header["shards"]])
     mixture = mixture_of(entries, settings, seed)
     plans = []
     for context in settings.contexts:

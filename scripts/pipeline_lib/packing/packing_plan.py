@@ -8,7 +8,7 @@ the rehydration of its duplicates (FineWeb2, Penedo et al. 2025: text that many 
 and a fraction is settled by a hash of its id: 2.3 is two copies, and a third for three documents in ten.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,10 +99,11 @@ def plan_file_name(context: int) -> str:
 
 
 def write_plan(
-    chunks: Sequence[ChunkFile], context: int, path: Path, mixture: Mixture, before: Mapping[str, Any] | None = None
+    chunks: Iterable[ChunkFile], context: int, path: Path, mixture: Mixture, before: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Pack every chunk and write the plan; return {splits: {split: counts}, chunks: digest of each chunk's rows}.
 
+    chunks: gone through once per split, so that ChunkFiles keeps one of them open at a time.
     before: what this returned for the chunks that come before these: numbers go on from there, and what is returned
     covers both. Raises StageFailure if a token would be lost.
     """

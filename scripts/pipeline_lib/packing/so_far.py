@@ -16,7 +16,7 @@ from pipeline_lib.stage import atomic_path, file_digest, write_json_atomic
 from pipeline_lib.stage.inputs import read_so_far
 
 from .cache_index import describe_cache, describe_chunk, read_index, recipe_of
-from .chunk_format import ChunkFile
+from .chunk_format import ChunkFiles
 from .kept_parts import CacheLayout
 from .mixture_plan import mixture_of
 from .packing_plan import write_plan
@@ -48,11 +48,11 @@ def published_parts(work: Path) -> dict[str, Any] | None:
 def publish_part(stage: "Stage", layout: CacheLayout, encoder: TextEncoder, part: int, names: list[str]) -> None:
     """Publish the next part, whose chunks `names` lie in the work folder. Raises ChunkDamaged."""
     before = published_parts(stage.work) or {"chunks": [], "plans": []}
-    files = [ChunkFile(stage.work / name, command=stage.command) for name in sorted(names)]
-    for file in files:
+    files = ChunkFiles([(stage.work / name, None) for name in sorted(names)], stage.command)
+    chunks = [*before["chunks"]]
+    for name, file in zip(sorted(names), files, strict=True):
         file.verify()
-    described = [describe_chunk(file, name) for file, name in zip(files, sorted(names), strict=True)]
-    chunks = [*before["chunks"], *described]
+        chunks.append(describe_chunk(file, name))
     mixture = mixture_of(chunks, stage.settings, stage.seed)
     earlier = {plan["context"]: plan for plan in before["plans"]}
     plans = []
