@@ -6,14 +6,17 @@ vocabulary of 32,768 trained on them. Rules are compared on the same documents:
   concatenate and cut  nanoGPT, datatrove: all tokens in one stream, cut every 2,048
   nanochat             rows filled by best fit from a buffer of 1,000 documents, the shortest one cropped for the rest
   TRL bfd              windows of 1,000 documents, longer documents truncated (bfd) or split (bfd_split)
-  OLMo-core            best-fit decreasing with a segment tree over the free room, where ai2-olmo-core can be imported
+  OLMo-core            best-fit decreasing with a segment tree over the free room
+OLMo-core pins other versions than ours: --olmo (or OLMO_PYTHON) names a Python that has it (pip install ai2-olmo-core).
 """
 
+import argparse
 import json
+import os
 import re
+import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import datasets
@@ -29,6 +32,7 @@ from pipeline_lib.packing.trained_tokenizer import train_tokenizer, write_tokeni
 
 FUNCTION = re.compile(r"\n(?=def |class |    def )")
 BUFFER = 1000
+OLMO_PACKER = Path(__file__).resolve().parent / "packing_peers" / "olmo_packer.py"
 VOCAB_SIZE = 32_768
 
 
@@ -120,23 +124,39 @@ class TemporaryPlan:
         write_plan([ChunkFile(self._chunk)], CONTEXT, self._chunk.with_suffix(".parquet"), Mixture())
 
 
-def olmo_core(lengths: np.ndarray) -> Callable[[], int]:
-    """OLMo-core's packer on documents no longer than a sequence, which is all it takes."""
-    from olmo_core.data.utils import InstancePacker
+class OlmoCore:
+    """OLMo-core's packer in a process of its own, on pieces no longer than a sequence, which is all it takes."""
 
-    pieces = np.concatenate([[CONTEXT] * int((lengths // CONTEXT).sum()), lengths[lengths % CONTEXT > 0] % CONTEXT])
-    ends = np.cumsum(pieces)
-    indices = np.stack([ends - pieces, ends], axis=1).astype(np.uint64)
+    def __init__(self, python: str, lengths: np.ndarray):
+        rest = lengths[lengths % CONTEXT > 0] % CONTEXT
+        pieces = np.concatenate([[CONTEXT] * int((lengths // CONTEXT).sum()), rest])
+        ends = np.cumsum(pieces)
+        with tempfile.NamedTemporaryFile(suffix=".npy") as file:
+            np.save(file, np.stack([ends - pieces, ends], axis=1).astype(np.uint64))
+            file.flush()
+            command = [python, str(OLMO_PACKER), file.name, str(CONTEXT)]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            if self._answer() != "ready":
+                raise SystemExit(f"{python} does not run OLMo-core's packer; its own message is above")
 
-    def run() -> int:
-        packer = InstancePacker(CONTEXT)
-        return len(packer.pack_documents(indices)[0])
+    def _answer(self) -> str:
+        return self._process.stdout.readline().strip()
 
-    return run
+    def pack(self) -> int:
+        """Pack everything; return the number of sequences. What is measured has a message through a pipe in it."""
+        self._process.stdin.write("pack\n")
+        self._process.stdin.flush()
+        return int(self._answer())
+
+    def close(self) -> None:
+        self._process.communicate()
 
 
 def main() -> None:
     """Print one JSON row per claim."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--olmo", default=os.environ.get("OLMO_PYTHON"), help="a Python that has ai2-olmo-core")
+    options = parser.parse_args()
     datasets.disable_progress_bars()
     texts = real_texts(4 * CORPUS_BYTES)
     tokens, offsets = encode([piece for text in texts for piece in FUNCTION.split(text) if piece])
@@ -150,8 +170,9 @@ def main() -> None:
         "bfd": lambda: pack_trl(encoded, "bfd", BUFFER),
         "bfd_split": lambda: pack_trl(encoded, "bfd_split", len(lengths)),
     }
-    if find_spec("olmo_core"):
-        contenders["olmo"] = olmo_core(lengths)
+    olmo = OlmoCore(options.olmo, lengths) if options.olmo else None
+    if olmo:
+        contenders["olmo"] = olmo.pack
     seconds, results = medians(contenders)
     quality = {
         "bfd": "our plan checked and written; theirs " + spell(trl_shares(lengths, results["bfd"])),
@@ -167,8 +188,10 @@ def main() -> None:
         ours = seconds["lengths" if name == "olmo" else "plan"]
         report(f"packing {len(lengths):,} documents into {CONTEXT} tokens, against {labels[name]}", ours, seconds[name],
                 len(lengths) / 1e3, "k documents/s", quality[name])  # fmt: skip
-    if "olmo" not in contenders:
-        print("OLMo-core is not installed (pip install ai2-olmo-core), so it is not compared", flush=True)
+    if olmo:
+        olmo.close()
+    else:
+        print("no --olmo, so OLMo-core is not compared", file=sys.stderr)
     ours = spell(best_fit(lengths))
     for name, rule in (("nanochat", nanochat), ("concatenate and cut", concatenate_and_cut)):
         claim = f"what packing {len(lengths):,} documents into {CONTEXT} loses, pads and cuts, against {name}"

@@ -6,13 +6,20 @@ vocabulary of 32,768 trained on it. Files lie in the page cache. One core: the p
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from itertools import count, islice
 from pathlib import Path
+from string import ascii_lowercase, ascii_uppercase
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
 
 from packing_speed import CONTEXT, batch_of, medians, pack_ours, real_texts, write_shard
 from pipeline_lib.packing.chunk_format import ChunkFile
@@ -25,7 +32,13 @@ from pipeline_lib.stage.stage import describe_files
 
 VOCAB_SIZE = 32_768
 TEXT_BYTES = 25_000_000
-MEMORY_BYTES = (20_000_000, 60_000_000, 180_000_000)
+SHARD_BYTES = 40_000_000
+MEMORY_BYTES = {
+    SHARD_BYTES: (160_000_000, 320_000_000, 640_000_000, 1_200_000_000),
+    1 << 40: (160_000_000, 640_000_000),
+}
+"""Sizes of the corpora for each size of a shard: several shards, and all text in one."""
+MEMORY_TEXT_BYTES = 170_000_000
 SMALL_CHUNK = 300_000
 """Tokens per chunk for the loader: many more chunks than it keeps, so that each is decoded once per epoch."""
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "03_tokenize_and_pack.py"
@@ -101,34 +114,62 @@ def benchmark_loader(cache: PackedCache) -> None:
 
 
 def benchmark_memory(folder: Path, tokenizer: Path) -> None:
-    """Peak memory of stage 03 as a process, for corpora of growing size."""
+    """Peak memory of stage 03, all its processes together, for corpora of growing size."""
     os.environ.pop("PACKING_TEXT", None)  # web texts that every machine has are too few
-    sizes, peaks = [], []
-    for wanted in MEMORY_BYTES:
-        run = folder / f"memory-{wanted}"
-        sizes.append(finish_cleaning(run / "02_clean", real_texts(wanted)) / 1e6)
-        config = run / "memory.yaml"
-        config.write_text(f"pack: {{tokenizer: {tokenizer}, contexts: [{CONTEXT}]}}")
-        command = [sys.executable, str(SCRIPT), "--config", str(config), "--run-dir", str(run)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        manifest = Manifest.read(run / "03_packed" / "manifest.json")
-        peaks.append(manifest.run["peak_memory_bytes"] / 1e6)
-    row(f"peak memory of stage 03 on {', '.join(f'{size:.0f}' for size in sizes)} MB of text",
-        ", ".join(f"{peak:.0f} MB" for peak in peaks), "", "", "the whole process")  # fmt: skip
+    texts = real_texts(MEMORY_TEXT_BYTES)
+    for shard_bytes, corpora in MEMORY_BYTES.items():
+        sizes, peaks, shards = [], [], []
+        for wanted in corpora:
+            run = folder / f"memory-{shard_bytes}-{wanted}"
+            cleaned = finish_cleaning(run / "02_clean", texts, wanted, shard_bytes)
+            sizes.append(cleaned["bytes"] / 1e6)
+            shards.append(cleaned["shards"])
+            config = run / "memory.yaml"
+            config.write_text(f"pack: {{tokenizer: {tokenizer}, contexts: [{CONTEXT}]}}")
+            command = [sys.executable, str(SCRIPT), "--config", str(config), "--run-dir", str(run)]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            manifest = Manifest.read(run / "03_packed" / "manifest.json")
+            peaks.append(manifest.run["peak_memory_bytes"] / 1e6)
+            shutil.rmtree(run)
+        row(f"peak memory of stage 03 on {', '.join(f'{size:.0f}' for size in sizes)} MB of text",
+            ", ".join(f"{peak:.0f} MB" for peak in peaks), "", f"{peaks[-1] / peaks[0]:.2f}",
+            f"{', '.join(map(str, shards))} shards; all processes of the stage; after the first"
+            f" {MEMORY_TEXT_BYTES / 1e6:.0f} MB the words are new ones")  # fmt: skip
 
 
-def finish_cleaning(folder: Path, texts: list[str]) -> int:
-    """Leave texts as stage 02 would; return their size in bytes."""
+def finish_cleaning(folder: Path, texts: list[str], wanted: int, shard_bytes: int) -> dict[str, int]:
+    """Leave `wanted` bytes of text as stage 02 would; return documents, bytes and shards."""
     folder.mkdir(parents=True)
-    shard = write_shard(folder / "part-00000.parquet", texts)
-    size = sum(len(text.encode()) for text in texts)
+    names = pa.schema({"id": pa.string(), "source": pa.string(), "text": pa.string()})
+    stream, documents, size, paths = endless(texts), 0, 0, []
+    while size < wanted:
+        paths.append(folder / f"part-{len(paths):05d}.parquet")
+        full = min(wanted, size + shard_bytes)
+        with pq.ParquetWriter(paths[-1], names, compression="zstd") as writer:
+            while size < full:
+                group = list(islice(stream, 500))
+                ids = [f"python-{xxhash.xxh3_128_hexdigest(text.encode())}" for text in group]
+                writer.write_table(pa.table([ids, ["python"] * len(group), group], schema=names))
+                documents += len(group)
+                size += sum(len(text.encode()) for text in group)
     ledger = Ledger()
-    ledger.enter("text", "python", documents=len(texts), bytes=size)
-    ledger.keep("text", "python", documents=len(texts), bytes=size)
-    files = describe_files(shard, shard.name)
+    ledger.enter("text", "python", documents=documents, bytes=size)
+    ledger.keep("text", "python", documents=documents, bytes=size)
+    files = {name: entry for path in paths for name, entry in describe_files(path, path.name).items()}
     fingerprint = {"inputs": {}, "settings": {}, "seed": 42, "data": {}, "code": {}}
     Manifest("02_clean", fingerprint, files, ledger.to_json(), {}, [], 0).write(folder / "manifest.json")
-    return size
+    return {"documents": documents, "bytes": size, "shards": len(paths)}
+
+
+def endless(texts: list[str]) -> Iterator[str]:
+    """Yield the texts again and again, each time with their letters turned by one more place of the alphabet.
+
+    A larger corpus has words that a smaller one had not, and the encoder remembers words.
+    """
+    for turn in count():
+        turned = [letters[turn % 26 :] + letters[: turn % 26] for letters in (ascii_lowercase, ascii_uppercase)]
+        table = str.maketrans(ascii_lowercase + ascii_uppercase, "".join(turned))
+        yield from (text.translate(table) for text in texts)
 
 
 def main() -> None:

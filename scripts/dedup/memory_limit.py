@@ -4,13 +4,13 @@ The limit never changes an answer: it decides how large a run of the external so
 there are, and when mapped pages are given back. Sizes are 2^10, 2^20, 2^30 bytes.
 """
 
-import ctypes
 import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
 
 from pipeline_lib.stage import UserError
+from pipeline_lib.stage.memory import give_freed_memory_back
 
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 LEAST_ROOM = 48 << 20
@@ -25,7 +25,6 @@ def parse_size(text: str | int) -> int:
     return int(float(found[1]) * UNITS[found[2].upper()])
 
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 GIVE_BACK_FROM = 1 << 18
 
 
@@ -40,15 +39,8 @@ class MemoryLimit:
 
         Arrow's own pool and glibc's heap each keep 100 to 200 MB of freed batches otherwise. Costs page faults.
         """
-        if self.bytes is None:
-            return
-        import pyarrow as pa
-
-        pa.set_memory_pool(pa.system_memory_pool())
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc only; other heaps do so by themselves
-        if mallopt is not None:
-            mallopt(M_MMAP_THRESHOLD, GIVE_BACK_FROM)
-            mallopt(M_TRIM_THRESHOLD, GIVE_BACK_FROM)
+        if self.bytes is not None:
+            give_freed_memory_back(GIVE_BACK_FROM)
 
     def room(self) -> int:
         """Return the bytes that may still be allocated. Raises UserError when the limit is too small to work at all."""

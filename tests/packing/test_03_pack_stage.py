@@ -1,6 +1,7 @@
 """Stage 03 as a process: the same cache from any shards, threads and interruptions, and clear words on bad input."""
 
 import json
+import shutil
 import signal
 import time
 
@@ -166,3 +167,28 @@ def test_token_bytes_need_no_pickle(packed_run):
     sizes = np.load(packed_run.packed / "token_bytes.npy", allow_pickle=False)
     index = json.loads((packed_run.packed / "index.json").read_text())
     assert sizes.shape == (index["vocab_size"],) and sizes[:4].tolist() == [0, 0, 0, 0] and (sizes[4:260] == 1).all()
+
+
+def large_corpus(documents, size: int) -> list[dict[str, str]]:
+    """Return about `size` bytes of documents, each time with other letters, so that the encoder meets new words."""
+    letters, corpus = "abcdefghijklmnopqrstuvwxyz", []
+    for turn in range(size // sum(len(document["text"]) for document in documents)):
+        table = str.maketrans(letters, letters[turn % 26 :] + letters[: turn % 26])
+        for number, document in enumerate(documents):
+            text = document["text"].translate(table) + str(turn)
+            corpus.append({**document, "id": f"{turn}-{number}", "text": text})
+    return corpus
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [1, 8])
+def test_memory_does_not_grow_with_the_text(packed_run, packing_run, documents, shards: int):
+    peaks = []
+    for size in (100_000_000, 400_000_000):
+        tokenizer = str(packed_run.packed / "tokenizer")
+        run = packing_run(large_corpus(documents, size), shards, tokenizer=tokenizer, chunk_tokens=2_000_000)
+        code, out, err = run.run()
+        assert code == 0, out + err
+        peaks.append(Manifest.read(run.packed / "manifest.json").run["peak_memory_bytes"])
+        shutil.rmtree(run.folder)
+    assert max(peaks) < 1e9 and peaks[1] < peaks[0] + 100e6, peaks

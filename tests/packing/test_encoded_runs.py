@@ -1,5 +1,6 @@
 """Encoded runs: the same chunks from memory and from files, a damaged file is noticed, chunks of equal size."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,26 @@ def test_a_damaged_file_is_unfinished(runs, encoder, tmp_path: Path):
     file.path.write_bytes(content)
     assert file.drop_if_damaged() and not file.is_finished()
     assert file.drop_if_damaged()
+
+
+def test_of_a_file_a_chunk_reads_its_documents_and_little_else(runs, encoder, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(shards, "RUN_BYTES", 1 << 30)
+    run = plan_runs([runs[0].shard])[0]
+    file = RunFile(tmp_path, run)
+    file.write(encode_run(run, encoder, SEED), encoder)
+    ranges = cut_into_chunks([file.statistics()], 2000, 0.0).ranges
+    assert len(ranges) > 8
+    sizes = []
+
+    def read(descriptor: int, *arguments) -> int:
+        sizes.append(preadv(descriptor, *arguments))
+        return sizes[-1]
+
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", read)
+    for chunk in ranges:
+        file.part(chunk)
+    assert 0 < sum(sizes) - file.path.stat().st_size < 100 * len(ranges)  # the head and the names each time
 
 
 def test_a_file_cut_short_while_chunks_are_made_is_an_error_not_a_wrong_chunk(runs, encoder, tmp_path: Path):

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from pipeline_lib.packing import text_encoder
 from pipeline_lib.packing.shards import weighted_sample
 from pipeline_lib.packing.text_encoder import PROBES, TextEncoder, text_buffers
 from pipeline_lib.packing.tokenizer_folder import SPECIAL_TOKENS, copy_tokenizer, resolve_tokenizer
@@ -66,6 +67,16 @@ def test_any_text_comes_back_and_both_implementations_agree(encoder: TextEncoder
 def test_text_that_spells_a_special_token_stays_text(encoder: TextEncoder):
     for token in SPECIAL_TOKENS:
         assert not set(encode(encoder, f"before {token} after")) & {0, 1, 2, 3}
+
+
+def test_what_the_encoder_remembers_is_bounded_and_changes_no_id(folder, encoder, documents, monkeypatch):
+    monkeypatch.setattr(text_encoder, "FORGET_AFTER_BYTES", 20_000)
+    forgetful, engines = TextEncoder(folder), set()
+    for document in documents:
+        assert encode(forgetful, document["text"]) == encode(encoder, document["text"])
+        engines.add(forgetful._engine._tokenizer)
+    sizes = [len(document["text"].encode()) for document in documents]
+    assert 2 < sum(sizes) / (20_000 + max(sizes)) <= len(engines) <= 1 + sum(sizes) / 20_000
 
 
 def test_slices_and_wide_strings_are_the_same_text(encoder: TextEncoder):
