@@ -36,6 +36,9 @@ class DoneCrew:
     def fate_of(self, task: int) -> str:
         return ""
 
+    def passed_over(self, task: int) -> bool:
+        return False
+
     def cancel(self) -> str:
         return "were cancelled"
 

@@ -182,6 +182,42 @@ def test_a_unit_that_was_being_taken_at_a_kill_is_taken_again(toy: Toy, at_home:
     assert toy.decisive() == at_home
 
 
+def leave_a_job_that_is_past_a_unit_without_files(toy: Toy, **knobs: str) -> Path:
+    """A killed start, its job waiting at the returned gate, and square/1, which a task has done, without its file."""
+    gate = toy.folder / "gate"
+    coordinator = toy.start(*SLURM, TOY_GATE=str(gate), TOY_KILL="square/1", **knobs)
+    coordinator.communicate(timeout=60)
+    assert coordinator.returncode == -signal.SIGKILL
+    (toy.folder / "run" / "01_download" / "work" / "scratch" / "1.txt").unlink()
+    return gate
+
+
+def finish_found_job(toy: Toy, gate: Path) -> tuple[int, str]:
+    """Start again, and open the gate once the job is found; return the exit code and what was said."""
+    again = toy.start(*SLURM)
+    wait_until(lambda: "of an earlier start is still at work" in toy.log())
+    gate.touch()
+    words = again.communicate(timeout=60)[0]
+    return again.returncode, words
+
+
+def test_a_unit_that_the_found_job_is_past_goes_to_a_new_job(toy: Toy, at_home: dict):
+    code, words = finish_found_job(toy, leave_a_job_that_is_past_a_unit_without_files(toy))
+    assert code == 0, words
+    assert "was past units whose files have gone since: 1, the first is square/1" in words
+    first, second = toy.submitted()
+    assert {first.state(task) for task in first.tasks()} == {"COMPLETED"} and second.tasks() == [0]
+    assert toy.decisive() == at_home
+
+
+@pytest.mark.parametrize("unit", ["3", "4"])
+def test_a_unit_whose_task_failed_is_no_reason_for_a_new_job(toy: Toy, unit: str):
+    """square/3 is done by the task that is past square/1, square/4 by the other one."""
+    code, words = finish_found_job(toy, leave_a_job_that_is_past_a_unit_without_files(toy, TOY_FAULT=f"{unit}:die"))
+    assert code == 1 and f"ended as FAILED without a result for square/{'1' if unit == '3' else '4'}" in words
+    assert len(toy.submitted()) == 1
+
+
 def test_an_interruption_cancels_the_job_and_keeps_what_is_there(toy: Toy, at_home: dict):
     coordinator = toy.start(*SLURM, TOY_GATE=str(toy.folder / "gate"))
     wait_until(lambda: toy.results() == 2)
@@ -306,6 +342,9 @@ class SilentCrew:
     def fate_of(self, task: int) -> str:
         return ""
 
+    def passed_over(self, task: int) -> bool:
+        return False
+
     def log_of(self, task: int) -> Path:
         return Path("7_0.out")
 
@@ -328,14 +367,14 @@ def test_a_silent_scheduler_is_asked_again_and_an_end_without_result_is_a_failur
     stage = FakeStage(batch)
     crew = SilentCrew([None, None, True, None, False, False])
     with pytest.raises(StageFailure, match="Slurm job 7: task 0 is gone without a result for square/0; its log is 7_0"):
-        gather._Watch(stage, batch, crew).wait_for("square/0")
+        gather._Watch(stage, batch, crew).waited_for("square/0")
     assert stage.said == ["  Slurm job 7: the scheduler does not answer; asking again"] * 2
 
 
 def test_a_scheduler_that_stays_silent_ends_the_wait(batch: Batch, monkeypatch):
     monkeypatch.setattr(gather, "SILENCE_SECONDS", 0.0)
     with pytest.raises(StageFailure, match="has not answered for 0 minutes"):
-        gather._Watch(FakeStage(batch), batch, SilentCrew([None] * 50)).wait_for("square/0")
+        gather._Watch(FakeStage(batch), batch, SilentCrew([None] * 50)).waited_for("square/0")
 
 
 def test_a_job_of_which_nothing_is_known_is_waited_for_and_not_done_twice(batch: Batch, tmp_path: Path, monkeypatch):

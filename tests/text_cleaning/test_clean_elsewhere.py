@@ -10,6 +10,7 @@ import pytest
 from finished_download import finish_download
 from test_02_clean_stage import EVALUATION, SCRIPT, command, corpus, output_digests, start
 
+from pipeline_lib.stage import StageFailure
 from pipeline_lib.stage.manifest import Manifest
 from pipeline_lib.text_cleaning import corpus as corpus_module
 
@@ -86,6 +87,27 @@ def test_damaged_candidates_end_a_task_and_the_stage_with_one_line(run_folder: P
     assert in_process.run_script(monkeypatch, SCRIPT.name, *flags) == 1
     (error,) = capsys.readouterr().err.splitlines()
     assert "part-00001-0000.parquet is missing or damaged" in error
+
+
+def test_a_shard_that_was_being_taken_when_the_stage_ended_is_not_written_again(
+    at_home: Path, run_folder: Path, monkeypatch
+):
+    batches = in_process.take_the_place_of_ray(monkeypatch, tasks=2)
+    flags = command(run_folder, *in_process.FLAGS)[2:]
+    take = corpus_module.link_or_copy
+
+    def take_and_end(source: Path, target: Path) -> None:
+        take(source, target)
+        raise StageFailure("the end")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(corpus_module, "link_or_copy", take_and_end)
+        assert in_process.run_script(monkeypatch, SCRIPT.name, *flags) == 1
+    assert batches.pop().step == "final"
+    batches.clear()
+    assert in_process.run_script(monkeypatch, SCRIPT.name, *flags) == 0
+    assert batches == []
+    assert output_digests(run_folder) == output_digests(at_home)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 Results lie on the shared disk, so nothing is lost when this process is killed: the next start takes the results that
 are there, goes on waiting for a Slurm job that is still at work, and starts tasks for what is left only.
+Trap: such a job may be past a unit whose files have gone since. It is waited for, then a new job does those units.
 """
 
 import time
@@ -40,6 +41,14 @@ class Crew(Protocol):
 
     def fate_of(self, task: int) -> str:
         """How a task ended, in the engine's word, or nothing when the engine does not tell."""
+        ...
+
+    def passed_over(self, task: int) -> bool:
+        """Whether a task that is gone can have done its units well before a result of them was withdrawn."""
+        ...
+
+    def has_ended(self) -> bool:
+        """Whether all tasks are known to be gone."""
         ...
 
     def cancel(self) -> str:
@@ -103,17 +112,18 @@ def results_of(
     if not missing:
         yield from map(batch.result, jobs)
         return
-    crew = _start(stage, batch, missing)
-    watch = _Watch(stage, batch, crew)
+    watch = _Watch(stage, batch, _start(stage, batch, missing))
     left = set(missing)
     try:
         for key in jobs:
-            result = watch.wait_for(key) if key in left else batch.result(key)
+            while key in left and not watch.waited_for(key):  # at most once: a job of this start passes nothing over
+                again = watch.passed_over([unit for unit in missing if unit in left])
+                watch = _Watch(stage, batch, _start(stage, batch, again))
             left.discard(key)
-            yield result
+            yield batch.result(key)
     finally:
         if left:
-            stage.say(f"  {crew.name} {crew.cancel()}; results that are there are kept")
+            stage.say(f"  {watch.crew.name} {watch.crew.cancel()}; results that are there are kept")
 
 
 def _mark(stage: Stage) -> str:
@@ -160,16 +170,30 @@ class _Watch:
     _gone_since: dict[int, float] = field(default_factory=dict)
     _silent_since: float | None = None
 
-    def wait_for(self, key: str) -> dict[str, Any]:
-        """Return the result of a unit as soon as it is there."""
+    def waited_for(self, key: str) -> bool:
+        """Wait for the result of a unit; return False when these tasks have ended and had passed it over."""
         settings = self.stage.config.scale_out
-        task = self.crew.task_of(key)
-        while (result := self.batch.result(key)) is None:
+        while self.batch.result(key) is None:
             self._raise_report()
-            self._check(task, key, settings.patience_seconds)
+            if self._is_gone(self.crew.task_of(key), settings.patience_seconds):
+                self._raise_unless_passed_over(key)
+                if self.crew.has_ended():
+                    return False
             with self.stage.signals.while_waiting():
                 time.sleep(settings.poll_seconds)
-        return result
+        return True
+
+    def passed_over(self, units: list[str]) -> list[str]:
+        """Return the first unit and others without a result. Raises StageFailure when the task of one of them failed."""
+        first, *others = units
+        without = [first, *(unit for unit in others if self.batch.result(unit) is None)]
+        for unit in without:
+            self._raise_unless_passed_over(unit)
+        self.stage.say(
+            f"  {self.crew.name} of an earlier start was past units whose files have gone since: {len(without)}, the"
+            f" first is {first}"
+        )
+        return without
 
     def _raise_report(self) -> None:
         from .batch import reported_error
@@ -179,23 +203,29 @@ class _Watch:
             if report is not None:
                 raise reported_error(report)
 
-    def _check(self, task: int, key: str, patience: float) -> None:
-        """Raise StageFailure for a task that has been gone for longer than its result needs to become visible."""
+    def _is_gone(self, task: int, patience: float) -> bool:
+        """Whether a task has been gone for longer than its results need to become visible."""
         now = time.monotonic()
         at_work = self.crew.may_work(task)
         if at_work is None:
             self._bear_silence(now)
-            return
+            return False
         self._silent_since = None
         if at_work:
             self._gone_since.pop(task, None)
-        elif now - self._gone_since.setdefault(task, now) > patience:
-            fate = self.crew.fate_of(task)
-            ended = f"ended as {fate}" if fate else "is gone"
-            raise StageFailure(
-                f"{self.crew.name}: task {task} {ended} without a result for {key}; its log is"
-                f" {self.crew.log_of(task)}; finished units are kept, start again to do the others"
-            )
+            return False
+        return now - self._gone_since.setdefault(task, now) > patience
+
+    def _raise_unless_passed_over(self, key: str) -> None:
+        task = self.crew.task_of(key)
+        if self.crew.passed_over(task):
+            return
+        fate = self.crew.fate_of(task)
+        ended = f"ended as {fate}" if fate else "is gone"
+        raise StageFailure(
+            f"{self.crew.name}: task {task} {ended} without a result for {key}; its log is"
+            f" {self.crew.log_of(task)}; finished units are kept, start again to do the others"
+        )
 
     def _bear_silence(self, now: float) -> None:
         if self._silent_since is None:

@@ -74,6 +74,14 @@ class RayRun:
         """Return nothing: how Ray saw the task end stands in the driver's log."""
         return ""
 
+    def passed_over(self, task: int) -> bool:
+        """Return False: all tasks were started after the last result was withdrawn."""
+        return False
+
+    def has_ended(self) -> bool:
+        """Whether the driver is gone, and with it every task."""
+        return not self.driver.is_alive()
+
     def cancel(self) -> str:
         """Tell the driver to leave, Ray's processes and the tasks end with it; return the rest of a sentence."""
         self.line.close()

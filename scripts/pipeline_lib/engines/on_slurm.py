@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -42,12 +42,16 @@ def require() -> None:
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """An array job; task n does every tasks-th unit of `units`, from number n on."""
+    """An array job; task n does every tasks-th unit of `units`, from number n on.
+
+    found: it was submitted by an earlier start.
+    """
 
     id: str
     tasks: int
     units: tuple[str, ...]
     logs: Path
+    found: bool = False
 
     @property
     def name(self) -> str:
@@ -58,11 +62,11 @@ class SlurmJob:
     def read(cls, record: Path) -> "SlurmJob":
         """Return the job that an earlier start recorded."""
         value = read_json(record)
-        return cls(value["id"], value["tasks"], tuple(value["units"]), Path(value["logs"]))
+        return cls(value["id"], value["tasks"], tuple(value["units"]), Path(value["logs"]), found=True)
 
     def write(self, record: Path) -> None:
         """Record the job for later starts."""
-        write_json_atomic(record, asdict(self) | {"logs": str(self.logs)})
+        write_json_atomic(record, {"id": self.id, "tasks": self.tasks, "units": self.units, "logs": str(self.logs)})
 
     @cached_property
     def _places(self) -> dict[str, int]:
@@ -96,6 +100,14 @@ class SlurmJob:
             "sacct", "--noheader", "--allocations", "--parsable2", "--format=State", f"--jobs={self.id}_{task}"
         )
         return asked.stdout.strip().split("\n")[0] if asked and not asked.returncode else ""
+
+    def passed_over(self, task: int) -> bool:
+        """Whether a task that is gone was at work before this start, and did not fail as far as Slurm tells."""
+        return self.found and self.fate_of(task) in ("COMPLETED", "")
+
+    def has_ended(self) -> bool:
+        """Whether squeue knows of no task any more."""
+        return self.at_work() == set()
 
     def cancel(self) -> str:
         """End all tasks; return what became of them, as the rest of a sentence."""

@@ -5,7 +5,6 @@ Three kinds of units, each resumable: `clean/<shard>/<piece>` (some row groups o
 the work folder and goes with it; its digest is in the unit's result and is checked when it is read.
 """
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_lib import engines
-from pipeline_lib.stage import Ledger, Stage, StageFailure, file_digest, ordered_map, ordered_threads
+from pipeline_lib.stage import Ledger, Stage, StageFailure, file_digest, link_or_copy, ordered_map, ordered_threads
 
 from .copied_records import COPIED_RECORDS, CopiedRecords, compared_sets, count_in_shards, write_copied_records
 from .duplicate_table import DuplicateTable
@@ -232,7 +231,7 @@ def write_final_shards(stage: Stage, shards: list[Shard], duplicates: DuplicateT
     with closing(_written(stage, shards, duplicates)) as results:
         for key, result in zip(stage.todo(list(by_name), "writing", "shards"), results, strict=True):
             with stage.unit(key) as unit:
-                os.replace(by_name[key].final, unit.path(f"{key}.parquet"))
+                link_or_copy(by_name[key].final, unit.path(f"{key}.parquet"))  # a kill must not lose it
                 unit.result = result
                 for source, measure, amount in result["kept"]:
                     unit.ledger.keep(FLOW, source, **{"documents": 0, measure: amount})

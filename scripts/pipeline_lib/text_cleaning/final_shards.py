@@ -41,13 +41,13 @@ def write_final_shard(job: FinalJob) -> dict[str, Any]:
         check_digest(path, digest)
     kept: Counter[tuple[str, str]] = Counter()
     dropped: Counter[tuple[str, str, str]] = Counter()
-    job.output.parent.mkdir(parents=True, exist_ok=True)
     schema = pq.read_schema(job.candidates[0]).append(pa.field("duplicates", pa.int32()))
     first = job.first
     with (
         DuplicateReader(job.duplicates) as duplicates,
+        atomic_path(job.output) as output_path,  # a new file: the old one may have a name in the stage already
         atomic_path(job.receipts) as receipts_path,
-        pq.ParquetWriter(job.output, schema, compression="zstd") as writer,
+        pq.ParquetWriter(output_path, schema, compression="zstd") as writer,
         pq.ParquetWriter(receipts_path, receipt_schema(), compression="zstd") as receipt_writer,
     ):
         for table in _row_groups(job.candidates):
@@ -72,7 +72,7 @@ def write_final_shard(job: FinalJob) -> dict[str, Any]:
 
 
 def wrote_everything(job: FinalJob, result: dict[str, Any]) -> bool:
-    """Whether the two files of a shard are there: the next step moves the first one away."""
+    """Whether the two files of a shard are there."""
     return job.output.is_file() and job.receipts.is_file()
 
 
