@@ -35,14 +35,34 @@ def cleaned(tmp_path_factory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def afterwards(cleaned, launcher, tmp_path_factory) -> Path:
-    """The run in which stage 05 began when stage 03 had finished."""
-    config, run = cleaned[0], tmp_path_factory.mktemp("afterwards") / "run"
+def begun(cleaned, tmp_path_factory) -> tuple[Path, Path]:
+    """(configuration file, run folder) with one part of stage 03 published, stage 03 killed, and stage 04 finished."""
+    config, run = cleaned[0], tmp_path_factory.mktemp("begun") / "run"
     shutil.copytree(cleaned[1], run)
-    for script in ("03_tokenize_and_pack.py", "04_init_model.py"):
-        done = run_script(script, config, run)
-        assert done.returncode == 0, done.stdout + done.stderr
-    done = launcher.start(config, run)
+    packing = start_packing(config, run, 1)
+    packing.kill()
+    packing.wait()
+    model = run_script("04_init_model.py", config, run)
+    assert model.returncode == 0, model.stdout + model.stderr
+    return config, run
+
+
+@pytest.fixture(scope="module")
+def packed(begun, tmp_path_factory) -> Path:
+    """The run in which stage 03 has finished, after the kill."""
+    run = tmp_path_factory.mktemp("packed") / "run"
+    shutil.copytree(begun[1], run)
+    done = run_script("03_tokenize_and_pack.py", begun[0], run)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return run
+
+
+@pytest.fixture(scope="module")
+def afterwards(begun, packed, launcher, tmp_path_factory) -> Path:
+    """The run in which stage 05 began when stage 03 had finished."""
+    run = tmp_path_factory.mktemp("afterwards") / "run"
+    shutil.copytree(packed, run)
+    done = launcher.start(begun[0], run)
     assert done.code == 0, done.output
     return run
 
@@ -62,6 +82,38 @@ def start_packing(config: Path, run: Path, parts: int) -> subprocess.Popen:
     return process
 
 
+def test_left_alone_it_saves_and_names_the_command_and_without_the_setting_it_does_not_begin(begun, launcher, tmp_path):
+    config, run = begun[0], tmp_path / "run"
+    shutil.copytree(begun[1], run)
+    refused = launcher.start(config, run, "--growing_input", "false")
+    assert refused.code == 2 and "set pretrain.growing_input" in refused.output, refused.output
+    alone = launcher.start(config, run)
+    assert alone.code == 2, alone.output
+    command = f"python scripts/03_tokenize_and_pack.py --config {config} --run-dir {run}"
+    assert "nobody works at it" in alone.output and command in alone.output
+    assert "tokens are published" in alone.output
+    assert load_checkpoint(newest_valid_checkpoint(run / "05_pretrain" / "work" / "checkpoints")).step > 0
+
+
+def test_the_first_pass_reads_part_after_part_and_the_estimate_comes_from_the_first(packed):
+    cache = PackedCache(packed / "03_packed")
+    assert len(cache.index["parts"]) == SHARDS
+    assert cache.estimated_tokens() == pytest.approx(cache.tokens(), rel=0.2)
+    data = PackedData(cache, 64, 8, seed=42, validation_tokens=10**6, growing=True)
+    table = cache.table(64)
+    ends = [int(table.bounds[chunks]) for chunks in table.parts[1:]]
+    read = []
+    for step in range(1, ends[-1] // 8):
+        read += [row["sequence"] for row in data.documents_of_next(data.state_before(step), step - 1)]
+    begin = 0
+    for end in ends[:-1]:
+        assert sorted(read[begin:end]) == list(range(begin, end))
+        begin = end
+    val = cache.table(64, "val")
+    assert data.validation_sequences == int(val.bounds[val.parts[1]]) < val.sequences
+
+
+@pytest.mark.slow
 def test_killed_waiting_left_alone_and_continued_it_ends_with_the_bits_of_a_run_afterwards(
     cleaned, afterwards, launcher, tmp_path
 ):
@@ -111,6 +163,7 @@ def test_killed_waiting_left_alone_and_continued_it_ends_with_the_bits_of_a_run_
         assert "up to date" in run_script(script, config, run).stdout
 
 
+@pytest.mark.slow
 def test_a_signal_while_waiting_saves_and_the_setting_is_named_when_it_is_missing(cleaned, launcher, tmp_path):
     config, run = cleaned[0], tmp_path / "run"
     shutil.copytree(cleaned[1], run)
@@ -131,21 +184,3 @@ def test_a_signal_while_waiting_saves_and_the_setting_is_named_when_it_is_missin
     finally:
         packing.kill()
         packing.wait()
-
-
-def test_the_first_pass_reads_part_after_part_and_the_estimate_comes_from_the_first(afterwards):
-    cache = PackedCache(afterwards / "03_packed")
-    assert len(cache.index["parts"]) == SHARDS
-    assert cache.estimated_tokens() == pytest.approx(cache.tokens(), rel=0.2)
-    data = PackedData(cache, 64, 8, seed=42, validation_tokens=10**6, growing=True)
-    table = cache.table(64)
-    ends = [int(table.bounds[chunks]) for chunks in table.parts[1:]]
-    read = []
-    for step in range(1, ends[-1] // 8):
-        read += [row["sequence"] for row in data.documents_of_next(data.state_before(step), step - 1)]
-    begin = 0
-    for end in ends[:-1]:
-        assert sorted(read[begin:end]) == list(range(begin, end))
-        begin = end
-    val = cache.table(64, "val")
-    assert data.validation_sequences == int(val.bounds[val.parts[1]]) < val.sequences

@@ -184,7 +184,7 @@ class _Watch:
         return True
 
     def passed_over(self, units: list[str]) -> list[str]:
-        """Return the first unit and others without a result. Raises StageFailure when the task of one of them failed."""
+        """Return the first unit and those without a result. Raises StageFailure when the task of one of them failed."""
         first, *others = units
         without = [first, *(unit for unit in others if self.batch.result(unit) is None)]
         for unit in without:
