@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 from dedup.memory_limit import MemoryLimit
 from pipeline_lib.stage import UserError, atomic_path, file_digest
 
-from .arrow_text import replace_texts
 from .c4 import C4_COLUMNS, apply_c4_batch
 from .contamination import EvaluationIndex, Matches, build_index
 from .copied_records import CopiedRecords
@@ -140,14 +139,13 @@ class DocumentCleaner:
         limit = self.settings.max_document_bytes
         if limit is None or not (sizes > limit).any():
             return batch
-        column = batch["text"].combine_chunks().cast(pa.large_binary())
-        start = {
-            place: column[place].as_py()[: 4 * PREVIEW_CHARACTERS].decode("utf-8", "ignore")
-            for place in np.flatnonzero(sizes > limit).tolist()
-        }
-        shortened = replace_texts(column.cast(pa.large_string(), safe=False), start)
-        field = batch.schema.field("text")
-        return batch.set_column(1, field, shortened.cast(field.type))
+        column = batch["text"].combine_chunks()
+        pieces, end = [], 0  # joined, they copy the texts that stay and never a long one
+        for place in np.flatnonzero(sizes > limit).tolist():
+            start = column[place].as_buffer()[: 4 * PREVIEW_CHARACTERS].to_pybytes().decode("utf-8", "ignore")
+            pieces += [column[end:place], pa.array([start], column.type)]
+            end = place + 1
+        return batch.set_column(1, batch.schema.field("text"), pa.concat_arrays([*pieces, column[end:]]))
 
     def _judge(self, texts: pa.Array, exempt: np.ndarray) -> dict[str, np.ndarray] | None:
         """Return what datatrove's filters say, where they are chosen: {rule: bool[documents]}."""
