@@ -12,13 +12,17 @@ _LIGER_PATCHES = {
 }
 
 
+class KernelsUnavailable(RuntimeError):
+    """Fused kernels were asked for and cannot run here."""
+
+
 def setup_kernel_optimizations(use_liger_kernel: bool = False, use_cce: bool = False, model_type: str = "llama") -> str:
     """Patch the transformers model classes with fused kernels; call it before the model is created.
 
     use_liger_kernel: Liger's RMSNorm, RoPE, SwiGLU and fused linear cross-entropy; use_cce: Apple's Cut Cross-Entropy,
     which never holds the logits. Both replace the loss, so only one can be on. Returns the name of what was set up:
-    "liger", "cce" or "none". Raises ValueError for both at once or an unknown model type, RuntimeError when the package
-    or the GPU is missing.
+    "liger", "cce" or "none". Raises ValueError for both at once or an unknown model type, KernelsUnavailable (a
+    RuntimeError) when the package or the GPU is missing.
     """
     if use_liger_kernel and use_cce:
         raise ValueError("use_liger_kernel and use_cce both replace the loss: choose one")
@@ -28,11 +32,11 @@ def setup_kernel_optimizations(use_liger_kernel: bool = False, use_cce: bool = F
         raise ValueError(f"unknown model_type {model_type!r}; known: {', '.join(sorted(_LIGER_PATCHES))}")
     package, hint = ("liger_kernel", "liger-kernel") if use_liger_kernel else ("cut_cross_entropy", "cut-cross-entropy")
     if importlib.util.find_spec(package) is None:
-        raise RuntimeError(f"{package} is not installed: pip install {hint} (see requirements-gpu.txt)")
+        raise KernelsUnavailable(f"{package} is not installed: pip install {hint} (see requirements-gpu.txt)")
     import torch
 
     if not torch.cuda.is_available():
-        raise RuntimeError(f"{package} needs a GPU; switch it off on this machine")
+        raise KernelsUnavailable(f"{package} needs a GPU; switch it off on this machine")
     if use_liger_kernel:
         import liger_kernel.transformers
 

@@ -12,7 +12,6 @@ Compiling is in the time only if it is chosen; what other programs do on the mac
 
 from __future__ import annotations
 
-import resource
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
@@ -21,6 +20,7 @@ import torch
 
 from pipeline_lib.config.pretrain import PretrainSettings
 from pipeline_lib.stage import Estimate, Stage, write_json_atomic
+from pipeline_lib.stage.memory import own_peak_bytes
 from pipeline_lib.stage.progress import duration, size
 from pipeline_lib.stage.workspace import read_json
 
@@ -30,7 +30,7 @@ from .inputs import TrainingInputs
 from .machine import timed
 from .optimizers import set_learning_rates
 from .run_state import TrainingRun
-from .setup import equip
+from .setup import equip, prepare_machine
 
 FORWARD_SHARE = 1 / 3
 LOADER_BATCHES = 3
@@ -105,8 +105,9 @@ def expected_cost(stage: Stage, inputs: TrainingInputs) -> Estimate:
     """Choose formats and kernels as a first start would, probe, and return the expected cost of the whole stage."""
     settings, processes = stage.settings, alone()
     torch.set_num_threads(stage.threads)
+    kernels = prepare_machine(settings, inputs.architecture, processes.device)
     model = inputs.load_model().to(processes.device)
-    choices = choose(settings, model, "none", inputs.probe(), inputs.horizon, processes.device)
+    choices = choose(settings, model, kernels, inputs.probe(), inputs.horizon, processes.device)
     run = equip(model, choices, settings, inputs.horizon, processes)
     cost = predict(run, inputs, settings)
     return Estimate(cost.seconds, cost.memory_bytes, cost.disk_bytes, cost.basis)
@@ -116,7 +117,7 @@ def peak_memory(device: torch.device) -> int:
     """Return the peak memory of this process so far, in bytes: of the GPU, or of the host on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return own_peak_bytes()
 
 
 def _update_seconds(run: TrainingRun) -> float:

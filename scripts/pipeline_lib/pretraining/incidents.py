@@ -82,7 +82,7 @@ def replay(context: ActionContext, step: int) -> int:
     from .choices import Choices
     from .distribution import alone
     from .inputs import open_training_inputs
-    from .setup import equip
+    from .setup import equip, prepare_machine
 
     loaded = load_checkpoint(_find(context.stage_folder, step))
     incident = loaded.state["incident"]
@@ -92,6 +92,7 @@ def replay(context: ActionContext, step: int) -> int:
     stage.settings = settings
     inputs = open_training_inputs(stage)
     torch.set_num_threads(choices.threads)
+    prepare_machine(settings, inputs.architecture, alone().device)
     run = equip(inputs.load_model().to(alone().device), choices, settings, inputs.horizon, alone())
     restore_state(run, loaded)
     result = do_again(run, inputs.data, settings, Batch(**loaded.tensors["batch"]))

@@ -11,9 +11,9 @@ import torch
 
 from pipeline_lib.checkpoints import seed_everything
 from pipeline_lib.config.pretrain import PretrainSettings
-from pipeline_lib.kernel_optimizations import setup_kernel_optimizations
+from pipeline_lib.kernel_optimizations import KernelsUnavailable, setup_kernel_optimizations
 from pipeline_lib.oom_handler import SafeBatchSizes
-from pipeline_lib.stage import Stage, write_json_atomic
+from pipeline_lib.stage import Stage, StageFailure, write_json_atomic
 from pipeline_lib.stage.workspace import read_json
 
 from .attention import use_attention
@@ -36,11 +36,7 @@ def prepare_run(stage: Stage, inputs: TrainingInputs, processes: Processes) -> T
     """Return the run at step 0 in the formats this machine is best at; the choices are made once per work folder."""
     settings: PretrainSettings = stage.settings
     device = processes.device
-    if device.type == "cuda":
-        # Atomic additions in backward kernels would make a continued run differ from an uninterrupted one.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    kernels = setup_kernel_optimizations(settings.use_liger_kernel, settings.use_cce, inputs.architecture)
+    kernels = prepare_machine(settings, inputs.architecture, device)
     model = inputs.load_model().to(device)
     seed_everything(stage.seed)
     threads = max(1, stage.threads // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -57,6 +53,22 @@ def prepare_run(stage: Stage, inputs: TrainingInputs, processes: Processes) -> T
     run = equip(model, choices, settings, horizon, processes)
     seed_everything(stage.seed)
     return run
+
+
+def prepare_machine(settings: PretrainSettings, architecture: str, device: torch.device) -> str:
+    """Set what must be set before the model is made: exact kernels, and the fused ones that are asked for.
+
+    Returns the name of the fused kernels, or "none". Raises StageFailure where they cannot run.
+    """
+    if device.type == "cuda":
+        # Atomic additions in backward kernels would make a continued run differ from an uninterrupted one.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        return setup_kernel_optimizations(settings.use_liger_kernel, settings.use_cce, architecture)
+    except KernelsUnavailable as error:
+        switch = "use_liger_kernel" if settings.use_liger_kernel else "use_cce"
+        raise StageFailure(f"pretrain.{switch} is on, but {error}") from None
 
 
 def equip(
