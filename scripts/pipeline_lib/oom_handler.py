@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from typing import Any
 
 _CPU_TEXTS = ("can't allocate memory", "not enough memory")
-_GPU_TEXTS = ("out of memory", "alloc_failed")  # the second is cuBLAS, which has its own workspace
+# The second is cuBLAS, which has its own workspace; the others are drivers and libraries that allocate for themselves.
+_GPU_TEXTS = ("out of memory", "alloc_failed", "failed to allocate", "unable to allocate", "cannot allocate")
 _GPU_NAMES = ("cuda", "cublas", "cudnn", "hip", "gpu", "xpu")
 
 

@@ -1,5 +1,6 @@
 """The older public names: all there, from one home each, and doing what their names say."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -24,6 +25,33 @@ def test_exactly_the_public_names_are_exported():
         assert getattr(gpu_utils, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = gpu_utils.nothing
+
+
+SIGNATURES = {
+    "OOMHandler": "initial_batch_size=8, min_batch_size=1, reduction_factor=0.5, max_retries=3, cooldown_seconds=2.0",
+    "oom_recovery_context": "initial_batch_size=8, min_batch_size=1, reduction_factor=0.5",
+    "with_oom_retry": "max_retries=3, reduction_factor=0.5, min_batch_size=1",
+    "get_safe_batch_size": "model_params_billions=7.0, gpu_memory_gb=None, sequence_length=2048, dtype_bytes=2,"
+    " safety_factor=0.8",
+    "check_fp8_available": "",
+    "get_fp8_accelerator": "gradient_accumulation_steps=4",
+    "CurriculumCallback": "curriculum_config, output_dir",
+    "OOMRecoveryCallback": "max_accumulation=64",
+    "get_optimizer_name": "name",
+    "setup_kernel_optimizations": "use_liger_kernel=False, use_cce=False, model_type='llama'",
+    "load_compiled_checkpoint": "path, use_flash_attention=True, move_to_device=False",
+}
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_an_older_call_still_means_the_same(name):
+    """By position and by keyword: the older parameters come first, in the older order, with the older defaults."""
+    parameters = [
+        each.replace(annotation=inspect.Parameter.empty)
+        for each in inspect.signature(getattr(gpu_utils, name)).parameters.values()
+        if each.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    ]
+    assert ", ".join(map(str, parameters)) == SIGNATURES[name]
 
 
 def test_importing_the_shim_loads_no_heavy_library(scripts: Path):
@@ -94,6 +122,7 @@ def test_backends_are_set_and_can_still_be_asked_for():
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
             True,
         ),
+        (RuntimeError("NCCL: failed to allocate 4 MiB of GPU memory"), True),
         (MemoryError(), True),
         (RuntimeError("CUDA error: device-side assert triggered"), False),
         (ValueError("CUDA out of memory"), False),
@@ -166,6 +195,35 @@ def test_safe_batch_size_grows_with_memory_shrinks_with_length_and_is_zero_when_
     assert sizes == sorted(sizes) and sizes[0] == 0 < sizes[2] and max(sizes) <= 32
     assert gpu_utils.get_safe_batch_size(7.0, 24) == 0
     assert gpu_utils.get_safe_batch_size(1.0, 80, 4096) < gpu_utils.get_safe_batch_size(1.0, 80, 2048)
+
+
+def test_safe_batch_size_follows_shape_optimizer_checkpointing_sharding_and_frozen_weights(capsys):
+    def size(**more) -> int:
+        return gpu_utils.get_safe_batch_size(1.0, 24, width=2048, layers=16, **more)
+
+    plain = size()
+    assert 0 < plain < 32
+    assert size(optimizer="adamw_8bit") > plain and size(activation_checkpointing=True) > plain
+    assert size(shards=8) > plain and size(trainable_parameters=1e7) > plain
+    assert size(vocabulary=200_000) < min(plain, size(vocabulary=200_000, loss_chunk=2048))
+    assert gpu_utils.get_safe_batch_size(1.0, 24, width=2048, layers=32) < plain
+    assert capsys.readouterr().out == ""
+    assert size(weight_bytes=4, sequence_length=2_000_000) == 0
+    assert gpu_utils.get_safe_batch_size(7.0, 24) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert "one sequence of 2,000,000 tokens takes" in told[0] and "moments alone take" in told[1]
+    with pytest.raises(ValueError, match="unknown optimizer 'lion'"):
+        size(optimizer="lion")
+
+
+def test_the_memory_estimate_is_its_formula():
+    from pipeline_lib.memory_estimate import estimate_memory
+
+    found = estimate_memory(1e9, 80e9, 2048, 2048, 16, vocabulary=32_000, dtype_bytes=2, weight_bytes=4, shards=2)
+    assert (found.weights, found.gradients, found.optimizer) == (2e9, 2e9, 4e9)
+    assert found.per_sequence == 2048 * (17 * 2 * 2048 * 16 + 32_000 * 6)
+    assert found.room == pytest.approx(0.8 * 80e9 - 8e9)
+    assert found.sequences == min(32, int(found.room / found.per_sequence))
 
 
 @pytest.fixture

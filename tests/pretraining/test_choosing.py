@@ -1,0 +1,56 @@
+"""compile: auto compiles when the run ends sooner for it, counting the time that compiling takes."""
+
+import pytest
+import torch
+
+from pipeline_lib.config.pretrain import PretrainSettings
+from pipeline_lib.pretraining import choosing
+from pipeline_lib.pretraining.batches import Batch
+from pipeline_lib.pretraining.horizon import resolve_horizon
+
+CPU = torch.device("cpu")
+TENSOR = torch.zeros(4, 64, dtype=torch.long)
+
+
+class Clock:
+    """Stands for the machine: a pass takes `eager` or `compiled` seconds, and compiling takes `compiler`."""
+
+    def __init__(self, monkeypatch, eager: float, compiled: float, compiler: float):
+        self.now, self.state, self.compilations = 0.0, "eager", 0
+        self.seconds, self.compiler = {"eager": eager, "compiled": compiled}, compiler
+        monkeypatch.setattr(choosing.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(choosing, "compile_body", self.compile)
+        monkeypatch.setattr(choosing, "uncompile_body", lambda model: setattr(self, "state", "eager"))
+        monkeypatch.setattr(choosing, "measure_micro_batch", self.measure)
+        self.model = None
+
+    def compile(self, model, strategy):
+        self.state, self.compilations = "compiled", self.compilations + 1
+        self.now += self.compiler
+
+    def measure(self, network, batch, chunk, device, warm=1, repeats=2):
+        self.now += (warm + repeats) * self.seconds[self.state]
+        return self.seconds[self.state]
+
+
+@pytest.mark.parametrize(
+    ("steps", "eager", "compiled", "compiler", "expected", "tried"),
+    [
+        (10_000, 1.0, 0.8, 60.0, True, True),  # saves 4,000 s (two micro-batches a step) for a minute
+        (10_000, 1.0, 1.1, 60.0, False, True),  # it is slower
+        (1_000, 1.0, 0.98, 60.0, False, True),  # saves 40 s and costs 60
+        (100, 1.0, 0.5, 60.0, False, False),  # too short to try
+    ],
+)
+def test_compiling_is_chosen_where_the_run_ends_sooner_for_it(
+    monkeypatch, steps, eager, compiled, compiler, expected, tried
+):
+    clock = Clock(monkeypatch, eager, compiled, compiler)
+    settings = PretrainSettings(tokens=steps * 512, batch_tokens=512)
+    horizon = resolve_horizon(settings, 64, 32, 1000)
+    assert horizon.steps == steps and horizon.sequences == 8
+    chosen, why = choosing.compiling_pays(clock, Batch(TENSOR, TENSOR, TENSOR, TENSOR), settings, horizon, CPU)
+    assert (chosen, clock.compilations > 0) == (expected, tried)
+    assert clock.state == "eager"
+    assert f"{2 * eager:.3f} s" in why
+    assert why.startswith("compiled: " if expected else "not compiled")
