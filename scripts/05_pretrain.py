@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 def train_together(stage: Stage) -> "Outcome":
     with collector_paused():
+        from pipeline_lib.pretraining.accumulation import take_over
         from pipeline_lib.pretraining.cost import predict_once
         from pipeline_lib.pretraining.distribution import join
         from pipeline_lib.pretraining.growing import await_all_text
@@ -38,6 +39,8 @@ def train_together(stage: Stage) -> "Outcome":
     resumed = restore_run(training, stage.work / "checkpoints", stage.say)
     if resumed:
         stage.say(f"  continuing from {resumed.name}, {training.step:,} of {inputs.horizon.steps:,} steps done")
+    if (said := take_over(training, stage.work)) is not None:
+        stage.note(said)
     with open_logbook(stage.work, training, resumed is not None, stage.settings, stage.run_folder.name) as book:
         saving = train(stage, training, inputs.data, book)
     await_all_text(stage, training, inputs.data)

@@ -46,6 +46,8 @@ for line in sys.stdin:
         if request["spare_bytes"] is not None:
             used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
             resource.setrlimit(resource.RLIMIT_AS, (used + request["spare_bytes"],) * 2)
+        if request["file_bytes"] is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_bytes"],) * 2)
         sys.argv = [script, *request["arguments"]]
         runpy.run_path(script, run_name="__main__")
         os._exit(0)
@@ -91,12 +93,13 @@ class Launcher:
         signal_number: int = signal.SIGKILL,
         when: Callable[[], bool] | None = None,
         spare_bytes: int | None = None,
+        file_bytes: int | None = None,
         processes: int = 1,
     ) -> Outcome:
         """Start the script and wait for its end; with `when`, send it a signal as soon as that is true.
 
-        spare_bytes: how much more memory the script may map than it has at its start; processes: how many share the
-        work, as torchrun would start them (signals go to the first).
+        spare_bytes: how much more memory the script may map than it has at its start; file_bytes: how large a file may
+        become; processes: how many share the work, as torchrun would start them (signals go to the first).
         """
         output = run / "output.txt"
         arguments = ["--config", str(config), "--run-dir", str(run), *flags]
@@ -104,6 +107,7 @@ class Launcher:
             "arguments": arguments,
             "output": str(output),
             "spare_bytes": spare_bytes,
+            "file_bytes": file_bytes,
             "processes": processes,
             "port": _free_port(),
         }

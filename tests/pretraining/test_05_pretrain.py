@@ -196,6 +196,24 @@ def test_the_time_limit_saves_and_the_next_start_goes_on(fresh_run, launcher, un
     assert ended.code == 128 + signal.SIGTERM, ended.output
     assert "time limit of 0 s is reached after step 1" in ended.output and "continue with:" in ended.output
     assert load_checkpoint(newest_valid_checkpoint(run / "05_pretrain" / "work" / "checkpoints")).step == 1
+    done = launcher.start(config, run)  # the limit was that start's
+    assert done.code == 0, done.output
+    assert digests(run) == digests(uninterrupted)
+
+
+def test_a_full_disk_while_saving_is_one_line_and_the_run_ends_with_the_same_bits(fresh_run, launcher, uninterrupted):
+    config, run = fresh_run
+    checkpoints = run / "05_pretrain" / "work" / "checkpoints"
+    launcher.start(config, run, signal_number=signal.SIGTERM, when=lambda: len(metrics_of_unfinished(run)) >= 8)
+    before = newest_valid_checkpoint(checkpoints)
+    assert (before / "model.safetensors").stat().st_size > 50_000
+    full = launcher.start(config, run, file_bytes=50_000)
+    assert full.code == 1 and "Traceback" not in full.output, full.output
+    assert "checkpoints" in full.output and "ulimit" in full.output
+    assert newest_valid_checkpoint(checkpoints) == before and not list(checkpoints.glob(".tmp-*"))
+    done = launcher.start(config, run)
+    assert done.code == 0, done.output
+    assert digests(run) == digests(uninterrupted)
 
 
 def test_a_signal_during_validation_saves_the_step_and_validates_after_the_restart(fresh_run, launcher, uninterrupted):
@@ -334,6 +352,45 @@ def test_what_cannot_be_continued_is_refused_with_both_values_and_nothing_is_tou
     done = launcher.start(config, run)
     assert done.code == 0, done.output
     assert [line["step"] for line in lines(run / "05_pretrain" / "metrics.jsonl")] == list(range(21))
+
+
+def test_another_vocabulary_and_another_tokenizer_are_named_with_both_values(packed_run, launcher, tmp_path):
+    config, run = packed_run
+    for name, shard, flags, words in (
+        ("smaller", 0, ["--vocab_size", "380"], "the model has 400 token ids, the cache 380"),
+        ("other", 1, [], "the model was made for another tokenizer"),
+    ):
+        copy = tmp_path / name
+        shutil.copytree(run, copy)
+        if shard:
+            write_text(copy, 100, seed=9, shard=shard)  # other words, so other merges
+            shutil.rmtree(copy / "03_packed")
+        packed = run_script("03_tokenize_and_pack.py", config, copy, *flags)
+        assert packed.returncode == 0, packed.stdout + packed.stderr
+        done = launcher.start(config, copy)
+        assert done.code == 2 and words in done.output and "04_init_model.py" in done.output, done.output
+    assert len(set(re.findall(r"xxh3:[0-9a-f]+", done.output))) == 2
+
+
+def test_fused_kernels_that_cannot_run_are_one_line(packed_run, launcher, tmp_path):
+    shutil.copytree(packed_run[1], tmp_path / "run")
+    for flags in (["--use_liger_kernel", "true"], ["--use_cce", "true"], ["--use_cce", "true", "--plan"]):
+        done = launcher.start(packed_run[0], tmp_path / "run", *flags)
+        assert done.code == (0 if "--plan" in flags else 1), done.output
+        assert f"pretrain.{flags[0][2:]} is on, but" in done.output, done.output
+        assert "Traceback" not in done.output
+
+
+def test_an_expectation_that_the_packed_text_does_not_meet_is_said(fresh_run, launcher):
+    config, run = fresh_run
+    flags = ["--epochs", "1", "--full_data_tokens", "10000000"]
+    config_without_tokens = run.parent / "epochs.yaml"
+    config_without_tokens.write_text(config.read_text().replace("  tokens: 12288\n", ""))
+    told = launcher.start(config_without_tokens, run, *flags, when=lambda: len(metrics_of_unfinished(run)) >= 1).output
+    assert "the training text is expected to have 10,000,000 tokens" in told, told
+    assert "the horizon of 19,531 steps is that of the expected text" in told
+    assert "the warm-up of 488 steps reads more than all the text that is packed" in told
+    assert "the horizon reads the training text" in told
 
 
 def test_a_missing_plan_and_too_long_a_context_are_one_line_each(packed_run, launcher, tmp_path):

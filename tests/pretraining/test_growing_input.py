@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from packed_run import CONFIG, SCRIPTS, run_script, write_text
 from test_05_pretrain import digests, notes
+from test_several_processes import assert_same_curve, lines
 
 from pipeline_lib.checkpoints import load_checkpoint, newest_valid_checkpoint
 from pipeline_lib.packing.reader import PackedCache
@@ -158,9 +159,38 @@ def test_killed_waiting_left_alone_and_continued_it_ends_with_the_bits_of_a_run_
     ours, theirs = (Manifest.read(folder / "05_pretrain" / "manifest.json") for folder in (run, afterwards))
     assert ours.fingerprint == theirs.fingerprint
     assert any("estimated at" in note for note in notes(run))
+    waited, at_once = (manifest.result["timing"]["text_wait_seconds"] for manifest in (ours, theirs))
+    assert waited > 0 == at_once and ours.result["timing"]["loader_share"] < 0.5
     assert not any("made from an earlier" in note for note in notes(run))
     for script in ("04_init_model.py", "05_pretrain.py"):
         assert "up to date" in run_script(script, config, run).stdout
+
+
+@pytest.mark.slow
+def test_two_processes_wait_for_the_same_text_and_have_the_curve_of_one(cleaned, afterwards, launcher, tmp_path):
+    config, run = cleaned[0], tmp_path / "run"
+    shutil.copytree(cleaned[1], run)
+    output = run / "output.txt"
+    packing = start_packing(config, run, 1)
+    let_go = False
+
+    def let_go_on() -> bool:
+        nonlocal let_go
+        if not let_go and output.exists() and "waiting for stage 03" in output.read_text():
+            let_go = True
+            packing.send_signal(signal.SIGCONT)
+        return False
+
+    try:
+        model = run_script("04_init_model.py", config, run)
+        assert model.returncode == 0, model.stdout + model.stderr
+        done = launcher.start(config, run, when=let_go_on, processes=2)
+        assert done.codes == [0, 0], done.output
+    finally:
+        packing.send_signal(signal.SIGCONT)
+        assert packing.wait(timeout=60) == 0
+    assert let_go
+    assert_same_curve(run, lines(afterwards))
 
 
 @pytest.mark.slow
@@ -177,8 +207,10 @@ def test_a_signal_while_waiting_saves_and_the_setting_is_named_when_it_is_missin
         def waits() -> bool:
             return (run / "output.txt").exists() and "waiting for stage 03" in (run / "output.txt").read_text()
 
-        ended = launcher.start(config, run, signal_number=signal.SIGTERM, when=waits)
+        flags = ["--schedule.warmup_fraction", "0.9"]
+        ended = launcher.start(config, run, *flags, signal_number=signal.SIGTERM, when=waits)
         assert ended.code == 128 + signal.SIGTERM, ended.output
+        assert "reads more than what is published and will wait for the rest" in ended.output, ended.output
         saved = newest_valid_checkpoint(run / "05_pretrain" / "work" / "checkpoints")
         assert f"step {load_checkpoint(saved).step}:" in ended.output
     finally:

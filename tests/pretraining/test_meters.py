@@ -144,6 +144,9 @@ def test_the_card_of_a_run_agrees_with_its_own_lines(packed_run, launcher, tmp_p
     timing = result["timing"]
     assert sum(line["seconds"] for line in times) == pytest.approx(timing["seconds"], rel=0.01)
     assert timing["seconds"] < wall
+    (predicted,) = [note for note in Manifest.read(folder / "manifest.json").notes if note.startswith("predicted ")]
+    percent = r" \([+-]\d+%\)"
+    assert re.fullmatch(rf"predicted .+ of memory, .+ of disk; took .+{percent}, .+{percent}, .+{percent}", predicted)
     uses = result["token_uses"]
     assert sum(uses.values()) == result["tokens"] == 24 * 512
     assert 0 < timing["step_mfu"] < 1 and 0 < timing["loader_share"] < 1

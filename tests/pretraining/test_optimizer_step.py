@@ -1,5 +1,6 @@
 """One optimizer step: groups, decay, accumulation, clipping, and failures that leave the weights alone."""
 
+import itertools
 import json
 import math
 import multiprocessing
@@ -7,13 +8,22 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
 import torch
 
-from pipeline_lib.checkpoints import checkpoint_name, newest_valid_checkpoint, save_checkpoint, seed_everything
+from pipeline_lib.checkpoints import (
+    checkpoint_name,
+    load_checkpoint,
+    newest_valid_checkpoint,
+    save_checkpoint,
+    seed_everything,
+)
 from pipeline_lib.config.model import ModelSettings
 from pipeline_lib.config.pretrain import OptimizerSettings, PretrainSettings
 from pipeline_lib.models.initialise import build_model
@@ -21,6 +31,7 @@ from pipeline_lib.models.shapes import resolve_shape
 from pipeline_lib.oom_handler import SafeBatchSizes, is_out_of_memory
 from pipeline_lib.packing.reader import PackedCache
 from pipeline_lib.pretraining import accumulation, validation
+from pipeline_lib.pretraining.accumulation import MemoryRanOutInside, leave_word, take_over
 from pipeline_lib.pretraining.attention import use_attention
 from pipeline_lib.pretraining.batches import PackedData
 from pipeline_lib.pretraining.choices import Choices
@@ -28,7 +39,7 @@ from pipeline_lib.pretraining.distribution import Processes, alone, join
 from pipeline_lib.pretraining.forward import TokenLoss, summed_loss
 from pipeline_lib.pretraining.horizon import resolve_horizon
 from pipeline_lib.pretraining.logbook import open_logbook
-from pipeline_lib.pretraining.loop import _next_step, optimizer_step
+from pipeline_lib.pretraining.loop import _next_step, optimizer_step, train
 from pipeline_lib.pretraining.optimizers import make_optimizers, parameter_groups
 from pipeline_lib.pretraining.run_state import TrainingRun, checkpoint_content, restore_run
 from pipeline_lib.pretraining.saving import Saving
@@ -177,6 +188,38 @@ def test_memory_that_runs_out_half_way_through_an_update_is_not_saved_over(data,
         saving = Saving(SETTINGS, tmp_path / "checkpoints", book)
         _next_step(run, data.training_batches(None), data, book, saving, SETTINGS)
     assert newest_valid_checkpoint(tmp_path / "checkpoints") is None
+
+
+class BareStage:
+    """What the loop asks of a stage, without a run folder around it."""
+
+    interrupted = False
+    signals = SimpleNamespace(received=None)
+
+    def __init__(self, settings: PretrainSettings, work: Path):
+        self.settings, self.work, self.started, self.said = settings, work, time.monotonic(), []
+        self.say = self.note = self.said.append
+
+    def stop_if_interrupted(self) -> None:
+        pass
+
+
+def test_any_other_error_saves_the_last_whole_step_and_passes_through(data, tmp_path, monkeypatch):
+    whole = data.training_batches
+
+    def damaged(state, step):
+        yield from itertools.islice(whole(state, step), 2)
+        raise RuntimeError("chunk 7 is damaged")
+
+    monkeypatch.setattr(data, "training_batches", damaged)
+    run, stage = make_run(), BareStage(SETTINGS, tmp_path)
+    with open_logbook(tmp_path, run, False, SETTINGS, "test") as book, pytest.raises(RuntimeError, match="chunk 7"):
+        train(stage, run, data, book)
+    assert "  the state after step 2 was saved before the error" in stage.said
+    saved = load_checkpoint(newest_valid_checkpoint(tmp_path / "checkpoints"))
+    assert saved.step == 2
+    for name, weight in run.model.state_dict().items():
+        assert torch.equal(saved.tensors["model"][name], weight)
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw", "adamw_8bit"])
@@ -338,6 +381,28 @@ def test_the_safe_size_is_in_the_checkpoint_grows_back_and_waits_longer_after_ea
     restore_run(again, tmp_path, print)
     assert again.micro_batches.to_json() == run.micro_batches.to_json()
     assert again.micro_batches.size(64) == 4 and again.micro_batches.size(128) == 8
+
+
+def test_with_fsdp_the_next_start_takes_half_and_keeps_to_it(data, monkeypatch, tmp_path):
+    """One process that believes in others: the size is agreed on by a restart, because asking is impossible."""
+    tried = limited(monkeypatch, 4, RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"))
+    run, stage = make_run(processes=replace(alone(), strategy="fsdp")), BareStage(SETTINGS, tmp_path)
+    with open_logbook(tmp_path, run, False, SETTINGS, "test") as book, pytest.raises(StageFailure) as ended:
+        train(stage, run, data, book)
+    assert "with 8 sequences of 64 tokens at once" in str(ended.value) and "takes 4 at once" in str(ended.value)
+    assert tried == [8] and all(parameter.grad is None for parameter in run.model.parameters())
+    again = make_run(processes=replace(alone(), strategy="fsdp"))
+    again.network.set_requires_gradient_sync = lambda last: None  # what FSDP adds to a network
+    again.micro_batches.grow_after = 1
+    assert "this one takes 4" in take_over(again, tmp_path) and again.save_soon
+    assert take_over(again, tmp_path) is None
+    for batch, _ in first_batches(data, 3):
+        optimizer_step(again, batch, SETTINGS, nothing)
+    assert tried == [8] + [4, 4] * 3
+    assert again.micro_batches.events == 1
+    assert (
+        "use more processes" in leave_word(tmp_path, MemoryRanOutInside(64, 1)) and take_over(again, tmp_path) is None
+    )
 
 
 def test_one_sequence_that_does_not_fit_is_an_error_that_leaves_no_gradient(data, monkeypatch):

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline_lib.stage import StageFailure, UserError
+from pipeline_lib.stage import Stage, StageFailure, UserError
 
 from .machine import choose_device
 
@@ -108,6 +108,13 @@ class Processes:
             gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
             for work in [torch.distributed.all_reduce(gradient, async_op=True) for gradient in gradients]:
                 work.wait()
+
+
+def interrupted(stage: Stage, processes: Processes) -> bool:
+    """Say whether a signal has arrived at any of the processes; the others then behave as if it were theirs."""
+    if processes.size > 1:
+        stage.signals.received = processes.largest(stage.signals.received or 0) or None
+    return stage.interrupted
 
 
 def whole(tensor: Tensor) -> Tensor:

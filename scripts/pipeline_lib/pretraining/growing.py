@@ -21,45 +21,52 @@ from pipeline_lib.stage.inputs import RunningInput, read_so_far
 from pipeline_lib.stage.manifest import MANIFEST, Manifest
 
 from .batches import PackedData
+from .distribution import Processes, interrupted
 from .run_state import TrainingRun
 
 _POLL_SECONDS = 0.2
 
 
 def wait_for_text(
-    stage: Stage, data: PackedData, enough: Callable[[], bool], what: str, save: Callable[[], object]
+    stage: Stage,
+    data: PackedData,
+    processes: Processes,
+    enough: Callable[[], bool],
+    what: str,
+    save: Callable[[], object],
 ) -> None:
-    """Replace `data.cache` by what stage 03 has published since, until `enough()`.
+    """Replace `data.cache` by what stage 03 has published since, until `enough()` in every process.
 
-    what: the first half of the sentence that says so; save: is called before the wait ends early. Raises
+    what: the first half of the sentence that says so; save: is called before the wait ends early. With several
+    processes all must call it: each looks for itself, and none goes on before all have seen the same. Raises
     StageInterrupted on a signal or at the time limit of the run, UserError when nobody runs stage 03.
     """
-    packed = stage.inputs["03_packed"]
     seen = time.monotonic()
     said = False
-    while not enough():
+    while not processes.smallest(int(enough())):
         if not said:
             stage.say(f"  {what}; waiting for stage 03")
             said = True
-        if _has_more(packed):
+        packed = stage.inputs["03_packed"]
+        if not packed.finished and _has_more(packed):
             packed, data.cache = open_packed(stage)
-            continue
+        else:
+            time.sleep(_POLL_SECONDS)
         now = time.monotonic()
-        if packed.at_work:
+        if packed.finished or packed.at_work:
             seen = now
         limit = stage.settings.time_limit_seconds
         late = limit is not None and now - stage.started > limit
-        if stage.interrupted or late:
+        if interrupted(stage, processes) or processes.share(late):
             save()
             stage.stop_if_interrupted()
             raise StageInterrupted(signal.SIGTERM)
-        if now - seen > stage.settings.growing_patience_seconds:
+        if processes.share(now - seen > stage.settings.growing_patience_seconds):
             save()
             raise UserError(
                 f"{what}, and stage 03 is not finished while nobody works at it; continue it with: {packed.command},"
                 " then start this again"
             )
-        time.sleep(_POLL_SECONDS)
 
 
 def _has_more(packed: RunningInput) -> bool:
@@ -73,7 +80,7 @@ def _has_more(packed: RunningInput) -> bool:
 def await_all_text(stage: Stage, run: TrainingRun, data: PackedData) -> None:
     """Wait until stage 03 has finished, and note the estimate of the text's size beside the truth."""
     what = f"training is done and saved after step {run.step:,}"
-    wait_for_text(stage, data, lambda: not data.cache.unfinished, what, lambda: None)
+    wait_for_text(stage, data, run.processes, lambda: not data.cache.unfinished, what, lambda: None)
     if stage.settings.growing_input:
         estimate, truth = data.cache.estimated_tokens(), data.cache.tokens()
         stage.note(

@@ -12,10 +12,9 @@ from pipeline_lib.config.pretrain import PretrainSettings
 from pipeline_lib.heavy_imports import collector_paused
 from pipeline_lib.packing.open_cache import open_packed
 from pipeline_lib.packing.reader import PackedCache
-from pipeline_lib.stage import Stage, UserError
+from pipeline_lib.stage import Stage, StageInput, UserError
 
 from .batches import Batch, PackedData
-from .distribution import launched_processes
 from .horizon import Horizon, resolve_horizon
 
 if TYPE_CHECKING:
@@ -63,18 +62,20 @@ def open_training_inputs(stage: Stage) -> TrainingInputs:
     """Verify and open what the earlier stages made. Raises UserError when they do not fit the settings."""
     settings = stage.settings
     (packed, cache), initial = open_packed(stage), stage.input("04_init")
-    if cache.unfinished and launched_processes() > 1:
-        raise UserError(
-            "several processes cannot train on a cache that stage 03 is still making (each would see another number of"
-            f" parts): wait for {packed.command}, or start without torchrun"
-        )
     context = settings.context or cache.contexts[0]
     shape, parameters = initial.result["shape"], initial.result["parameters"]
     if shape["vocabulary"] != cache.vocab_size:
-        raise UserError(f"the model has {shape['vocabulary']} token ids, the cache {cache.vocab_size}: run stage 04")
+        raise UserError(
+            f"the model has {shape['vocabulary']} token ids, the cache {cache.vocab_size}: make the model again with:"
+            f" {initial.command}"
+        )
+    _require_one_tokenizer(packed, initial)
     longest = max([context, *(phase.context for phase in settings.curriculum if phase.context is not None)])
     if shape["context"] < longest:
-        raise UserError(f"pretrain.context {longest} is longer than the model's context {shape['context']}")
+        raise UserError(
+            f"pretrain.context {longest} is longer than the model's context {shape['context']}: shorten it, or set"
+            f" model.shape.context to {longest} and run: {initial.command}"
+        )
     known = known_tokens(cache, settings)
     horizon = resolve_horizon(settings, context, shape["width"], parameters["matmul"], known, shape["tied"])
     data = PackedData(
@@ -108,6 +109,17 @@ def open_training_inputs(stage: Stage) -> TrainingInputs:
         model_folder=weights[0].parent,
         micro_batch=settings.micro_batch,
     )
+
+
+def _require_one_tokenizer(packed: StageInput, initial: StageInput) -> None:
+    """Raise UserError when the model was made for other token ids than the text was packed with, if equally many."""
+    files = (packed, "tokenizer/tokenizer.json"), (initial, "tokenizer.json")
+    (text, of_text), (model, of_model) = ((each.path / name, each.manifest.files[name].digest) for each, name in files)
+    if of_text != of_model:
+        raise UserError(
+            f"the model was made for another tokenizer ({model}, {of_model}) than the text was packed with ({text},"
+            f" {of_text}): make the model again with: {initial.command}"
+        )
 
 
 def known_tokens(cache: PackedCache, settings: PretrainSettings) -> int:

@@ -33,7 +33,10 @@ class Logbook:
 
     @contextmanager
     def spending(self, purpose: str) -> Iterator[None]:
-        """Note the time the block takes as spent on `purpose` ("loader", "validation", "checkpoint")."""
+        """Note the time the block takes as spent on `purpose`.
+
+        "loader": reading the next batch; "text": waiting for stage 03 to make it; "validation".
+        """
         start = time.monotonic()
         try:
             yield

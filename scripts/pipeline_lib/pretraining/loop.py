@@ -18,6 +18,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ from pipeline_lib.oom_handler import is_out_of_memory
 from pipeline_lib.stage import Stage, StageFailure, StageInterrupted
 
 from . import incidents
-from .accumulation import accumulate_gradient, drop_gradients
+from .accumulation import MemoryRanOutInside, accumulate_gradient, drop_gradients, leave_word
 from .batches import Batch, PackedData
+from .distribution import interrupted
 from .gradients import clip, norms_by_block, parameter_norms
 from .growing import wait_for_text
 from .logbook import Logbook
@@ -52,6 +54,8 @@ def train(stage: Stage, run: TrainingRun, data: PackedData, book: Logbook) -> Sa
     try:
         with saving:
             _train(stage, run, data, book, saving)
+    except MemoryRanOutInside as ran_out:
+        raise StageFailure(leave_word(stage.work, ran_out)) from None
     except (StageFailure, OSError, MemoryError):
         raise  # saved where that was possible, or saving is what failed
     except Exception:
@@ -75,12 +79,11 @@ def _train(stage: Stage, run: TrainingRun, data: PackedData, book: Logbook, savi
                 stage.note(
                     f"from step {phase.first:,} on {phase.sequences} sequences of {phase.context:,} tokens per step"
                 )
-        if not data.has_next(run.data, run.step):
+        there = partial(data.has_next, run.data, run.step)
+        if settings.growing_input and not run.processes.smallest(int(there())):
             what = f"step {run.step:,}: all that is packed so far has been read"
-            with book.spending("loader"):
-                wait_for_text(
-                    stage, data, lambda: data.has_next(run.data, run.step), what, lambda: saving.emergency(run)
-                )
+            with book.spending("text"):
+                wait_for_text(stage, data, run.processes, there, what, partial(saving.emergency, run))
         line = _next_step(run, batches, data, book, saving, settings)
         if "micro_batch_reduced_to" in line:
             stage.note(
@@ -103,7 +106,7 @@ def _stop_if_asked(stage: Stage, run: TrainingRun, saving: Saving, step_seconds:
     out_of_time = run.processes.share(late)
     if out_of_time:
         stage.say(f"  the time limit of {limit:,.0f} s is reached after step {run.step:,}")
-    if _interrupted(stage, run) or out_of_time:
+    if interrupted(stage, run.processes) or out_of_time:
         saving.emergency(run)
         stage.stop_if_interrupted()
         raise StageInterrupted(signal.SIGTERM)
@@ -151,13 +154,6 @@ class NotFinite(FloatingPointError):
         self.loss, self.norm = loss, norm
 
 
-def _interrupted(stage: Stage, run: TrainingRun) -> bool:
-    """Say whether a signal has arrived at any of the processes; the others then behave as if it were theirs."""
-    if run.processes.size > 1:
-        stage.signals.received = run.processes.largest(stage.signals.received or 0) or None
-    return stage.interrupted
-
-
 def _next_step(
     run: TrainingRun,
     batches: Iterator[tuple[Batch, dict[str, Any]]],
@@ -193,7 +189,7 @@ def _next_step(
         drop_gradients(run)
         if run.processes.strategy != "fsdp":  # where putting the tensors together would wait for the others
             saving.emergency(run)
-        raise StageFailure(_out_of_memory(run, step, settings, batch)) from None
+        raise StageFailure(_out_of_memory(run, step, batch)) from None
     run.data = data_state
     run.score = None
     run.tokens.add(batch)
@@ -232,17 +228,12 @@ def _bad_validation(run: TrainingRun, loss: float) -> str:
     return f"the validation loss is {loss} after step {run.step}{where}: {advice}"
 
 
-def _out_of_memory(run: TrainingRun, step: int, settings: PretrainSettings, batch: Batch) -> str:
+def _out_of_memory(run: TrainingRun, step: int, batch: Batch) -> str:
     """Say what to change when memory ran out for good."""
     if not run.between_steps:
         return (
             f"out of memory in the update at step {step}; the last checkpoint stands: use a smaller model or"
             " an optimizer with smaller moments"
-        )
-    if run.processes.strategy == "fsdp":
-        return (
-            f"out of memory at step {step} with pretrain.micro_batch {settings.micro_batch}, and the last checkpoint"
-            f" stands; set it to {max(1, settings.micro_batch // 2)}: the batch and the result stay the same"
         )
     return (
         f"out of memory at step {step}: not even one sequence of {batch.inputs.shape[1]:,} tokens fits; shorten"
@@ -259,7 +250,8 @@ def _finish_step(
         size = min(run.micro_batches.size(data.context), data.validation_sequences)
         batches = data.validation_batches(size * run.processes.size)
         with book.spending("validation"):
-            result = validate(run, batches, data.token_bytes, settings.loss_chunk, lambda: _interrupted(stage, run))
+            stop = partial(interrupted, stage, run.processes)
+            result = validate(run, batches, data.token_bytes, settings.loss_chunk, stop)
         if result is None:
             if run.step:
                 run.unwritten = line

@@ -51,14 +51,15 @@ class Outcome:
         Under "timing" is what another run of the same work would measure otherwise. tokens_per_second is over the wall
         clock of the loop, validation and checkpoints included; step_mfu is the share of the measured matmul peak that
         the steps alone reached (without validation and waiting for the loader); loader_share is the share of a step
-        spent waiting for data. The three checkpoint_ numbers are of the last start only: saves, seconds in which they
+        spent waiting for the next batch of text that is there, text_wait_seconds the time in which stage 03 had not
+        made it yet. The three checkpoint_ numbers are of the last start only: saves, seconds in which they
         held up the loop, and seconds of writing.
         """
         run, inputs = self.run, self.inputs
         lines, times = read_lines(work / "metrics.jsonl"), read_lines(work / "timings.jsonl")
         before, after = lines[0], lines[-1]
         flops = flop_count(inputs.parameters["matmul"], inputs.layers, inputs.attention_width).of(run.tokens)
-        spent = {name: sum(line.get(name, 0.0) for line in times[1:]) for name in ("loader", "validation")}
+        spent = {name: sum(line.get(name, 0.0) for line in times[1:]) for name in ("loader", "text", "validation")}
         stepping = sum(line["seconds"] for line in times[1:]) - sum(spent.values())
         counts, useful = run.tokens, self.text.predicted_once
         return {
@@ -96,6 +97,7 @@ class Outcome:
                 "model_flops_per_second": flops / run.seconds,
                 "step_mfu": round(flops / stepping / (run.choices.peak_flops * run.processes.size), 4),
                 "loader_share": round(spent["loader"] / (stepping + spent["loader"]), 5),
+                "text_wait_seconds": round(spent["text"], 4),
                 "checkpoints_saved": self.saving.saver.saves,
                 "checkpoint_stall_seconds": round(self.saving.saver.stalled, 4),
                 "checkpoint_write_seconds": round(self.saving.saver.written, 4),
@@ -103,10 +105,11 @@ class Outcome:
         }
 
     def note_prediction(self, stage: Stage) -> None:
-        """Put the prediction of the start beside what the run took."""
+        """Put the prediction of the start beside what the run took, without its waiting for stage 03."""
         if self.prediction is not None:
             disk = sum(file.stat().st_size for file in stage.work.rglob("*") if file.is_file())
-            stage.note(self.prediction.against(self.run.seconds, peak_memory(self.run.device), disk))
+            seconds = self.run.seconds - stage.result[TIMING]["text_wait_seconds"]
+            stage.note(self.prediction.against(seconds, peak_memory(self.run.device), disk))
 
 
 def finish(run: TrainingRun, inputs: TrainingInputs, saving: Saving, prediction: Prediction | None) -> Outcome:

@@ -2,8 +2,9 @@
 
 Only what the user says *now*, in the YAML or by a flag, overrides; a setting that merely has another default, or was
 given by a flag then and is not given now, stays as the checkpoint has it. So a changed learning rate takes effect, and
-a forgotten flag changes nothing. What cannot be continued (another order of the data, other text, a model or optimizer
-that the saved tensors do not fit) is refused with both values; `--force` begins anew and moves the old work aside.
+a forgotten flag changes nothing; the time limit alone is said of one start and ends with it. What cannot be continued
+(another order of the data, other text, a model or optimizer that the saved tensors do not fit) is refused with both
+values; `--force` begins anew and moves the old work aside.
 
 `--resume_plan` prints the whole decision, with the learning rate before and after, and does nothing.
 """
@@ -32,6 +33,8 @@ _FIXED = {
     "optimizer.name": "the saved moments are another optimizer's",
     "context": "the place in the data counts sequences of that length",
 }
+# Said of one start and not of the run: a limit of then would stop every later start just as early.
+_OF_A_START = {"time_limit_seconds"}
 # Choices that are made by measuring and written down; when one of these is changed they are made again.
 _MEASURED = {"dtype", "compile", "attention", "fp8", "fp8_recipe", "use_liger_kernel", "use_cce"}
 CHOICES = "choices.json"
@@ -85,11 +88,10 @@ def plan_resume(
     Raises ValidationError when the mixture of saved and present settings contradicts itself.
     """
     before, now = _flatten(saved["settings"]), _flatten(present["settings"])
-    effective = {**now, **{key: value for key, value in before.items() if key in now and not _is_set(key, set_now)}}
+    of_now = {key for key in now if key in _OF_A_START or _is_set(key, set_now)}
+    effective = {**now, **{key: value for key, value in before.items() if key in now and key not in of_now}}
     changes = [
-        Change(key, before.get(key), now[key], _is_set(key, set_now))
-        for key in sorted(now)
-        if before.get(key) != now[key]
+        Change(key, before.get(key), now[key], key in of_now) for key in sorted(now) if before.get(key) != now[key]
     ]
     refusals = [
         f"pretrain.{change.key} {_spell(change.saved)} -> {_spell(change.present)}: {_FIXED[change.key]}"
