@@ -91,12 +91,17 @@ def test_every_row_of_a_broken_folder_is_kept_or_has_a_reason(tmp_path, scripts)
     assert len(kept) == rows - 16 - 1 and not any("\x00" in row["text"] for row in kept)
 
 
-@pytest.mark.parametrize("name", ["cut.jsonl.gz", "cut.parquet", "none.jsonl", "column.parquet"])
+@pytest.mark.parametrize("name", ["cut.jsonl.gz", "cut.parquet", "cut.warc.gz", "none.jsonl", "column.parquet"])
 def test_a_file_whose_rows_cannot_be_counted_is_one_line_that_names_it(tmp_path, scripts, name):
     data = tmp_path / "data"
     data.mkdir()
     noise = [f"{prose(i)} {i}" for i in range(50)]
-    if name.endswith(".gz"):
+    if name == "cut.warc.gz":
+        head = "WARC/1.0\r\nWARC-Type: conversion\r\nContent-Type: text/plain\r\nContent-Length: "
+        records = (f"{head}{len(text)}\r\n\r\n{text}\r\n\r\n" for text in noise)
+        whole = b"".join(gzip.compress(record.encode()) for record in records)
+        (data / name).write_bytes(whole[: len(whole) // 2])
+    elif name.endswith(".gz"):
         whole = gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in noise).encode())
         (data / name).write_bytes(whole[: len(whole) // 2])
     elif name == "cut.parquet":

@@ -162,18 +162,45 @@ def test_shares_of_an_archive_give_every_record_exactly_once(tmp_path, count, mo
     assert parts == whole
 
 
-def test_archive_cut_in_the_middle_of_a_page_does_not_pass_half_a_page_on(tmp_path):
-    long = [("conversion", "http://a.org/", None, "text/plain", b"words without end " * 3000)]
-    path = tmp_path / "x.warc"
-    path.write_bytes(archive(RECORDS[-1:] + long, gzipped=False)[:-5000])
-    found = list(read_warc(path, "x.warc", ""))
-    assert texts(found) == ["text of a WET file"]
-    assert reasons(found) == ["archive record cut short"]
-    zipped = tmp_path / "x.warc.gz"
-    zipped.write_bytes(archive(RECORDS[-1:] + long)[:-60])
-    found = list(read_warc(zipped, "x.warc.gz", ".gz"))
-    assert texts(found) == ["text of a WET file"]
-    assert reasons(found) == ["archive record cut short"]
+def documents_or_damage(path, data):
+    """How many documents the archive gives; None when it is refused in words that say where the damage is."""
+    path.write_bytes(data)
+    try:
+        return len(texts(read_warc(path, path.name, ".gz" if path.suffix == ".gz" else "")))
+    except UserError as error:
+        assert re.search(r"is damaged: .*(byte \d|first line)", str(error)), error
+        return None
+
+
+@pytest.mark.parametrize(("name", "gzipped"), [("x.warc.gz", True), ("x.warc", False)])
+def test_archive_cut_anywhere_but_between_records_is_damaged(tmp_path, name, gzipped):
+    parts = [archive([record], gzipped) for record in (RECORDS[0], RECORDS[4], RECORDS[-1])]
+    whole = {0: 0}  # size: documents
+    for count in (1, 2, 3):
+        for missing in range(1 if gzipped else 5):  # the two empty lines after a record
+            whole[sum(map(len, parts[:count])) - missing] = count - 1
+    data = b"".join(parts)
+    for size in range(len(data) + 1):
+        assert documents_or_damage(tmp_path / name, data[:size]) == whole.get(size), size
+
+
+def test_archive_with_a_broken_byte_never_loses_the_records_after_it_in_silence(tmp_path):
+    parts = [archive([record]) for record in (RECORDS[4], RECORDS[-1], RECORDS[4])]
+    data, start = b"".join(parts), len(parts[0])
+    for place in range(start, start + len(parts[1])):
+        broken = bytearray(data)
+        broken[place] ^= 0xFF
+        found = documents_or_damage(tmp_path / "x.warc.gz", bytes(broken))
+        unused = 4 <= place - start < 10  # of gzip's header: date, hints, system
+        assert found == (3 if unused else None), place
+
+
+def test_record_that_claims_more_bytes_than_its_member_has_is_one_drop(tmp_path):
+    lying = re.sub(rb"Content-Length: 18", b"Content-Length: 99", archive(RECORDS[-1:], gzipped=False))
+    path = tmp_path / "x.warc.gz"
+    path.write_bytes(gzip.compress(lying) + archive(RECORDS[-1:]))
+    found = list(read_warc(path, path.name, ".gz"))
+    assert texts(found) == ["text of a WET file"] and reasons(found) == ["archive record cut short"]
 
 
 def test_archive_compressed_as_one_stream_says_how_to_repair_it(tmp_path):

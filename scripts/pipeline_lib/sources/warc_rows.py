@@ -4,10 +4,13 @@ A crawl archive is one gzip member per record, written back to back. That makes 
 starts at the first member whose decompressed bytes begin with a WARC version line. Records that are not pages (the
 requests, the crawl's own notes) are not documents and are passed over; a page that cannot be used is a drop.
 Trap: a server's text is whatever it sent, so a 404 page, an image or a truncated body must not become a document.
+Trap: warcio takes a gzip stream that breaks or ends early for the end of the archive. Nobody knows how many records
+were behind it, so that is a damaged file; a drop is only a record whose own length is wrong.
 """
 
 import zlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,10 +25,10 @@ _WINDOW, _HEAD = 1 << 18, 4096
 
 
 def read_warc(path: Path, label: str, compression: str, share: Share = WHOLE) -> Iterator[Row | Dropped]:
-    """Rows of the records that start in this share of the archive. A share needs a gzip member per record."""
-    from warcio.archiveiterator import ArchiveIterator
-    from warcio.exceptions import ArchiveLoadFailed
+    """Rows of the records that start in this share of the archive. A share needs a gzip member per record.
 
+    Raises UserError, with the byte, for an archive that is broken or ends inside a record.
+    """
     start, end = share.bounds(path.stat().st_size) if share.count > 1 else (0, None)
     with open_bytes(path, label, "" if compression == ".gz" else compression) as stream:
         if start:
@@ -33,17 +36,63 @@ def read_warc(path: Path, label: str, compression: str, share: Share = WHOLE) ->
             stream.seek(start)
         if end is not None and start >= end:
             return
-        records = ArchiveIterator(stream, arc2warc=True)
-        try:
-            for record in records:
-                if end is not None and records.offset >= end:
-                    return
-                row = _record_row(record, label, records.offset)
-                if row is not None:
-                    yield row
-        except ArchiveLoadFailed as error:
-            problem = " ".join(str(error).split())[:160]
-            raise damaged(label, f"{problem} (`warcio recompress` may repair it)") from error
+        for offset, record in _records(stream, label, compression == ".gz"):
+            if end is not None and offset >= end:
+                return
+            row = _record_row(record, label, offset)
+            if row is not None:
+                yield row
+
+
+def _records(stream: BinaryIO, label: str, gzipped: bool) -> Iterator[tuple[int, Any]]:
+    """Yield (byte where it begins, record) to the end of the archive, which must be the end of a record."""
+    from warcio.archiveiterator import ArchiveIterator
+    from warcio.exceptions import ArchiveLoadFailed
+
+    records = ArchiveIterator(stream, arc2warc=True)
+    records.reader = _reader_of_whole_members()(records.fh, label)
+    record, begin = None, 0
+    try:
+        for record in records:
+            begin = records.offset
+            if not (record.rec_headers.get_header("Content-Length") or "").strip().isdigit():
+                raise damaged(label, f"the record at byte {begin} has no length")
+            yield begin, record
+    except ArchiveLoadFailed as error:
+        problem = " ".join(str(error).split())[:160]
+        raise damaged(label, f"{problem} (`warcio recompress` may repair it)") from error
+    except AttributeError as error:  # warcio's, at a page without an address: its headers are cut or broken
+        raise damaged(label, f"the record at byte {records.offset} lacks headers that it must have") from error
+    cut_in_the_body = record is not None and not gzipped and record.raw_stream.limit > 0
+    if cut_in_the_body or records.offset != records.fh.tell():
+        raise damaged(label, f"it ends inside the record at byte {begin if cut_in_the_body else records.offset}")
+
+
+@cache
+def _reader_of_whole_members() -> type:
+    """warcio's reader of gzip members, made to report a broken or unfinished one."""
+    from warcio.bufferedreaders import DecompressingBufferedReader
+
+    class WholeMembers(DecompressingBufferedReader):
+        def __init__(self, stream: Any, label: str):
+            super().__init__(stream)
+            self._label = label
+
+        def _process_read(self, data: bytes) -> None:
+            if not data and self.decompressor and self.num_block_read and not self.decompressor.eof:
+                raise damaged(self._label, f"its gzip stream ends early, at byte {self.stream.tell()}")
+            super()._process_read(data)
+
+        def _decompress(self, data: bytes) -> bytes:
+            if self.decompressor and data and (self.num_block_read or data.startswith(_GZIP_MAGIC)):
+                try:
+                    return self.decompressor.decompress(data)
+                except zlib.error as error:
+                    problem = f"its gzip stream is broken, before byte {self.stream.tell()} ({error})"
+                    raise damaged(self._label, problem) from error
+            return super()._decompress(data)
+
+    return WholeMembers
 
 
 def next_member(stream: BinaryIO, start: int, end: int) -> int:
@@ -74,7 +123,7 @@ def _record_row(record: Any, label: str, offset: int) -> Row | Dropped | None:
     where = f"{label}, byte {offset}"
     url = record.rec_headers.get_header("WARC-Target-URI") or ""
     body = record.content_stream().read(MAX_PAGE_BYTES + 1)
-    if getattr(record.raw_stream, "limit", 0) and len(body) <= MAX_PAGE_BYTES:
+    if record.raw_stream.limit and len(body) <= MAX_PAGE_BYTES:
         return Dropped("archive record cut short", bytes=len(body), where=where)
     if record.rec_type == "conversion":
         return _plain_text(body, url, f"@{offset}", where)
