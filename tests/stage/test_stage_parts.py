@@ -1,5 +1,6 @@
 """Properties of the parts: journal, ledger, atomic files, digests, ordered map, code version."""
 
+import ast
 import errno
 import io
 import json
@@ -24,6 +25,7 @@ from pipeline_lib.stage import (
     ordered_map,
     write_bytes_atomic,
 )
+from pipeline_lib.stage.card import ledger_lines
 from pipeline_lib.stage.code_version import SCRIPTS, code_files, code_version
 from pipeline_lib.stage.digests import bytes_digest
 from pipeline_lib.stage.journal import Journal
@@ -289,6 +291,17 @@ def test_text_in_brackets_is_no_markup():
     assert "[bold] 7" in on_a_terminal(80, "[red]", "[bold] 7", total=40)
 
 
+def test_the_card_names_every_reason_of_a_drop():
+    ledger = Ledger()
+    ledger.enter("text", "web", documents=36, bytes=360)
+    for place in range(8):
+        ledger.drop("text", "web", f"reason {place}", documents=8 - place, bytes=10 * (8 - place))
+    lines = [text for _, text in ledger_lines(ledger)]
+    assert lines[0] == "in 36 documents, 360 B; kept nothing"
+    assert lines[1] == "dropped, reason 0: 8 documents, 80 B" and len(lines) == 8
+    assert lines[-1] == "dropped, others: reason 6 (2), reason 7 (1)"
+
+
 def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path, scripts: Path):
     program = tmp_path / "parent.py"
     program.write_text(
@@ -307,6 +320,26 @@ def test_workers_do_not_outlive_a_killed_parent(tmp_path: Path, scripts: Path):
     parent.kill()
     parent.wait()
     assert _wait_for(lambda: not any(_is_alive(int(pid)) for pid in workers))
+
+
+def test_what_is_preloaded_is_there_before_the_workers_and_their_modules_are_found(tmp_path: Path, scripts: Path):
+    (tmp_path / "loaded_once.py").write_text("import os\nPROCESS = os.getpid()\n")
+    program = tmp_path / "parent.py"
+    program.write_text(
+        "import os, sys\n"
+        f"sys.path.insert(0, {str(scripts)!r})\n"
+        "from pipeline_lib.stage import ordered_map\n"
+        "def ask(_):\n"
+        "    import loaded_once\n"
+        "    return loaded_once.PROCESS, os.getpid(), os.getppid()\n"
+        "if __name__ == '__main__':\n"
+        "    print(list(ordered_map(ask, range(8), 2, preload=['loaded_once'])), os.environ.get('PYTHONPATH'))\n"
+    )
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=True)
+    answers, path = done.stdout.rstrip().rsplit("] ", 1)
+    for loaded_in, worker, server in ast.literal_eval(answers + "]"):
+        assert loaded_in == server != worker
+    assert path == str(os.environ.get("PYTHONPATH"))
 
 
 def _is_alive(pid: int) -> bool:
@@ -344,3 +377,31 @@ def test_a_shared_file_has_two_names_and_neither_replaces_another_file(tmp_path,
         link_or_copy(source, second)
     with pytest.raises(FileNotFoundError):
         link_or_copy(tmp_path / "nothing", tmp_path / "fourth")
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the kernel does not tell shared pages")
+def test_memory_that_processes_share_counts_once_and_a_peak_that_is_over_is_remembered(scripts: Path):
+    program = (
+        "import os, sys, time\n"
+        f"sys.path.insert(0, {str(scripts)!r})\n"
+        "from pipeline_lib.stage.memory import PeakMemory, resident_bytes, tree_bytes\n"
+        "shared = bytes(range(256)) * (100 << 12)\n"  # 100 MB
+        "children = []\n"
+        "for _ in range(3):\n"
+        "    if not (child := os.fork()):\n"
+        "        time.sleep(60)\n"
+        "    children.append(child)\n"
+        "peak = PeakMemory()\n"
+        "time.sleep(0.6)\n"
+        "own = bytes(range(256)) * (40 << 12)\n"
+        "time.sleep(0.6)\n"
+        "del own\n"
+        "resident = resident_bytes()\n"
+        "print(len(resident), sum(resident.values()) >> 20, tree_bytes(resident) >> 20)\n"
+        "for child in children: os.kill(child, 9); os.waitpid(child, 0)\n"
+        "print(peak.stop() >> 20)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    processes, resident, together, peak = map(int, done.stdout.split())
+    assert processes == 4 and resident > 400 and 100 < together < 200
+    assert together + 30 < peak < resident

@@ -62,7 +62,11 @@ def open_bytes(path: Path, label: str, compression: str) -> Iterator[BinaryIO]:
     try:
         if compression == ".gz":
             with gzip.open(path, "rb") as stream:
-                yield stream
+                try:
+                    yield stream
+                except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+                    place = f"after {stream.tell():,} bytes of its content"
+                    raise damaged(label, f"its .gz stream is broken {place} ({error})") from error
         elif compression == ".zst":
             import pyarrow
 
@@ -71,7 +75,7 @@ def open_bytes(path: Path, label: str, compression: str) -> Iterator[BinaryIO]:
         else:
             with open(path, "rb", buffering=1 << 20) as stream:
                 yield stream
-    except (gzip.BadGzipFile, zlib.error, EOFError, _ZstandardError) as error:
+    except _ZstandardError as error:
         raise damaged(label, f"its {compression} stream is broken ({error})") from error
 
 

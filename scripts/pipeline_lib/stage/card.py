@@ -14,7 +14,7 @@ def spell_amounts(amounts: dict[str, int]) -> str:
     """Spell {documents, bytes, tokens}, leaving out what is zero."""
     parts = []
     if amounts.get("documents"):
-        parts.append(f"{amounts['documents']:,} documents")
+        parts.append(f"{amounts['documents']:,} document{'s' * (amounts['documents'] != 1)}")
     if amounts.get("bytes"):
         parts.append(size(amounts["bytes"]))
     if amounts.get("tokens"):
@@ -36,7 +36,7 @@ def dropped_by_reason(ledger: Ledger, flow: str) -> dict[str, dict[str, int]]:
 
 
 def ledger_lines(ledger: Ledger) -> list[tuple[str, str]]:
-    """Return (label, text) rows for what entered, was kept and was dropped, flow by flow."""
+    """Return (label, text) rows for what entered, was kept and was dropped, flow by flow, every reason by its name."""
     rows = []
     for flow in ledger.flows():
         entered, kept = ledger.total(flow, "entered"), ledger.total(flow, "kept")
@@ -44,8 +44,10 @@ def ledger_lines(ledger: Ledger) -> list[tuple[str, str]]:
         reasons = dropped_by_reason(ledger, flow)
         for reason in list(reasons)[:_TOP_REASONS]:
             rows.append(("", f"dropped, {reason}: {spell_amounts(reasons[reason])}"))
-        if len(reasons) > _TOP_REASONS:
-            rows.append(("", f"and {len(reasons) - _TOP_REASONS} more reasons, see manifest.json"))
+        if rare := list(reasons)[_TOP_REASONS:]:
+            rows.append(
+                ("", "dropped, others: " + ", ".join(f"{name} ({reasons[name]['documents']:,})" for name in rare))
+            )
     return rows
 
 

@@ -1,5 +1,10 @@
 """Peak memory of a process and its children, sampled, because the kernel only keeps peaks of single processes.
 
+Trap: the resident sizes of several processes must not be added up. Libraries, and whatever was there before a fork, lie
+in memory once and in every process's figure. The kernel's proportional set size divides each page by the number of
+processes that have it, so that adding up is right. It costs a walk over the page tables (15 ms per GB), so it is asked
+for only where the resident sizes are at their highest since a process came or went.
+
 And the memory that a process keeps although it freed it: Arrow's pool and glibc's heap hold 100 to 250 MB of it.
 """
 
@@ -12,21 +17,36 @@ _SAMPLE_SECONDS = 0.25
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
-def tree_bytes() -> int:
-    """Return the resident bytes of this process and all its descendants now.
-
-    Pages shared between forked processes are counted in each of them, so the figure errs on the high side.
-    """
+def resident_bytes() -> dict[int, int]:
+    """Return {process: resident bytes} of this process and all its descendants now."""
     import psutil
 
-    total = 0
+    found = {}
     me = psutil.Process(os.getpid())
     for process in [me, *me.children(recursive=True)]:
         try:
-            total += process.memory_info().rss
+            found[process.pid] = process.memory_info().rss
         except psutil.NoSuchProcess:  # it ended between the listing and the question
             continue
-    return total
+    return found
+
+
+def tree_bytes(resident: dict[int, int]) -> int:
+    """Return the bytes of memory that these processes take together, shared pages once.
+
+    `resident` stands in for a process that has ended since, and where the kernel does not tell shares (no Linux).
+    """
+    if len(resident) == 1:
+        return sum(resident.values())
+    return sum(_proportional_bytes(process) or size for process, size in resident.items())
+
+
+def _proportional_bytes(process: int) -> int | None:
+    try:
+        with open(f"/proc/{process}/smaps_rollup", encoding="ascii") as lines:
+            return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), None)
+    except OSError:
+        return None
 
 
 class PeakMemory:
@@ -39,8 +59,16 @@ class PeakMemory:
         self._thread.start()
 
     def _sample(self) -> None:
+        processes: set[int] = set()
+        highest = 0  # sum of resident sizes since `processes` are the ones that there are
         while not self._done.wait(_SAMPLE_SECONDS):
-            self._peak = max(self._peak, tree_bytes())
+            resident = resident_bytes()
+            if resident.keys() != processes:
+                processes, highest = set(resident), 0
+            total = sum(resident.values())
+            if total > max(highest, self._peak):
+                highest = total
+                self._peak = max(self._peak, tree_bytes(resident))
 
     def stop(self) -> int:
         """End the sampling and return the peak in bytes, at least the kernel's own peak of this process."""

@@ -9,10 +9,12 @@ has threads (numba, torch, the memory sampler) can inherit a lock that nobody wi
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import forkserver, resource_tracker
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
@@ -44,11 +46,13 @@ def ordered_map(
     workers: int,
     initializer: Callable[..., None] | None = None,
     initargs: tuple[Any, ...] = (),
+    preload: Sequence[str] = (),
 ) -> Iterator[Result]:
     """Yield function(item) for every item, in item order, computed by `workers` processes.
 
     `function` must be defined at module level. With one worker everything runs in this process. An exception in a
-    worker is raised here, when its item's turn comes.
+    worker is raised here, when its item's turn comes. `preload` names modules that are imported once, before the
+    workers are forked, which then share their memory.
     """
     if workers <= 1:
         if initializer is not None:
@@ -56,8 +60,31 @@ def ordered_map(
         yield from map(function, items)
         return
     context = multiprocessing.get_context("forkserver")
+    if preload:
+        _start_fork_server(preload)
     with ProcessPoolExecutor(workers, context, _start_worker, (initializer, initargs)) as pool:
         yield from _in_order(pool, function, items, 2 * workers)
+
+
+def _start_fork_server(preload: Sequence[str]) -> None:
+    """Start the fork server with these modules, unless it runs already.
+
+    It hears nothing of SIGINT, which would end it while it imports, and gets our search path through the environment:
+    Python 3.11 drops the one that it is given.
+    """
+    forkserver.set_forkserver_preload(list(preload))
+    resource_tracker.ensure_running()  # which would let SIGINT through again
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        if path is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = path
 
 
 def ordered_threads(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:

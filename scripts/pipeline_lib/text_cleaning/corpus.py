@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 DUPLICATES = "duplicates"
 QUALITY_MODEL = "quality_model.npy"
 FLOW = "text"
+WARM_CLEANER = "pipeline_lib.text_cleaning.warm_cleaner"
 WORKER_BYTES = 8_000_000  # of text for which another process (1 s to start) pays off
 
 
@@ -113,7 +114,8 @@ def _cleaned(
     workers = fitting_workers(wanted, limit)
     if workers < wanted:
         stage.note(f"clean.max_ram {stage.settings.max_ram}: {workers} of {wanted} cleaning processes fit")
-    return ordered_map(clean_shard, [jobs[piece.unit] for piece in waiting], workers, start_cleaner, known)
+    todo = [jobs[piece.unit] for piece in waiting]
+    return ordered_map(clean_shard, todo, workers, start_cleaner, known, preload=(WARM_CLEANER,))
 
 
 def _enter(ledger: Ledger, tally: dict[str, Any]) -> None:

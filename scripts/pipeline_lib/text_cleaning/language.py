@@ -24,7 +24,7 @@ from pipeline_lib.stage import StageFailure
 
 from .arrow_text import text_buffers
 from .characters import TABLE_SIZE, character_classes
-from .fasttext_model import load_model
+from .fasttext_model import FastTextModel, load_model
 from .fasttext_prediction import predict_line, row_room
 from .lines import count_characters, visible_span
 from .words import class_of, decode
@@ -61,6 +61,12 @@ def model_file() -> Path:
     return path
 
 
+@cache
+def _loaded(path: Path) -> FastTextModel:
+    """The model, once per process and, where processes are forked, once for all of them: 12 MB."""
+    return load_model(path)
+
+
 class Identifier(ABC):
     """What both engines share: one text as a batch of one."""
 
@@ -89,7 +95,7 @@ class LanguageIdentifier(Identifier):
 
     def __init__(self, settings: "LanguageSettings"):
         self._settings = settings
-        labels, self._tables = load_model(model_file())
+        labels, self._tables = _loaded(model_file())
         self._labels = np.array([*labels, ""], object)  # the last one: no language
         alphabetic = sorted(range(len(labels)), key=lambda place: labels[place])
         self._rank = np.argsort(np.array(alphabetic)).astype(np.int64)
