@@ -150,3 +150,17 @@ def test_one_large_row_group_is_read_in_bounded_memory(tmp_path):
     tracemalloc.stop()
     assert count == 12_000
     assert highest + python < size / 2, f"{highest} + {python} bytes held of {size}"
+
+
+def test_long_documents_are_held_a_few_at_a_time(tmp_path, monkeypatch):
+    asked = []
+    read = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(
+        pq.ParquetFile,
+        "iter_batches",
+        lambda self, rows, *rest, **more: asked.append(rows) or read(self, rows, *rest, **more),
+    )
+    texts = [f"{number} " * 700_000 for number in range(10, 20)]  # 2.1 MB each
+    pq.write_table(pa.table({"text": texts, "other": ["x" * 100_000] * 10}), tmp_path / "x.parquet")
+    rows = list(read_parquet(tmp_path / "x.parquet", "x.parquet", fields=["text"]))
+    assert [row.record["text"] for row in rows] == texts and asked == [3]

@@ -66,7 +66,10 @@ def _lines(stream: BinaryIO, label: str, start: int, end: int | None) -> Iterato
         if offset == 0:
             line = line.removeprefix(codecs.BOM_UTF8)
         if not line.isspace():
-            yield parse_row(line, f"@{offset}", place)
+            row = parse_row(line, f"@{offset}", place)
+            del line  # up to 64 MiB that nobody needs while the row is used
+            yield row
+            del row
 
 
 def parse_row(line: bytes, key: str, where: str) -> Row | Dropped:

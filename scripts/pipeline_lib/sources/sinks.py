@@ -27,9 +27,11 @@ def shard_name(index: int) -> str:
     return f"part-{index:05d}.parquet"
 
 
-def document_id(source: str, key: str, text: str) -> str:
-    """`source-` and 32 hexadecimal digits: from source, key and content, never from position."""
-    return f"{source}-{xxhash.xxh3_128_hexdigest(chr(0).join((source, key, text)).encode('utf-8'))}"
+def document_id(source: str, key: str, text: bytes) -> str:
+    """`source-` and 32 hexadecimal digits: from source, key and content (UTF-8), never from position."""
+    digest = xxhash.xxh3_128(f"{source}\0{key}\0".encode())
+    digest.update(text)
+    return f"{source}-{digest.hexdigest()}"
 
 
 def text_schema() -> pa.Schema:
@@ -47,13 +49,13 @@ class ShardSink:
         self._unit, self._source, self._license = unit, source, license
         self._first_shard, self._shard_bytes = first_shard, shard_bytes
         self._writer: pq.ParquetWriter | None = None
-        self._rows: list[tuple[str, ...]] = []
+        self._rows: list[tuple[str | bytes, ...]] = []
         self._group_bytes = self._filled = 0
 
     def add(self, record: Record) -> int:
         """Add one text record; return its size in bytes of UTF-8. Raises UnicodeEncodeError on lone surrogates."""
-        text = record["text"]
-        size = len(text.encode("utf-8"))
+        text = record["text"].encode("utf-8")  # once: a document may have 64 MiB
+        size = len(text)
         licence = record.get("license") or self._license
         identity = document_id(self._source, record["key"], text)
         self._rows.append((identity, text, self._source, record["url"], record.get("origin", ""), licence))

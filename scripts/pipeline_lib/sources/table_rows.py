@@ -16,6 +16,7 @@ from .file_kinds import open_bytes
 from .rows import MAX_ROW_BYTES, WHOLE, Row, Share, damaged
 
 _BATCH_ROWS = 128
+_BATCH_BYTES = 8_000_000
 _READ_BUFFER = 8 << 20
 """Bytes asked of a Parquet column at a time: small enough for memory, large enough for one request over a network."""
 
@@ -87,7 +88,8 @@ def read_parquet(
             columns = _columns(parquet.schema_arrow, label, fields)
             odd = any(not _is_plain(parquet.schema_arrow.field(column).type, label, column) for column in columns)
             for group, number in _groups_of_share(parquet, file, share):
-                for batch in parquet.iter_batches(_BATCH_ROWS, [group], columns, use_threads=False):
+                rows = _rows_per_batch(parquet.metadata.row_group(group), columns)
+                for batch in parquet.iter_batches(rows, [group], columns, use_threads=False):
                     size = batch.nbytes // max(1, batch.num_rows)
                     for row in _batch_rows(batch, label, number, size):
                         yield Row(plain(row.record), row.key, row.where, size) if odd and isinstance(row, Row) else row
@@ -96,6 +98,13 @@ def read_parquet(
         if getattr(error, "errno", None) is not None:  # the disk, not the file
             raise
         raise damaged(label, str(error).splitlines()[0]) from error
+
+
+def _rows_per_batch(group: Any, columns: list[str]) -> int:
+    """How many rows of a row group are held at a time: fewer where they are long."""
+    chunks = (group.column(place) for place in range(group.num_columns))
+    size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.partition(".")[0] in columns)
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES * group.num_rows // max(1, size)))
 
 
 def _columns(schema: Any, label: str, fields: list[str] | None) -> list[str]:
