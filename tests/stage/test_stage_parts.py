@@ -333,13 +333,19 @@ def test_what_is_preloaded_is_there_before_the_workers_and_their_modules_are_fou
         "    import loaded_once\n"
         "    return loaded_once.PROCESS, os.getpid(), os.getppid()\n"
         "if __name__ == '__main__':\n"
-        "    print(list(ordered_map(ask, range(8), 2, preload=['loaded_once'])), os.environ.get('PYTHONPATH'))\n"
+        "    answers = list(ordered_map(ask, range(8), 2, preload=['loaded_once']))\n"
+        "    answers += ordered_map(ask, range(8), 2, preload=['loaded_once'])\n"
+        "    import psutil\n"
+        "    left = [p for p in psutil.Process().children() if 'forkserver' in ' '.join(p.cmdline())]\n"
+        "    print(answers, len(left), os.environ.get('PYTHONPATH'))\n"
     )
     done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=True)
-    answers, path = done.stdout.rstrip().rsplit("] ", 1)
-    for loaded_in, worker, server in ast.literal_eval(answers + "]"):
+    answers, rest = done.stdout.rstrip().rsplit("] ", 1)
+    answers = ast.literal_eval(answers + "]")
+    for loaded_in, worker, server in answers:
         assert loaded_in == server != worker
-    assert path == str(os.environ.get("PYTHONPATH"))
+    assert len({server for _, _, server in answers}) == 2
+    assert rest == f"0 {os.environ.get('PYTHONPATH')}"
 
 
 def _is_alive(pid: int) -> bool:

@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from multiprocessing import forkserver, resource_tracker
 from typing import Any, TypeVar
 
@@ -60,18 +61,21 @@ def ordered_map(
         yield from map(function, items)
         return
     context = multiprocessing.get_context("forkserver")
-    if preload:
-        _start_fork_server(preload)
-    with ProcessPoolExecutor(workers, context, _start_worker, (initializer, initargs)) as pool:
+    with (
+        _fork_server(preload) if preload else nullcontext(),
+        ProcessPoolExecutor(workers, context, _start_worker, (initializer, initargs)) as pool,
+    ):
         yield from _in_order(pool, function, items, 2 * workers)
 
 
-def _start_fork_server(preload: Sequence[str]) -> None:
-    """Start the fork server with these modules, unless it runs already.
+@contextmanager
+def _fork_server(preload: Sequence[str]) -> Iterator[None]:
+    """Have a fork server with these modules for the block; it ends with it, because it holds their memory.
 
     It hears nothing of SIGINT, which would end it while it imports, and gets our search path through the environment:
     Python 3.11 drops the one that it is given.
     """
+    _end_fork_server()  # one of an earlier pool has other modules
     forkserver.set_forkserver_preload(list(preload))
     resource_tracker.ensure_running()  # which would let SIGINT through again
     path = os.environ.get("PYTHONPATH")
@@ -85,6 +89,14 @@ def _start_fork_server(preload: Sequence[str]) -> None:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = path
+    try:
+        yield
+    finally:
+        _end_fork_server()
+
+
+def _end_fork_server() -> None:
+    forkserver._forkserver._stop()  # private: there is no public way; it would stay until this process ends
 
 
 def ordered_threads(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
