@@ -181,11 +181,12 @@ def large_corpus(documents, size: int) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shards", [1, 8])
-def test_memory_does_not_grow_with_the_text(packed_run, packing_run, documents, shards: int):
+@pytest.mark.parametrize("shard_bytes", [50_000_000, 400_000_000])
+def test_memory_does_not_grow_with_the_text(packed_run, packing_run, documents, shard_bytes: int):
     peaks = []
     for size in (100_000_000, 400_000_000):
         tokenizer = str(packed_run.packed / "tokenizer")
+        shards = max(1, size // shard_bytes)
         run = packing_run(large_corpus(documents, size), shards, tokenizer=tokenizer, chunk_tokens=2_000_000)
         code, out, err = run.run()
         assert code == 0, out + err
