@@ -256,14 +256,13 @@ def test_plan_tells_the_cost_and_does_nothing(run, finished):
     assert not (run / "11_eval" / "work").exists()
 
 
-def test_help_answers_at_once():
-    def processor_seconds():
-        before = os.times()
-        subprocess.run([sys.executable, str(SCRIPT), "--help"], capture_output=True, check=True)
-        after = os.times()  # processor time, because a busy machine makes every wall clock late
-        return after.children_user + after.children_system - before.children_user - before.children_system
-
-    assert min(processor_seconds() for _ in range(3)) < 0.5
+def test_help_loads_no_heavy_library():
+    """How long it takes is a benchmark's business (benchmarks/start_time.py)."""
+    command = [sys.executable, "-X", "importtime", str(SCRIPT), "--help"]
+    words = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    loaded = {line.rpartition("|")[2].strip() for line in words.splitlines()}
+    assert "pydantic" in loaded  # the list is one
+    assert not loaded & {"torch", "transformers", "lm_eval", "scipy", "numpy", "pyarrow", "datasets"}
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,8 @@ from pipeline_lib.stage import StageFailure
 
 from .shard import INPUT_COLUMNS, DocumentCleaner, Tally
 
-with suppress(
-    StageFailure
-):  # a language model that is missing or damaged: a cleaning process meets it again, and says so
+# A language model that is missing or damaged: a cleaning process meets it again, and says so.
+with suppress(StageFailure):
     DocumentCleaner(CleanSettings(), [], 0).clean(pa.table({name: ["one two"] for name in INPUT_COLUMNS}), Tally())
 gc.collect()
 gc.freeze()  # a collection writes to the objects it looks at, and a page that is written to is no longer shared
