@@ -11,6 +11,7 @@ And the memory that a process keeps although it freed it: Arrow's pool and glibc
 import ctypes
 import os
 import resource
+import sys
 import threading
 
 _SAMPLE_SECONDS = 0.25
@@ -82,14 +83,13 @@ def own_peak_bytes() -> int:
 
     Trap: ru_maxrss starts at the size of the process that started this one, which may be far larger; VmHWM does not.
     """
-    try:
+    if sys.platform == "linux":
         with open("/proc/self/status", encoding="ascii") as status:
             for line in status:
                 if line.startswith("VmHWM:"):
                     return int(line.split()[1]) * 1024
-    except FileNotFoundError:
-        pass  # no Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def give_freed_memory_back(least: int) -> None:
