@@ -109,20 +109,21 @@ def test_the_line_is_spelt_as_promised():
     assert line == "Step 770/26,235 ( 2.9%) | Loss: 5.583 | 106,212 tok/s | ETA: 04:23h"
 
 
-def test_printed_speed_is_within_one_percent_of_the_wall_clock():
-    said = []
-    line = ProgressLine(40, 0, 0.05, lambda text: said.append((time.time(), text)))
-    start = time.time()
+def test_printed_speed_is_that_of_the_clock():
+    """A clock of its own: how late a busy machine hands the word over decides nothing."""
+    now, said = 100.0, []
+    line = ProgressLine(40, 0, 0.05, lambda text: said.append((now, text)), lambda: now)
+    times, done = [now], [0]
     for step in range(1, 41):
-        time.sleep(0.004 + 0.004 * (step % 3))
+        now += 0.004 + 0.004 * (step % 3)
         line.step(step, 1.0, 1000)
-    done = [0, *(int(re.search(r"Step ([\d,]+)/", text)[1].replace(",", "")) for _, text in said)]
-    times = [start, *(moment for moment, _ in said)]
+    done += [int(re.search(r"Step ([\d,]+)/", text)[1].replace(",", "")) for _, text in said]
+    times += [moment for moment, _ in said]
     assert len(said) >= 5 and done[-1] == 40
     for index, (moment, text) in enumerate(said):
         truth = 1000 * (done[index + 1] - done[index]) / (moment - times[index])
         printed = float(re.search(r"([\d,]+) tok/s", text)[1].replace(",", ""))
-        assert printed == pytest.approx(truth, rel=0.01)
+        assert printed == pytest.approx(truth, abs=0.5)  # what the line rounds
 
 
 def test_the_card_of_a_run_agrees_with_its_own_lines(packed_run, launcher, tmp_path):
