@@ -11,7 +11,8 @@ arrived at the peer's final value or below it.
     python benchmarks/pretrain_time_to_quality.py --reduced      75 seconds a run: about twenty minutes with both
 
 The reduced contest is complete, with three seeds; its sweep has one batch size and runs of 25 seconds, so a peer's
-settings are less finely tuned. Any of --seconds, --seeds and --batches changes either contest.
+settings are less finely tuned. Any of --seconds, --seeds and --batches changes either contest. What is measured lies in
+contest.jsonl of the run folder: a contest that was stopped goes on there, with the same code on the same machine.
 
 litgpt pins an older huggingface_hub and cannot share our environment: --litgpt names the Python of one that has it.
 """
@@ -22,10 +23,18 @@ import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
-from pretraining_peers.contest import CONTEXT, ROOT, Result, batch_tokens, prepare_run, run_ours, run_peer
+from pipeline_lib.stage import file_digest
+from pipeline_lib.stage.code_version import code_digest, code_version
+from pipeline_lib.stage.manifest import MANIFEST, Manifest
+from pretraining_peers.contest import CONTEXT, FOLDER, ROOT, Result, batch_tokens, prepare_run, run_ours, run_peer
+from pretraining_peers.journal import Journal
+from run_all import machine
 
 RATES = (1e-3, 2e-3, 4e-3)
 # A run of the sweep takes a fifth of the time, and no less than calibration and a few validations need.
@@ -38,7 +47,7 @@ LEAST_COMPILED = 90.0
 OUR_FLAGS = ("--batch_tokens", "4096", "--micro_batch", "8", "--keep_best", "false")
 
 
-def best_settings(program: str, python: str, seconds: float, batches: list[int], common: dict) -> dict:
+def best_settings(program: str, python: str, seconds: float, batches: list[int], peer: Callable[..., Result]) -> dict:
     """Return a peer's best settings in a sweep, printing every run to stderr.
 
     First batch and learning rate; with the best of these bfloat16, and compiling if a run is long enough for it.
@@ -46,7 +55,7 @@ def best_settings(program: str, python: str, seconds: float, batches: list[int],
     tried: list[tuple[float, dict]] = []
 
     def attempt(**settings: object) -> None:
-        result = run_peer(program, python, **common, **settings, seconds=seconds, seed=0, validations=1)
+        result = peer(program, python, **settings, seconds=seconds, seed=0, validations=1)
         tried.append((result.bits_per_byte, settings))
         print(f"  sweep {program} {settings}: {result.bits_per_byte}", file=sys.stderr, flush=True)
 
@@ -59,6 +68,12 @@ def best_settings(program: str, python: str, seconds: float, batches: list[int],
     if seconds >= LEAST_COMPILED:
         attempt(**{**best(), "compile": True})
     return best()
+
+
+def what_all_share(run: Path) -> dict[str, str]:
+    """Return what decides every result of a contest besides the contender: the machine, the tokens, the weights."""
+    inputs = {name: Manifest.read(run / name / MANIFEST).outputs_digest for name in ("03_packed", "04_init")}
+    return {"machine": machine(), "torch": version("torch"), "transformers": version("transformers"), **inputs}
 
 
 def time_to(result: Result, target: float) -> float | None:
@@ -92,19 +107,30 @@ def main() -> None:
             "threads": threads,
             "scratch": scratch,
         }
+        journal = Journal(options.run_dir / "contest.jsonl", **what_all_share(options.run_dir))
+
+        def peer(program: str, python: str, **how: object) -> Result:
+            key = {"program": program, "digest": file_digest(FOLDER / program), **how}
+            return journal.once(key, lambda: run_peer(program, python, **common, **how))
+
+        ours_now = code_digest(code_version(ROOT / "scripts" / "05_pretrain.py"))
+
+        def stage_05(tokens: int, seed: int, validations: int) -> Result:
+            key = {"program": "05", "digest": ours_now, "flags": OUR_FLAGS}
+            key |= {"tokens": tokens, "seed": seed, "validations": validations}
+            measure = partial(run_ours, config, options.run_dir, tokens, seed, *OUR_FLAGS, validations=validations)
+            return journal.once(key, measure)
+
         sweep = max(LEAST_SWEEP, options.seconds * SWEEP_SHARE)
-        settings = {name: best_settings(*program, sweep, options.batches, common) for name, program in programs.items()}
-        probe = run_ours(config, options.run_dir, 40 * batch_tokens(OUR_FLAGS), 0, *OUR_FLAGS, validations=1)
+        settings = {name: best_settings(*program, sweep, options.batches, peer) for name, program in programs.items()}
+        probe = stage_05(40 * batch_tokens(OUR_FLAGS), 0, 1)
         tokens = int(probe.tokens / probe.seconds * options.seconds * OUR_SHARE)
         ours, theirs = [], {name: [] for name in programs}
-        for seed in range(options.seeds):
-            ours.append(run_ours(config, options.run_dir, tokens, seed + 1, *OUR_FLAGS))
+        for seed in range(1, options.seeds + 1):
+            ours.append(stage_05(tokens, seed, 6))
             for name, program in programs.items():
-                theirs[name].append(
-                    run_peer(
-                        *program, **common, **settings[name], seconds=options.seconds, seed=seed + 1, validations=6
-                    )
-                )
+                how = {**settings[name], "seconds": options.seconds, "seed": seed, "validations": 6}
+                theirs[name].append(peer(*program, **how))
     for name, results in theirs.items():
         report(name, settings[name], ours, results)
 

@@ -9,7 +9,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+FOLDER = Path(__file__).resolve().parent
+ROOT = FOLDER.parents[1]
 CONTEXT = 512
 CONFIG = """
 base: {base}
@@ -79,7 +80,7 @@ def read_result(folder: Path) -> Result:
 
 def run_peer(program: str, python: str = sys.executable, **arguments: object) -> Result:
     """Run a peer's program beside this file and return its result, which it prints as the last line, JSON."""
-    command = [python, str(Path(__file__).with_name(program)), json.dumps(arguments, default=str)]
+    command = [python, str(FOLDER / program), json.dumps(arguments, default=str)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "scripts"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return Result(**json.loads(done.stdout.splitlines()[-1]))
