@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import random
-import runpy
 import statistics
 import sysconfig
 import tempfile
@@ -34,7 +33,7 @@ import xxhash
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from trl import pack_dataset
 
-from pipeline_lib.packing.build_chunks import UNITS_AT_ONCE, make_chunk, stays_in_memory
+from pipeline_lib.packing.build_chunks import UNITS_AT_ONCE, bound_memory, make_chunk, stays_in_memory
 from pipeline_lib.packing.cache_index import INDEX, Shard, describe_cache, describe_chunk
 from pipeline_lib.packing.chunk_format import ChunkFile
 from pipeline_lib.packing.chunk_ranges import ChunkRange, cut_into_chunks
@@ -48,14 +47,11 @@ from pipeline_lib.packing.text_encoder import TextEncoder
 from pipeline_lib.packing.tokenizer_folder import SPECIAL_TOKENS
 from pipeline_lib.packing.trained_tokenizer import printable, tokenizer_json, train_tokenizer, write_tokenizer
 from pipeline_lib.stage import available_cores, file_digest, ordered_threads, write_bytes_atomic, write_json_atomic
-from pipeline_lib.stage.memory import give_freed_memory_back
 
 ROUNDS = 5
 CORPUS_BYTES = 12_000_000
 VOCAB_SIZE = 8192
 CONTEXT = 2048
-STAGE = Path(__file__).parents[1] / "scripts" / "03_tokenize_and_pack.py"
-GIVEN_BACK_BYTES = runpy.run_path(str(STAGE))["GIVEN_BACK_BYTES"]
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
@@ -92,20 +88,20 @@ def _texts_of(files: list[Path], size: int) -> list[str]:
     return texts
 
 
-def as_stage_03(run: Callable[[TextEncoder], Any]) -> Callable[[TextEncoder], Any]:
-    """Let a contender give freed memory back as the stage does, and pay for it; the others keep theirs."""
-    if platform.libc_ver()[0] != "glibc":
-        return run
-    mallopt, pool = ctypes.CDLL(None).mallopt, pa.default_memory_pool()
+def with_memory_bounded(run: Callable[[TextEncoder], Any], shard: Path) -> Callable[[TextEncoder], Any]:
+    """Let a contender give freed memory back where stage 03 would, and pay for it; the others keep theirs."""
 
     def paying(encoder: TextEncoder) -> Any:
-        give_freed_memory_back(GIVEN_BACK_BYTES)
+        pool, changed = pa.default_memory_pool(), bound_memory(plan_runs([shard]))
         try:
             return run(encoder)
         finally:
-            pa.set_memory_pool(pool)
-            mallopt(M_MMAP_THRESHOLD, 32 << 20)  # where glibc's own rule ends after the first large block was freed
-            mallopt(M_TRIM_THRESHOLD, 64 << 20)
+            if changed:
+                pa.set_memory_pool(pool)
+                if platform.libc_ver()[0] == "glibc":  # back to where its own rule ends once a large block was freed
+                    mallopt = ctypes.CDLL(None).mallopt
+                    mallopt(M_MMAP_THRESHOLD, 32 << 20)
+                    mallopt(M_TRIM_THRESHOLD, 64 << 20)
 
     return paying
 
@@ -344,7 +340,7 @@ def benchmark_whole(folder: Path, texts: list[str], tokenizer: Path, reference: 
     def ours(encoder: TextEncoder) -> PackedCache:
         return pack_ours(folder, shard, encoder)
 
-    contenders = {"ours": as_stage_03(ours), "documented": documented, "best": best}
+    contenders = {"ours": with_memory_bounded(ours, shard), "documented": documented, "best": best}
     seconds, results = medians(contenders, lambda: TextEncoder(tokenizer))
     size = sum(len(text.encode()) for text in texts) / 1e6
     tokens = results["ours"].tokens()
@@ -374,7 +370,7 @@ def benchmark_overhead(folder: Path, texts: list[str], tokenizer: Path) -> None:
 
     seconds, _ = medians(
         {
-            "ours": as_stage_03(lambda encoder: pack_ours(folder, shard, encoder)),
+            "ours": with_memory_bounded(lambda encoder: pack_ours(folder, shard, encoder), shard),
             "text in memory": lambda encoder: encoder.encode(arrow),
             "the same Parquet": from_parquet,
         },

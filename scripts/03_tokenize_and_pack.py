@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from pipeline_lib.stage import ActionContext, Stage
 
 PROBED_BYTES = 2_000_000
-GIVEN_BACK_BYTES = 8 << 20
-"""A batch of text, its tokens, the tokens of a chunk: kept by the heap, they are 200 MB of the peak; given back,
-they cost 5 to 12 % of the processor time between Parquet and chunks."""
 
 
 def describe_inputs(config: "RunConfig") -> dict[str, str]:
@@ -67,15 +64,12 @@ def trace(context: "ActionContext", place: str) -> None:
 
 
 def prepare_process(stage: "Stage") -> None:
-    from pipeline_lib.stage.memory import give_freed_memory_back
-
     os.environ["RAYON_NUM_THREADS"] = str(stage.threads)  # gigatoken starts its threads at the first call
-    give_freed_memory_back(GIVEN_BACK_BYTES)
 
 
 def run(stage: "Stage") -> None:
     prepare_process(stage)
-    from pipeline_lib.packing.build_chunks import list_chunks, make_chunks
+    from pipeline_lib.packing.build_chunks import bound_memory, list_chunks, make_chunks
     from pipeline_lib.packing.build_plans import write_index, write_plans
     from pipeline_lib.packing.build_tokenizer import check_encoder, make_tokenizer, write_tokenizer_report
     from pipeline_lib.packing.kept_parts import lay_out
@@ -85,6 +79,7 @@ def run(stage: "Stage") -> None:
     layout = lay_out(stage)
     runs = plan_runs(list(layout.paths.values()))
     require_text(runs)
+    bound_memory(runs)
     encoder = make_tokenizer(stage, layout)
     check_encoder(stage, encoder, runs)
     write_tokenizer_report(stage, encoder, runs)
