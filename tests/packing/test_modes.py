@@ -91,6 +91,8 @@ def test_the_repairing_command_is_that_of_the_run(copied_run):
     flip(copied_run.packed / "plan-256.parquet")
     code, out, _ = copied_run.run("--mode", "verify")
     assert code == 1 and f"make what is damaged again with: {command} --mode repair\n" in out
+    _, out, _ = copied_run.run("--mode", "verify", "--chunk_tokens", "30000")
+    assert f"with: {command} --chunk_tokens 30000 --mode repair\n" in out  # what was typed counts
     with pytest.raises(UserError, match="make it again with: MAKE --mode repair$"):
         PackedCache(copied_run.packed, command="MAKE").sequences(256)
     (copied_run.packed / "index.json").unlink()

@@ -308,3 +308,11 @@ def test_disk_full_is_one_clear_line_and_nothing_is_half_written(toy: Toy):
     assert done.returncode == 1 and "disk full" in done.stderr and "Traceback" not in done.stderr
     assert not list(toy.folder.rglob(".tmp-*"))
     assert "2 of 6" in toy.run()[1]
+
+
+def test_a_plan_whose_probe_fails_is_a_failure(toy: Toy):
+    code, out, _ = toy.run("--plan")
+    assert code == 0 and "cost    about 1.0 s" in out
+    code, out, err = toy.run("--plan", TOY_BROKEN="probe")
+    assert code == 1 and err == "" and "cost    the probe failed: no number could be squared" in out
+    assert not toy.folder.exists()

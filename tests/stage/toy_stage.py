@@ -1,7 +1,7 @@
 """A stage as small as a stage can be: squares of numbers, one unit each; knobs come by environment.
 
 TOY_UNITS: number of units; TOY_SLEEP: seconds inside a unit between writing its file and finishing it; TOY_BROKEN:
-which fault to make (unbalanced, empty, crash, user, exit1).
+which fault to make (unbalanced, empty, crash, user, exit1, probe).
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, os.environ["TOY_SCRIPTS"])
 
-from pipeline_lib.stage import Stage, StageFailure, UserError, run_stage  # noqa: E402
+from pipeline_lib.stage import Estimate, Stage, StageFailure, UserError, run_stage  # noqa: E402
 from pipeline_lib.stage.catalog import StageSpec  # noqa: E402
 
 
@@ -46,6 +46,12 @@ def run(stage: Stage) -> None:
         stage.exit_code = 1
 
 
+def estimate(stage: Stage) -> Estimate:
+    if os.environ.get("TOY_BROKEN") == "probe":
+        raise StageFailure("no number could be squared")
+    return Estimate(1.0, 1 << 20, 1 << 10, "one number was squared")
+
+
 def outside_data(config: object) -> dict:
     listing = os.environ.get("TOY_DATA")
     return {"data": Path(listing).read_text()} if listing else {}
@@ -53,5 +59,8 @@ def outside_data(config: object) -> dict:
 
 if __name__ == "__main__":
     run_stage(
-        StageSpec("01_download", "no_such_script.py", "download", (), "squares numbers"), run, inputs=outside_data
+        StageSpec("01_download", "no_such_script.py", "download", (), "squares numbers"),
+        run,
+        estimate,
+        inputs=outside_data,
     )

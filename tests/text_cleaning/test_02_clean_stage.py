@@ -175,8 +175,9 @@ def test_little_memory_means_fewer_processes_and_the_same_files(finished, tmp_pa
     done = start(tmp_path, "--max_ram", "700M")
     assert done.returncode == 0, done.stderr + done.stdout
     assert output_digests(tmp_path) == output_digests(finished)
+    assert "up to date" in start(tmp_path, "--max_ram", "1G").stdout  # how much it may take decides nothing
     for size, words in (("100M", "needs at least 560M"), ("much", "is no memory size")):
-        refused = start(tmp_path, "--max_ram", size)
+        refused = start(tmp_path, "--max_ram", size, "--force")
         assert refused.returncode == 2 and words in refused.stderr and refused.stderr.count("\n") == 1
     small, large = (memory_limit(CleanSettings(max_ram=size)) for size in ("600M", "4G"))
     assert [fitting_workers(20, limit) for limit in (small, large, MemoryLimit())] == [1, 10, 20]

@@ -6,7 +6,7 @@ text, its description in configs/schema.json and the comment a reader of the cod
 
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, ClassVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
@@ -17,6 +17,15 @@ class Section(BaseModel):
     """A group of settings: immutable once read, and unknown keys are errors rather than ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    MEANS: ClassVar[tuple[str, ...]] = ()
+    """Fields that decide how outputs are made and nothing in them: another value makes no work anew."""
+
+    def deciding(self) -> dict[str, Any]:
+        """Return in JSON form what decides the outputs: every setting, of nested sections too, but the means."""
+        nested = {name: getattr(self, name) for name in type(self).model_fields if name not in self.MEANS}
+        dumped = self.model_dump(mode="json", exclude=set(self.MEANS))
+        return dumped | {name: value.deciding() for name, value in nested.items() if isinstance(value, Section)}
 
     @field_validator("*", mode="before")
     @classmethod

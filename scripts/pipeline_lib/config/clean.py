@@ -198,6 +198,8 @@ class ContaminationSettings(Section):
 class DedupSettings(Section):
     """Exact and fuzzy deduplication over all sources; every fuzzy removal is verified on the real shingle sets."""
 
+    MEANS = ("device",)
+
     enabled: bool = True
     """Whether duplicates are removed."""
     ngram: int = Field(default=5, ge=1, le=64)
@@ -230,6 +232,8 @@ class DedupSettings(Section):
 
 class CleanSettings(Section):
     """Settings of stage 02."""
+
+    MEANS = ("max_ram",)
 
     normalise: Literal["fast", "full"] = "fast"
     """Repair of the text: fast = NFC, line ends, control characters; full = also wrongly decoded text, with ftfy."""

@@ -31,8 +31,9 @@ class Options:
     """What the command line and the YAML say together.
 
     origins: where each value that is not a default came from, by dotted name; arguments: the flags that lead another
-    script to the same run; own_arguments: the other flags typed, with which this script goes on with the same work;
-    extra: values of the flags that only this script has.
+    script to the same run; typed_settings: the settings typed as flags, without which this script would make something
+    else; own_arguments: these and its other flags typed, with which it goes on with the same work; extra: values of the
+    flags that only this script has.
     """
 
     config: RunConfig
@@ -41,6 +42,7 @@ class Options:
     force: bool
     plan: bool
     arguments: str
+    typed_settings: str
     own_arguments: str
     extra: dict[str, Any]
 
@@ -109,9 +111,13 @@ def _assemble(places: dict[str, str], shared: dict[str, Any], typed: dict[str, A
     if shared["seed"] is not None:
         arguments += f" --seed {shared['seed']}"
     spelled = {name: _spell_value(value, _annotation_at(places[name])) for name, value in typed.items()}
-    spelled |= {name: value for name, value in extra.items() if isinstance(value, str)}
-    own_arguments = "".join(f" --{name} {shlex.quote(value)}" for name, value in spelled.items())
-    return Options(config, origins, run_folder, shared["force"], shared["plan"], arguments, own_arguments, extra)
+    settings = _as_flags(spelled)
+    own = settings + _as_flags({name: value for name, value in extra.items() if isinstance(value, str)})
+    return Options(config, origins, run_folder, shared["force"], shared["plan"], arguments, settings, own, extra)
+
+
+def _as_flags(values: dict[str, str]) -> str:
+    return "".join(f" --{name} {shlex.quote(value)}" for name, value in values.items())
 
 
 def _annotation_at(place: str) -> Any:

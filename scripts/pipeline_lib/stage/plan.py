@@ -30,8 +30,11 @@ def print_plan(
     origins: dict[str, str],
     status: str,
     estimate: Callable[["Stage"], Estimate] | None,
-) -> None:
-    """Print settings with where each came from, inputs, whether the stage would run, and the expected cost."""
+) -> bool:
+    """Print settings with where each came from, inputs, whether the stage would run, and the expected cost.
+
+    Returns whether the probe behind the cost came to its end, where there was one.
+    """
     print(f"{stage.name} {stage.spec.does}\n  folder  {stage.folder}\n  status  {status}\n  settings")
     for key, value in _leaves(_spell_settings(stage.settings)):
         print(f"    {key} = {value!r}  ({origins.get(f'{stage.spec.section}.{key}', 'default')})")
@@ -52,15 +55,16 @@ def print_plan(
     elif missing:
         print("  cost    cannot be estimated before the inputs exist")
     else:
-        _print_cost(stage, estimate)
+        return _print_cost(stage, estimate)
+    return True
 
 
-def _print_cost(stage: "Stage", estimate: Callable[["Stage"], Estimate]) -> None:
+def _print_cost(stage: "Stage", estimate: Callable[["Stage"], Estimate]) -> bool:
     try:
         cost = estimate(stage)
     except StageFailure as error:
         print(f"  cost    the probe failed: {error}")
-        return
+        return False
     time = duration(cost.seconds) if cost.seconds is not None else "unknown"
     memory = size(cost.memory_bytes) if cost.memory_bytes is not None else "unknown"
     disk = size(cost.disk_bytes) if cost.disk_bytes is not None else "unknown"
@@ -70,6 +74,7 @@ def _print_cost(stage: "Stage", estimate: Callable[["Stage"], Estimate]) -> None
     print(f"  cost    {here}about {time}, {memory} of memory, {disk} of disk ({size(free)} free); {cost.basis}")
     if cost.disk_bytes is not None and cost.disk_bytes > free:
         print("  WARNING the outputs would not fit on this disk")
+    return True
 
 
 def _spell_settings(settings: Any) -> Any:

@@ -123,6 +123,7 @@ def _main(spec, run, estimate, inputs, extra_arguments, actions, join, continue_
     options = read_command_line(spec.section, description, argv, extra_arguments, spec.scales_out)
     run_folder = options.run_folder
     stage = Stage(spec, options.config, run_folder, options.config.threads or available_cores(), options.arguments)
+    stage.typed_settings, stage.own_arguments = options.typed_settings, options.own_arguments
     for name, action in actions.items():
         if (value := options.extra.get(name)) is not None:
             folder = stage.elsewhere(spec.name) or stage.folder
@@ -144,10 +145,8 @@ def _main(spec, run, estimate, inputs, extra_arguments, actions, join, continue_
     if options.plan:
         fingerprint, problem = _try_fingerprint(stage, spec, inputs)
         status = problem or _status(stage, fingerprint, options.force)
-        print_plan(stage, options.origins, status, estimate)
-        return 0
+        return 0 if print_plan(stage, options.origins, status, estimate) else 1
     stage.flags, stage.forced, stage.origins = options.extra, options.force, options.origins
-    stage.own_arguments = options.own_arguments
     return _execute(stage, spec, run, inputs, join, continue_with)
 
 
@@ -156,7 +155,7 @@ def _fingerprint(stage: Stage, spec: StageSpec, inputs: Callable[[Any], dict[str
     upstream = {name: stage.input(name).digest for name in stage.needs}
     return {
         "inputs": upstream,
-        "settings": stage.settings.model_dump(mode="json"),
+        "settings": stage.settings.deciding(),
         "seed": stage.seed,
         "data": inputs(stage.config) if inputs else {},
         "code": code_version(_script(spec)),
@@ -271,7 +270,7 @@ def _continue_other_work(stage: Stage, fingerprint: dict[str, Any], continue_wit
     if settings is None:
         return fingerprint
     stage.settings = settings
-    fingerprint = {**fingerprint, "settings": settings.model_dump(mode="json")}
+    fingerprint = {**fingerprint, "settings": settings.deciding()}
     Workspace(stage.folder, fingerprint).take_over()
     return fingerprint
 
@@ -330,7 +329,7 @@ def _warn_of_other_settings(stage: Stage) -> None:
     for name, source in sorted(stage.inputs.items()):
         if source.elsewhere:
             continue
-        current = getattr(stage.config, BY_NAME[name].section).model_dump(mode="json")
+        current = getattr(stage.config, BY_NAME[name].section).deciding()
         made_with = source.manifest.fingerprint["settings"]
         if made_with != current:
             change = describe_change({"settings": made_with}, {"settings": current})

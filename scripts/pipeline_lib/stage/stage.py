@@ -72,6 +72,7 @@ class Stage:
         self.run_folder = run_folder
         self.folder = run_folder / spec.name
         self.arguments = arguments
+        self.typed_settings = ""
         self.own_arguments = ""
         self.result: dict[str, Any] = {}
         self.exit_code = 0
@@ -93,7 +94,7 @@ class Stage:
     @property
     def command(self) -> str:
         """The command that makes the outputs of this stage, for messages."""
-        return repairing_command(self.name, self.arguments, self.elsewhere(self.name))
+        return repairing_command(self.name, self.arguments + self.typed_settings, self.elsewhere(self.name))
 
     def input(self, name: str) -> StageInput:
         """Return a finished earlier stage. Raises UserError naming the command that makes it."""
