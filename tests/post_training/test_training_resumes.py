@@ -65,7 +65,7 @@ def crash():
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("step", [1, 5])
-def test_a_crash_at_any_step_changes_nothing(stage, step, whole_run, unfinished, at_step, helpers, monkeypatch):
+def test_a_crash_at_any_step_changes_nothing(stage, step, whole_run, unfinished, at_step, helpers, monkeypatch, capsys):
     run = unfinished(stage)
     with monkeypatch.context():
         at_step(step, crash)
@@ -73,7 +73,10 @@ def test_a_crash_at_any_step_changes_nothing(stage, step, whole_run, unfinished,
     checkpoints = sorted(path.name for path in (run / stage / "work" / "checkpoints").glob("step-*"))
     assert checkpoints == {1: [], 5: ["step-00000002", "step-00000004"]}[step]
     monkeypatch.undo()
+    capsys.readouterr()
     assert helpers.run_script(STAGES[stage], run) == 0
+    told = {1: "ended before its first checkpoint: beginning again at step 1", 5: "continuing after step 4"}
+    assert told[step] in capsys.readouterr().out
     assert digests(run, stage) == digests(whole_run, stage)
 
 

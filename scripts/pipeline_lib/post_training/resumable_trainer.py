@@ -89,6 +89,8 @@ class ResumableTrainer(OutOfMemoryRecovery):
             self.loaded = load_checkpoint(newest, verify=False)
             start = self.loaded.step
             self.stage.say(f"  continuing after step {start:,} of {steps:,}")
+        elif (self.stage.work / METRICS).exists():
+            self.stage.say("  an earlier start ended before its first checkpoint: beginning again at step 1")
         self._open_metrics(start)
         with self._metrics_file, self.stage.progress(steps, "training", "steps") as self.bar:
             if start >= steps:
