@@ -25,7 +25,7 @@ from pipeline_lib.stage import (
     ordered_map,
     write_bytes_atomic,
 )
-from pipeline_lib.stage.card import ledger_lines
+from pipeline_lib.stage.card import ledger_lines, spell_value
 from pipeline_lib.stage.code_version import SCRIPTS, code_files, code_version
 from pipeline_lib.stage.digests import bytes_digest
 from pipeline_lib.stage.journal import Journal
@@ -289,6 +289,14 @@ def test_a_bar_of_unknown_length_and_one_that_has_just_begun():
 
 def test_text_in_brackets_is_no_markup():
     assert "[bold] 7" in on_a_terminal(80, "[red]", "[bold] 7", total=40)
+
+
+@pytest.mark.parametrize(
+    ("value", "spelled"),
+    [({"email": 1200, "ip": 3}, "email 1,200, ip 3"), ({}, "none"), ([], "none"), (0, "0"), (False, "false")],
+)
+def test_the_card_spells_a_result(value, spelled):
+    assert spell_value(value) == spelled
 
 
 def test_the_card_names_every_reason_of_a_drop():

@@ -59,6 +59,8 @@ def spell_value(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.4g}"
+    if value in ({}, []):
+        return "none"
     if isinstance(value, dict):
         return ", ".join(f"{key} {spell_value(item)}" for key, item in value.items())
     if isinstance(value, list):
