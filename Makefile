@@ -41,7 +41,7 @@ chat: install  ## Talk to the model of CONFIG
 	@$(MODULE) pipeline_lib.reporting.chat --config $(CONFIG)
 
 test: install-dev  ## Run the tests (under 8 minutes on 2 cores)
-	$(PY) -m pytest -m "not slow" -n 2 --dist loadfile
+	$(PY) -m pytest -m "not slow" -n 2 --dist loadfile --durations=25
 
 test-slow: install-dev  ## Run the tests that take long
 	$(PY) -m pytest -m slow
