@@ -190,7 +190,7 @@ def main() -> None:
         benchmark_random_reads(cache)
         benchmark_loader(small)
         os.sched_setaffinity(0, cores)
-        benchmark_memory(folder, folder / "tokenizer")  # last: a machine that was busy for minutes is slower for a while
+        benchmark_memory(folder, folder / "tokenizer")  # last: a machine is slower after minutes of work
 
 
 if __name__ == "__main__":
