@@ -97,6 +97,7 @@ def test_labels_positions_and_segments_keep_documents_apart(cache: PackedCache):
 @given(st.integers(0, 200), st.sampled_from(["train", "val"]), st.integers(1, 3), st.integers(1, 20))
 def test_resume_at_any_position_continues_as_if_never_interrupted(cache: PackedCache, cut, split, epochs, size):
     whole = list(cache.batches(256, size, seed=5, split=split, epochs=epochs))
+    assert sum(len(batch["input_ids"]) for batch in whole) == epochs * cache.sequences(256, split) > 0
     cut = min(cut, len(whole) - 1)
     state = json.loads(json.dumps(whole[cut]["state"]))
     again = PackedCache(cache.path, window_chunks=2)
@@ -120,6 +121,7 @@ def test_ranks_together_read_what_one_rank_reads(cache: PackedCache, world, size
 
 def test_a_run_continues_on_another_number_of_ranks(cache: PackedCache):
     one = rows(cache.batches(256, 12, seed=9))
+    assert len(one) == cache.sequences(256) > 12
     before = [next(cache.batches(256, 6, rank, 2, seed=9)) for rank in range(2)]
     after = [list(cache.batches(256, 4, rank, 3, seed=9, state=before[0]["state"])) for rank in range(3)]
     read = rows(before) + [row for step in zip(*after, strict=True) for row in rows(step)]
