@@ -168,7 +168,7 @@ def documents_or_damage(path, data):
     try:
         return len(texts(read_warc(path, path.name, ".gz" if path.suffix == ".gz" else "")))
     except UserError as error:
-        assert re.search(r"is damaged: .*(byte \d|first line)", str(error)), error
+        assert re.search(r"is damaged: .*byte \d", str(error)), error
         return None
 
 
@@ -206,7 +206,7 @@ def test_record_that_claims_more_bytes_than_its_member_has_is_one_drop(tmp_path)
 def test_archive_compressed_as_one_stream_says_how_to_repair_it(tmp_path):
     path = tmp_path / "x.warc.gz"
     path.write_bytes(gzip.compress(archive(RECORDS, gzipped=False)))
-    with pytest.raises(UserError, match="warcio recompress"):
+    with pytest.raises(UserError, match=r"after the record at byte \d+: .*warcio recompress"):
         list(read_warc(path, "x.warc.gz", ".gz"))
 
 

@@ -60,7 +60,8 @@ def _records(stream: BinaryIO, label: str, gzipped: bool) -> Iterator[tuple[int,
             yield begin, record
     except ArchiveLoadFailed as error:
         problem = " ".join(str(error).split())[:160]
-        raise damaged(label, f"{problem} (`warcio recompress` may repair it)") from error
+        problem = f"after the record at byte {begin}: {problem} (`warcio recompress` may repair it)"
+        raise damaged(label, problem) from error
     except AttributeError as error:  # warcio's, at a page without an address: its headers are cut or broken
         raise damaged(label, f"the record at byte {records.offset} lacks headers that it must have") from error
     cut_in_the_body = record is not None and not gzipped and record.raw_stream.limit > 0
