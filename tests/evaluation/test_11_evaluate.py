@@ -1,17 +1,16 @@
 """`python scripts/11_evaluate.py` on a run of tiny models: results, resumption after SIGKILL, and what it refuses."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from fork_launcher import Launcher, run_script
 from pipeline_lib.config import PROJECT_ROOT
 from pipeline_lib.evaluation.questionnaire import MODELS
 from pipeline_lib.stage import Ledger
@@ -118,12 +117,12 @@ def command(run, *flags):
 
 
 def start(run, *flags):
-    return subprocess.run(command(run, *flags), capture_output=True, text=True, cwd="/", check=False)
+    return run_script(SCRIPT.name, run.parent / "config.yaml", run, *flags)
 
 
 @pytest.fixture(scope="module")
 def finished(run):
-    done = start(run)
+    done = subprocess.run(command(run), capture_output=True, text=True, cwd="/", check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -226,18 +225,14 @@ def test_a_second_start_is_up_to_date_without_loading_torch(run, finished):
 
 def test_killed_in_the_middle_it_continues_to_identical_outputs(run, finished):
     expected = outputs(run)
-    process = subprocess.Popen(
-        command(run, "--force"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )
     journal = run / "11_eval" / "work" / "journal.jsonl"
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and (not journal.exists() or journal.read_bytes().count(b"\n") < 3):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killed = Launcher(SCRIPT.name).start(
+        run.parent / "config.yaml",
+        run,
+        "--force",
+        when=lambda: journal.exists() and journal.read_bytes().count(b"\n") >= 3,
+    )
+    assert killed.code == -signal.SIGKILL
     finished_units = journal.read_bytes().count(b"\n")
     assert 3 <= finished_units < 24
     # --force would start over; an outdated manifest makes the plain start continue the unfinished work instead

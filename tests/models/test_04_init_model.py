@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from packed_run import make_packed_run, run_script
+from packed_run import make_packed_run
 
+from fork_launcher import run_script
 from pipeline_lib.stage.manifest import Manifest
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # the helper modules of this folder
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # the helper modules of both folders
+
+from packed_run import make_packed_run  # noqa: E402
 
 from fork_launcher import Launcher  # noqa: E402
-from packed_run import make_packed_run  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,5 +34,4 @@ def fresh_run(packed_run, tmp_path) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="session")
 def launcher() -> Launcher:
-    with Launcher("05_pretrain.py") as opened:
-        yield opened
+    return Launcher("05_pretrain.py")

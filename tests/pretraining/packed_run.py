@@ -1,18 +1,15 @@
 """A small run with stages 03 and 04 finished, made by the real scripts from generated text."""
 
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fork_launcher import run_script
 from pipeline_lib.stage import Ledger
 from pipeline_lib.stage.manifest import Manifest
 from pipeline_lib.stage.stage import describe_files
-
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 CONFIG = """
 threads: 1
@@ -60,12 +57,6 @@ def write_text(run: Path, documents: int, seed: int = 0, sources: tuple[str, ...
     fingerprint = {"inputs": {}, "settings": {}, "seed": 42, "data": {}, "code": {}}
     files = {**(before.files if before else {}), **describe_files(folder / name, name)}
     Manifest("02_clean", fingerprint, files, ledger.to_json(), {}, [], 0, {}).write(folder / "manifest.json")
-
-
-def run_script(script: str, config: Path, run: Path, *flags: str) -> subprocess.CompletedProcess:
-    """Run a numbered script to its end."""
-    command = [sys.executable, str(SCRIPTS / script), "--config", str(config), "--run-dir", str(run), *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def make_packed_run(folder: Path, config: str = CONFIG) -> tuple[Path, Path]:

@@ -10,8 +10,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from packed_run import run_script, write_text
+from packed_run import write_text
 
+from fork_launcher import run_script
 from pipeline_lib.checkpoints import load_checkpoint, newest_valid_checkpoint
 from pipeline_lib.config.pretrain import ScheduleSettings
 from pipeline_lib.evaluation.results import reproducible_numbers

@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-from packed_run import CONFIG, SCRIPTS, run_script, write_text
+from packed_run import CONFIG, write_text
 from test_05_pretrain import digests, notes
 from test_several_processes import assert_same_curve, lines
 
+from fork_launcher import SCRIPTS, run_script
 from pipeline_lib.checkpoints import load_checkpoint, newest_valid_checkpoint
 from pipeline_lib.packing.reader import PackedCache
 from pipeline_lib.packing.so_far import index_name

@@ -5,8 +5,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from packed_run import CONFIG, run_script, write_text
+from packed_run import CONFIG, write_text
 
+from fork_launcher import run_script
 from pipeline_lib.config.pretrain import CurriculumStage
 from pipeline_lib.packing.reader import PackedCache
 from pipeline_lib.pretraining.batches import PackedData
