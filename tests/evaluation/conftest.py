@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # fork_launcher
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the helper modules of all folders
 os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's progress bars read this when tqdm is imported
 
 import pytest

@@ -13,8 +13,11 @@ import pytest
 import xxhash
 import yaml
 
-from pipeline_lib.stage import Ledger, file_digest
-from pipeline_lib.stage.manifest import FileEntry, Manifest
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the helper modules of all folders
+
+from fork_launcher import run_script  # noqa: E402
+from pipeline_lib.stage import Ledger, file_digest  # noqa: E402
+from pipeline_lib.stage.manifest import FileEntry, Manifest  # noqa: E402
 
 TINY = {"vocab_size": 1000, "contexts": [64, 256], "chunk_tokens": 20_000, "val_fraction": 0.05}
 
@@ -96,9 +99,8 @@ class PackingRun:
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/")
 
     def run(self, *flags: str) -> tuple[int, str, str]:
-        process = self.start(*flags)
-        out, err = process.communicate(timeout=120)
-        return process.returncode, out, err
+        done = run_script(self.script.name, self.config, self.folder, *flags)
+        return done.returncode, done.stdout, done.stderr
 
     def outputs(self) -> dict[str, str]:
         """Return {path: digest} of what the finished stage made."""

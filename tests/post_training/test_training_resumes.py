@@ -3,14 +3,11 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from pipeline_lib.config.base import PROJECT_ROOT
+from fork_launcher import Launcher
 from pipeline_lib.stage.manifest import MANIFEST, Manifest
 
 STAGES = {"07_sft": "07_sft.py", "09_dpo": "09_dpo.py", "10_lora": "10_lora_finetune.py"}
@@ -128,14 +125,12 @@ def test_no_checkpoint_holds_a_pickle(unfinished, at_step, helpers, monkeypatch)
 
 def test_killed_in_mid_training_the_process_continues_to_identical_files(whole_run, unfinished):
     run = unfinished("09_dpo")
-    command = [sys.executable, str(PROJECT_ROOT / "scripts" / "09_dpo.py"), "--config", str(run / "run.yaml")]
-    command += ["--run-dir", str(run)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     metrics = run / "09_dpo" / "work" / "metrics.jsonl"
-    while process.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < 3):
-        time.sleep(0.001)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    finished = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "took over the lock" in finished.stdout
+    launcher = Launcher("09_dpo.py")
+    killed = launcher.start(
+        run / "run.yaml", run, when=lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= 3
+    )
+    assert killed.code == -signal.SIGKILL
+    finished = launcher.start(run / "run.yaml", run)
+    assert finished.code == 0 and "took over the lock" in finished.output
     assert digests(run, "09_dpo") == digests(whole_run, "09_dpo")

@@ -345,7 +345,7 @@ def test_what_is_preloaded_is_there_before_the_workers_and_their_modules_are_fou
         "    answers += ordered_map(ask, range(8), 2, preload=['loaded_once'])\n"
         "    import psutil\n"
         "    left = [p for p in psutil.Process().children() if 'forkserver' in ' '.join(p.cmdline())]\n"
-        "    print(answers, len(left), os.environ.get('PYTHONPATH'))\n"
+        "    print(answers, len(left), repr(os.environ.get('PYTHONPATH')))\n"
     )
     done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=True)
     answers, rest = done.stdout.rstrip().rsplit("] ", 1)
@@ -353,7 +353,7 @@ def test_what_is_preloaded_is_there_before_the_workers_and_their_modules_are_fou
     for loaded_in, worker, server in answers:
         assert loaded_in == server != worker
     assert len({server for _, _, server in answers}) == 2
-    assert rest == f"0 {os.environ.get('PYTHONPATH')}"
+    assert rest == f"0 {os.environ.get('PYTHONPATH')!r}"
 
 
 def _is_alive(pid: int) -> bool:

@@ -1,5 +1,7 @@
 """Addresses are blocked as datatrove's URLFilter blocks them, by its lists and by the user's."""
 
+from functools import cache
+
 import pytest
 from datatrove.data import Document
 from datatrove.pipeline.filters import URLFilter
@@ -37,6 +39,12 @@ def our_reason(url, lists):
     return None if verdict == KEPT else rules[verdict].name
 
 
+@cache
+def own_lists():
+    return UrlLists(OWN)
+
+
+@cache
 def datatroves_filter():
     oracle = URLFilter(
         extra_domains=LISTS["blocked_domains"],
@@ -59,7 +67,7 @@ tails = st.sampled_from(["", "/", "/bad", "/poison/x", "/Poison", "/odd-strange"
 def test_addresses_are_blocked_for_datatroves_reason(scheme, host, tail):
     url = scheme + host + tail
     verdict = datatroves_filter().filter(Document(text="", id="", metadata={"url": url}))
-    assert our_reason(url, UrlLists(OWN)) == (None if verdict is True else REASONS[verdict[1]])
+    assert our_reason(url, own_lists()) == (None if verdict is True else REASONS[verdict[1]])
 
 
 def test_a_listed_domain_blocks_what_lies_below_and_no_address_passes():
