@@ -2,7 +2,7 @@
 
     python benchmarks/run_all.py                              all of them (make bench)
     python benchmarks/run_all.py packing_speed packing_rules  these; the sections of the others stay as they are
-    python benchmarks/run_all.py NAME -- --reduced            one, with options of its own, which its section names
+    python benchmarks/run_all.py NAME -- --reduced            one, with options of its own, in a section named after both
 
 A benchmark is a script that prints one JSON object per line, each {"claim", "ours", "peer", "ratio", "quality", ...}:
 the ratio of medians of at least five interleaved runs on one machine, and the quality beside it. Nothing in RESULTS.md
@@ -114,14 +114,13 @@ def main(folder: Path, names: list[str], options: Sequence[str] = ()) -> int:
         print(f"{' '.join(options)}: options need one benchmark, not {len(chosen)}", file=sys.stderr)
         return 2
     results, genuine = folder / "RESULTS.md", folder.parents[1] / "shared" / "data"
-    sections = {name: body for name, body in read_sections(results).items() if name in existing}
+    sections = {name: body for name, body in read_sections(results).items() if name.split()[0] in existing}
     failed = []
     for position, name in enumerate(chosen, 1):
         print(f"running {name} ({position} of {len(chosen)})", flush=True)
         measured = f"{time.strftime('%Y-%m-%d')}, {commit_of(folder)}, {machine()}"
-        if options:
-            measured += f", {' '.join(options)}"
         rows = run_benchmark(folder / f"{name}.py", options)
+        name = " ".join([name, *options])  # measured otherwise, it is another section
         if rows:
             sections[name] = f"{measured}.\n\n{table(rows)}"
         elif rows is None or genuine.is_dir():
