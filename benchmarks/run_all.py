@@ -2,7 +2,7 @@
 
     python benchmarks/run_all.py                              all of them (make bench)
     python benchmarks/run_all.py packing_speed packing_rules  these; the sections of the others stay as they are
-    python benchmarks/run_all.py NAME -- --reduced            one, with options of its own, in a section named after both
+    python benchmarks/run_all.py NAME -- --reduced            one with options, in a section named after both
 
 A benchmark is a script that prints one JSON object per line, each {"claim", "ours", "peer", "ratio", "quality", ...}:
 the ratio of medians of at least five interleaved runs on one machine, and the quality beside it. Nothing in RESULTS.md
