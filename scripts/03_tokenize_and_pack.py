@@ -50,6 +50,8 @@ def choose_mode(context: "ActionContext", mode: str) -> int | str:
         return verify_cache(context.stage_folder, context.command)
     if context.config.packed:
         raise UserError(f"--mode {mode}: the run starts from {context.config.packed}; repair it where it was made")
+    if context.plan:
+        return GO_ON
     if mode == "repair":
         restore_index(context.stage_folder, context.settings, context.config.seed)
     if mode in ("repair", "inverse"):

@@ -164,3 +164,13 @@ def test_any_range_is_read_alone(tmp_path: Path, start: int, size: int, threads:
     start = min(start, len(tokens))
     stop = min(start + size, len(tokens))
     np.testing.assert_array_equal(ChunkFile(path).read(start, stop), tokens[start:stop])
+
+
+@pytest.mark.parametrize("tail", [0, 1, 2047, 2048, 2049, 4095, 4096, 4097, 6143, 6144, 6145, 8191])
+def test_lanes_that_are_left_at_the_end_are_decoded(tail: int):
+    tokens = np.random.default_rng(tail).integers(0, 3000, 8192 + tail).astype(np.uint16)
+    code = best_code(tokens, 3000)
+    coded, lanes = code.encode(tokens)
+    decoded = np.empty_like(tokens)
+    code.decoder(tokens.dtype).decode(np.concatenate([coded, np.zeros(SLACK, np.uint8)]), lanes, decoded)
+    np.testing.assert_array_equal(decoded, tokens)

@@ -111,6 +111,60 @@ def test_repair_restores_index_plan_and_tokenizer(copied_run, packed_run):
     assert copied_run.outputs() == packed_run.outputs() and chunk_times(copied_run) == before
 
 
+def kill_when(run, moment) -> None:
+    """Start stage 03 and kill it as soon as `moment()` is true, before it ends."""
+    process = run.start()
+    while process.poll() is None and not moment():
+        time.sleep(0.0005)
+    process.kill()
+    said = process.communicate()
+    assert process.returncode == -signal.SIGKILL, said
+
+
+def test_damage_after_a_kill_is_made_again_with_what_was_missing_before(copied_run, packed_run):
+    chunks, work = copied_run.packed / "chunks", copied_run.packed / "work"
+    (chunks / "chunk-00001.lz4").unlink()
+    kill_when(copied_run, lambda: any((work / "encoded").glob("*/*.xxh3")))
+    (chunks / "chunk-00002.lz4").unlink()
+    succeed(copied_run)
+    assert copied_run.outputs() == packed_run.outputs()
+
+
+def test_a_chunk_of_unfinished_work_that_is_damaged_is_made_again(packing_run, packed_run, documents):
+    run = packing_run(documents)
+    chunks = run.packed / "work" / "chunks"
+    kill_when(run, lambda: any(chunks.glob("chunk-*.lz4")))
+    flip(sorted(chunks.glob("chunk-*.lz4"))[0])
+    assert ".lz4 is damaged: it is made again" in succeed(run)
+    assert run.outputs() == packed_run.outputs()
+
+
+def test_an_altered_index_is_named_by_whoever_reads_it_and_plan_repairs_nothing(copied_run, packed_run):
+    index = copied_run.packed / "index.json"
+    altered = index.read_text().replace('"documents"', '"documentz"')
+    index.write_text(altered)
+    code, out, _ = copied_run.run("--mode", "verify")
+    assert code == 1 and f"{index}: its checksum differs" in out and "1 problem;" in out
+    code, _, err = copied_run.run("--trace", "0")
+    assert code == 2 and err.count("\n") == 1 and "index.json is damaged (its checksum differs)" in err
+    succeed(copied_run, "--mode", "repair", "--plan")
+    assert index.read_text() == altered
+    succeed(copied_run, "--mode", "repair")
+    assert copied_run.outputs() == packed_run.outputs()
+
+
+def test_the_tokenizer_of_a_grown_cache_is_trained_again_on_the_sample_it_was_trained_on(packing_run, documents):
+    old, added = documents[:40], documents[40:]
+    run = packing_run(old, shards=2, vocab_size=400, training_bytes=100_000)
+    succeed(run)
+    run.add_text(old, added)
+    succeed(run)
+    before, chunks = run.outputs(), chunk_times(run)
+    (run.packed / "tokenizer" / "tokenizer.json").unlink()
+    succeed(run, "--mode", "repair")
+    assert run.outputs() == before and chunk_times(run) == chunks
+
+
 def test_two_processes_from_both_ends_make_nothing_twice(packed_run, packing_run, documents):
     run = packing_run(documents)
     both = [run.start("--mode", mode) for mode in ("forward", "inverse")]

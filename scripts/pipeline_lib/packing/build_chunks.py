@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline_lib.stage import StageFailure, json_digest, ordered_threads, write_bytes_atomic
+from pipeline_lib.stage import StageFailure, UserError, json_digest, ordered_threads, write_bytes_atomic
 from pipeline_lib.stage.memory import give_freed_memory_back
 
 from .cache_index import describe_chunk, tokenizer_digests
-from .chunk_format import ChunkFile, chunk_digest, encode_chunk
+from .chunk_format import ChunkDamaged, ChunkFile, chunk_digest, encode_chunk
 from .chunk_ranges import ChunkRange, cut_into_chunks
 from .claims import ClaimTable, closing_mark
 from .encoded_runs import EncodedRuns, Selection, amounts_by_source, encode_run
@@ -82,25 +82,29 @@ def _make_missing(
     finish: Callable[[int, list[str]], None] = lambda part, names: None,
 ) -> list[str]:
     """Make the missing chunks part after part; `finish` is told of every new part and its chunks once it is made."""
-    made = []
+    made: list[str] = []
     following = len(layout.chunks)
     for part in range(len(layout.parts)):
-        if published := _published_chunks(stage, part):
-            made += published
+        published = _published_chunks(stage, part)
+        listed = published or [chunk for chunk in layout.chunks if chunk["part"] == part]
+        if published:
+            damaged = [chunk for chunk in listed if not _is_whole(stage, chunk["file"], chunk["digest"])]
+            made += [chunk["file"] for chunk in published]
             following += len(published)
-            continue
-        damaged = [chunk for chunk in layout.chunks if chunk["part"] == part and chunk["file"] not in layout.whole]
-        if part < layout.kept and not damaged:
+        else:
+            damaged = [chunk for chunk in listed if chunk["file"] not in layout.whole]
+        if (published or part < layout.kept) and not damaged:
             continue
         runs = plan_runs(layout.shards(part))
-        if part < layout.kept:
-            wanted = [_made_again(layout, chunk) for chunk in damaged]
-            selection = _selection([chunk.range for chunk in wanted])
-            encoded = _encode(stage, encoder, part, runs, selection, backwards)
+        if listed:
+            wanted = [_made_again(listed, chunk) for chunk in damaged]
+            encoded = _encode(stage, encoder, part, runs, [chunk.range for chunk in wanted], backwards)
         else:
             encoded = _encode(stage, encoder, part, runs, None, backwards)
             wanted = _new_chunks(stage, part, following, encoded)
         _write(stage, layout, encoder, encoded, wanted, backwards)
+        if published:
+            continue
         made += [chunk.name for chunk in wanted]
         if part >= layout.kept:
             following += len(wanted)
@@ -108,10 +112,20 @@ def _make_missing(
     return made
 
 
-def _published_chunks(stage: "Stage", part: int) -> list[str]:
+def _published_chunks(stage: "Stage", part: int) -> list[dict[str, Any]]:
     """Return the chunks of a part that this unfinished work has published already; nothing for another part."""
     index = published_parts(stage.work)
-    return [chunk["file"] for chunk in index["chunks"] if chunk["part"] == part] if index else []
+    return [chunk for chunk in index["chunks"] if chunk["part"] == part] if index else []
+
+
+def _is_whole(stage: "Stage", name: str, digest: str | None = None) -> bool:
+    """Say whether a chunk of this unfinished work is as it was written. It stays until it is written again."""
+    path = stage.work / name
+    try:
+        ChunkFile(path, digest, stage.command).verify()
+    except ChunkDamaged:
+        return False
+    return True
 
 
 def list_chunks(stage: "Stage", layout: CacheLayout, made: list[str]) -> list[dict[str, Any]]:
@@ -124,10 +138,9 @@ def list_chunks(stage: "Stage", layout: CacheLayout, made: list[str]) -> list[di
     return [entries.pop(chunk["file"], chunk) for chunk in layout.chunks] + [entries[name] for name in sorted(entries)]
 
 
-def _made_again(layout: CacheLayout, chunk: dict[str, Any]) -> Wanted:
-    first = next(other["file"] for other in layout.chunks if other["part"] == chunk["part"])
+def _made_again(part: list[dict[str, Any]], chunk: dict[str, Any]) -> Wanted:
     chunk_range = ChunkRange.from_json(chunk["range"])
-    return Wanted(chunk["file"], chunk["part"], chunk_range, chunk["digest"], chunk["file"] == first)
+    return Wanted(chunk["file"], chunk["part"], chunk_range, chunk["digest"], chunk["file"] == part[0]["file"])
 
 
 def _selection(ranges: list[ChunkRange]) -> Selection:
@@ -152,10 +165,17 @@ def bound_memory(runs: list[Run]) -> bool:
 
 
 def _encode(
-    stage: "Stage", encoder: TextEncoder, part: int, runs: list[Run], wanted: Selection | None, backwards: bool
+    stage: "Stage", encoder: TextEncoder, part: int, runs: list[Run], chunks: list[ChunkRange] | None, backwards: bool
 ) -> EncodedRuns:
-    """Encode the runs of a part, in memory or to files that live until the chunks are written."""
+    """Encode the runs of a part, in memory or to files that live until the chunks are written.
+
+    chunks: those whose documents alone are wanted. Files of other chunks, left by an earlier start, are other files.
+    """
     rate = _Rate()
+    wanted = None if chunks is None else _selection(chunks)
+    name = f"part-{part}"
+    if chunks is not None:
+        name += "-" + json_digest([chunk.to_json() for chunk in chunks])[-12:]
     if stays_in_memory(runs) and encoder.fallback is None:
         encoded = []
         with stage.progress(len(runs), "encoding", "runs") as bar:
@@ -164,7 +184,7 @@ def _encode(
                 encoded.append(each)
                 bar.advance(1, str(rate))
         return EncodedRuns(encoded, encoder)
-    folder = stage.work / "encoded" / f"part-{part}"
+    folder = stage.work / "encoded" / name
     folder.parent.mkdir(exist_ok=True)
     folder.mkdir(exist_ok=True)
     by_key = {run.key: run for run in runs}
@@ -175,7 +195,7 @@ def _encode(
         return by_key[key].rows, by_key[key].bytes
 
     while True:
-        _make_shared(stage, f"encode-{part}", list(files), lambda key: files[key].is_finished(),
+        _make_shared(stage, f"encode-{name}", list(files), lambda key: files[key].is_finished(),
                      make, backwards, "encoding", "runs", rate)  # fmt: skip
         damaged = [file for file in files.values() if file.drop_if_damaged()]
         if not damaged:
@@ -191,12 +211,14 @@ def share_work(stage: "Stage") -> None:
     if not all(path.exists() for path in ready) or closing_mark(stage.work / "claims").exists():
         return
     try:
-        layout = lay_out(stage)
+        layout = lay_out(stage, decide=False)
         bound_memory(plan_runs(list(layout.paths.values())))
         stage.say(f"{stage.name}: taking a share of the work of another process")
         encoder = TextEncoder(stage.work / "tokenizer")
         made = _make_missing(stage, layout, encoder, backwards=stage.flags.get("mode") == "inverse")
-    except FileNotFoundError:
+    except (FileNotFoundError, UserError):
+        if stage.work.exists() and not closing_mark(stage.work / "claims").exists():
+            raise
         return  # the other process published meanwhile
     stage.say(f"{stage.name}: {len(made)} chunks are made, the other process finishes the cache")
 
@@ -229,6 +251,10 @@ def _write(
 ) -> None:
     """Write the chunk files of a part; each is finished when it lies under its name in the work folder."""
     by_name = {chunk.name: chunk for chunk in wanted}
+    there = [name for name in by_name if (stage.work / name).is_file()]  # what an earlier start left
+    damaged = {name for name in there if not _is_whole(stage, name, by_name[name].digest)}
+    for name in sorted(damaged):
+        stage.say(f"  {stage.work / name} is damaged: it is made again")
     table = f"chunks-{wanted[0].part}" if wanted else "chunks"
 
     def make(name: str) -> tuple[int, int, int]:
@@ -240,10 +266,11 @@ def _write(
                 " lz4 or of this program; make the whole cache again with --force-rebuild"
             )
         write_bytes_atomic(stage.work / name, data)
+        damaged.discard(name)
         documents = sum(amounts["documents"] for amounts in description["amounts"].values())
         return documents, description["text_bytes"], len(data)
 
-    _make_shared(stage, table, list(by_name), lambda name: (stage.work / name).is_file(),
+    _make_shared(stage, table, list(by_name), lambda name: name not in damaged and (stage.work / name).is_file(),
                  make, backwards, "writing", "chunks", _Rate())  # fmt: skip
 
 
@@ -315,7 +342,7 @@ def _make_shared(
                     bar.advance(1, str(rate))
                 stage.stop_if_interrupted()
 
-            for key in claims.unfinished(finished, backwards, made_by_others):
+            for key in claims.unfinished(finished, backwards, made_by_others, stage.stop_if_interrupted):
                 running[pool.submit(make, key)] = key
                 own += 1
                 if len(running) == UNITS_AT_ONCE:

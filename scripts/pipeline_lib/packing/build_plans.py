@@ -34,19 +34,20 @@ def write_plans(stage: "Stage", chunks: list[dict[str, Any]]) -> list[dict[str, 
             context, path = keys[key], unit.path(plan_file_name(keys[key]))
             if (parts := _plan_of_all_parts(stage, context, chunks)) is not None:
                 join_plans([stage.work / file["file"] for file in parts["files"]], chunks, path)
-                unit.result = {name: parts[name] for name in ("splits", "chunks")}
-                continue
-            files = [(chunk_path(stage, chunk["file"]), chunk["digest"]) for chunk in chunks]
-            unit.result = write_plan(ChunkFiles(files, stage.command), context, path, mixture)
+                written = {name: parts[name] for name in ("splits", "chunks")}
+            else:
+                files = [(chunk_path(stage, chunk["file"]), chunk["digest"]) for chunk in chunks]
+                written = write_plan(ChunkFiles(files, stage.command), context, path, mixture)
+            unit.result = {"digest": file_digest(path), **written}
     return [
         {
             "context": context,
             "file": plan_file_name(context),
-            "digest": file_digest(stage.work / plan_file_name(context)),
+            "digest": result.pop("digest"),
             "mixture": mixture.to_json(),
-            **stage.unit_result(key),
+            **result,
         }
-        for key, context in keys.items()
+        for context, result in ((context, dict(stage.unit_result(key))) for key, context in keys.items())
     ]
 
 

@@ -10,7 +10,7 @@ from pipeline_lib.stage import StageFailure, file_digest, write_json_atomic
 from .cache_index import tokenizer_digests
 from .kept_parts import CacheLayout, published_tokenizer
 from .mixture_plan import copies_of
-from .shards import Run, plan_runs, sample_texts, weighted_sample
+from .shards import Run, TrainingSample, plan_runs, sample_texts, weighted_sample
 from .text_encoder import PROBES, TextEncoder
 from .tokenizer_folder import chat_template_is_trainable, copy_tokenizer, resolve_tokenizer
 from .tokenizer_report import compare_with_reference
@@ -56,8 +56,12 @@ def _train(stage: "Stage", layout: CacheLayout, folder: Path) -> dict[str, Any]:
     settings = stage.settings
     began = stage.published_result().get("tokenizer_training", {}).get("parts", 1) if layout.kept else len(layout.parts)
     runs = [run for part in range(began) for run in plan_runs(layout.shards(part))]
-    sizes = {source: entry.kept[1] for flow, source, entry in stage.input("02_clean").ledger.items() if flow == "text"}
-    sample = weighted_sample(sizes, copies_of(sizes, settings), settings.training_bytes, stage.seed)
+    if layout.kept and "fractions" in (known := stage.published_result().get("tokenizer_training", {})):
+        sample = TrainingSample(known["seed"], known["fractions"])  # the text of now would have another one
+    else:
+        cleaned = stage.input("02_clean").ledger.items()
+        sizes = {source: entry.kept[1] for flow, source, entry in cleaned if flow == "text"}
+        sample = weighted_sample(sizes, copies_of(sizes, settings), settings.training_bytes, stage.seed)
     write_tokenizer(folder, train_tokenizer(sample.batches(runs), settings.vocab_size, settings.min_pair_count))
     return {**sample.to_json(), **({"parts": began} if began > 1 else {})}
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_lib.config.pack import PackSettings
-from pipeline_lib.stage import UserError, file_digest, json_digest
-from pipeline_lib.stage.manifest import MANIFEST
+from pipeline_lib.stage import UserError, bytes_digest, file_digest, json_digest
+from pipeline_lib.stage.manifest import MANIFEST, Manifest
 
 from .chunk_format import COMMAND, ChunkFile
 
@@ -55,17 +55,22 @@ def tokenizer_digests(folder: Path) -> dict[str, str]:
 def read_index(folder: Path, command: str = COMMAND, name: str = INDEX) -> dict[str, Any]:
     """Return the index of a cache; command: what makes it, for messages. Raises UserError when there is none.
 
-    name: of the file, another one for a cache that is still being made (so_far.py).
+    name: of the file, another one for a cache that is still being made (so_far.py). An index that lies beside the
+    manifest of its stage must be the one that this lists.
     """
     path = folder / name
     try:
-        index = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        index = json.loads(data)
     except (FileNotFoundError, NotADirectoryError):
         if (folder / MANIFEST).exists():
             raise UserError(f"{path} is missing; make it again with: {command} --mode repair") from None
         raise UserError(f"{folder} holds no finished packed cache; make it with: {command}") from None
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); make it again with: {command} --mode repair") from None
+    manifest = Manifest.read(folder / MANIFEST)
+    if manifest is not None and name in manifest.files and manifest.files[name].digest != bytes_digest(data):
+        raise UserError(f"{path} is damaged (its checksum differs); make it again with: {command} --mode repair")
     if not isinstance(index, dict) or (index.get("format"), index.get("version")) != (FORMAT, VERSION):
         raise UserError(f"{path} is no packed cache of version {VERSION}; make it again with: {command}")
     return index

@@ -47,12 +47,13 @@ class ClaimTable:
         finished: Callable[[str], bool],
         backwards: bool = False,
         found: Callable[[str], None] = lambda key: None,
+        waits: Callable[[], None] = lambda: None,
     ) -> Iterator[str]:
         """Yield each unit that is not finished once it is claimed; the claim ends with `give_back`.
 
         Ends when all units are finished or were yielded: units that others hold are waited for, and taken over when the
-        holder dies. `found` is told of every unit that this process did not make. Raises FileNotFoundError when the
-        result is being published.
+        holder dies. `found` is told of every unit that this process did not make; `waits` is called again and again
+        while others hold all that is left, and may raise. Raises FileNotFoundError when the result is being published.
         """
         waiting = list(self._places)
         if backwards:
@@ -72,6 +73,7 @@ class ClaimTable:
                 else:
                     yield key
             if len(held_by_others) == len(waiting):
+                waits()
                 time.sleep(_POLL_SECONDS)
             waiting = held_by_others
 

@@ -44,10 +44,11 @@ class CacheLayout:
         return [self.paths[shard.digest] for shard in self.parts[part]]
 
 
-def lay_out(stage: "Stage") -> CacheLayout:
+def lay_out(stage: "Stage", decide: bool = True) -> CacheLayout:
     """Decide which parts stay and which shards are new, or return what was decided when this work began.
 
-    Raises FileNotFoundError when the cache whose parts were to stay is gone.
+    Raises FileNotFoundError when the cache whose parts were to stay is gone, and, for a process that only takes a share
+    of the work and is not to `decide`, when nothing was decided or the work is gone.
     """
     clean = stage.input("02_clean")
     paths = clean.files("part-*.parquet")
@@ -55,6 +56,8 @@ def lay_out(stage: "Stage") -> CacheLayout:
     by_digest = {shard.digest: path for shard, path in zip(shards, paths, strict=True)}
     decision = read_json(stage.work / _DECISION)
     if decision is None:
+        if not decide:
+            raise FileNotFoundError(stage.work / _DECISION)
         kept, reason = (0, "") if stage.forced else _parts_that_stay(stage, by_digest)
         decision = {"parts": kept, "reason": reason}
         write_json_atomic(stage.work / _DECISION, decision)
@@ -109,14 +112,14 @@ def divide(shards: list[Shard], paths: "dict[str, Path]", part_bytes: int | None
 def _parts_that_stay(stage: "Stage", by_digest: "dict[str, Path]") -> tuple[int, str]:
     """Return how many parts of the published cache stay, and a line to say when a cache is there and none does."""
     manifest = Manifest.read(stage.folder / MANIFEST)
+    if manifest is None and (stage.folder / INDEX).is_file():
+        return 0, "the cache that is there is made again: its manifest.json is missing or damaged"
     if manifest is None or INDEX not in manifest.files:
         return 0, ""
     try:
         index = read_index(stage.folder, stage.command)
     except UserError as error:
         return 0, f"the cache that is there is made again: {error}"
-    if file_digest(stage.folder / INDEX) != manifest.files[INDEX].digest:
-        return 0, "the cache that is there is made again: index.json was altered (--mode repair restores it)"
     if index["recipe"] != recipe_of(stage.settings, stage.seed):
         return 0, "the cache that is there is made again: a setting changed that decides the content of its chunks"
     if stage.settings.tokenizer is not None and index["tokenizer"] != _given_tokenizer(stage):

@@ -29,19 +29,34 @@ def verify_cache(folder: Path, command: str) -> int:
 
     command: what makes this cache, for messages. Raises UserError when there is no cache.
     """
-    index = read_index(folder, command)
-    problems = [f"{folder / name}: {what}" for name, what in _damage(folder, index)]
+    index = _whole_index(folder, command)
+    found = _files_that_differ(folder) if index is None else _damage(folder, index)
+    problems = [f"{folder / name}: {what}" for name, what in found]
     for line in problems:
         print(f"  {line}")
-    stored = sum(chunk["bytes"] for chunk in index["chunks"])
     verdict = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}" if problems else "whole"
-    print(
-        f"{folder}: {verdict}; {len(index['chunks'])} chunks, {size(stored)}, {index['documents']:,} documents,"
-        f" {index['tokens']:,} tokens, contexts {[plan['context'] for plan in index['plans']]}"
-    )
+    if index is None:
+        print(f"{folder}: {verdict}; without its index the chunks were not read")
+    else:
+        stored = sum(chunk["bytes"] for chunk in index["chunks"])
+        print(
+            f"{folder}: {verdict}; {len(index['chunks'])} chunks, {size(stored)}, {index['documents']:,} documents,"
+            f" {index['tokens']:,} tokens, contexts {[plan['context'] for plan in index['plans']]}"
+        )
     if problems:
         print(f"make what is damaged again with: {command} --mode repair")
     return 1 if problems else 0
+
+
+def _whole_index(folder: Path, command: str) -> dict[str, Any] | None:
+    """Return the index, None where the manifest of the stage says that it is missing or damaged."""
+    try:
+        return read_index(folder, command)
+    except UserError:
+        manifest = Manifest.read(folder / MANIFEST)
+        if manifest is None or INDEX not in manifest.files:
+            raise
+        return None
 
 
 def _damage(folder: Path, index: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -96,14 +111,15 @@ def _plans_that_differ(folder: Path, index: dict[str, Any]) -> Iterator[tuple[st
 
 
 def mark_damage(folder: Path) -> None:
-    """Mark every damaged file of a finished cache, so that the stage makes it again. Does nothing while it runs."""
+    """Mark every damaged file of a finished cache, so that the stage makes it again; while that runs, say so."""
     manifest = Manifest.read(folder / MANIFEST)
     if manifest is None:
         return
     try:
         lock = StageLock(folder / LOCK, print)
     except StageIsLocked:
-        return  # the process that has it marked the damage
+        print(f"  {folder} is in use by another process, so its files are not read for damage; start again after it")
+        return
     try:
         with progress(len(manifest.files), "reading the cache", "files") as bar:
             for name, entry in sorted(manifest.files.items()):
@@ -131,6 +147,8 @@ def restore_index(folder: Path, settings: PackSettings, seed: int) -> None:
     if path.is_file() and file_digest(path) == manifest.files[INDEX].digest:
         return
     try:
+        if gone := _first_damaged(folder, manifest):
+            raise UserError(f"{folder / gone} is missing or damaged")
         index = _index_from_chunks(folder, manifest, settings, seed)
     except UserError as error:
         print(f"  {path} cannot be restored: {error}")
@@ -142,6 +160,17 @@ def restore_index(folder: Path, settings: PackSettings, seed: int) -> None:
             print(f"  {path} was restored from the headers of {len(index['chunks'])} chunks")
         else:
             print(f"  {path} cannot be restored: the settings are not those that the cache was made with")
+
+
+def _first_damaged(folder: Path, manifest: Manifest) -> str | None:
+    """Return the first chunk that is missing or file of the tokenizer that differs, without which there is no index."""
+    for name, entry in sorted(manifest.files.items()):
+        path = folder / name
+        if name.startswith(("chunks/", "tokenizer/")) and not path.is_file():
+            return name
+        if name.startswith("tokenizer/") and file_digest(path) != entry.digest:
+            return name
+    return None
 
 
 def _index_from_chunks(folder: Path, manifest: Manifest, settings: PackSettings, seed: int) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -161,15 +161,13 @@ class PackedCache:
         """
         table = self._plan(context).split(split)
         pieces = _pieces(table, number)
-        lengths = table.length[pieces]
-        parts = [
-            self._file(int(chunk)).read(int(first), int(first + length))
-            for chunk, first, length in zip(table.chunk[pieces], table.position[pieces], lengths, strict=True)
-        ]
-        arrays = self._empty(1, context)
-        ends = np.cumsum(lengths, dtype=np.int64)
-        _fill(np.concatenate(parts), ends - lengths, lengths, *(array[0] for array in arrays.values()))
-        return {name: array[0] for name, array in arrays.items()}
+        chunk, lengths = self._file(int(table.chunk[pieces.start])), table.length[pieces]
+        firsts, counts = table.position[pieces].tolist(), lengths.tolist()
+        parts = [chunk.read(first, first + count) for first, count in zip(firsts, counts, strict=True)]
+        starts = np.array([0, *accumulate(counts[:-1])])
+        arrays = np.empty((len(ARRAYS), 1, context), np.int64)
+        _fill(parts[0] if len(parts) == 1 else np.concatenate(parts), starts, lengths, self.pad_id, arrays, 0)
+        return dict(zip(ARRAYS, arrays[:, 0], strict=True))
 
     def batches(
         self,
@@ -195,7 +193,10 @@ class PackedCache:
         table = self._plan(context).split(split)
         order = ReadingOrder(table.bounds, table.parts, seed, self.window_chunks)
         if order.sequences == 0:
-            raise UserError(f"{self.path} has no {split} sequences; raise pack.val_fraction and run: {self._command}")
+            remedy = "raise" if split == "val" else "look at pack.weights and pack.token_shares, or lower"
+            raise UserError(
+                f"{self.path} has no {split} sequences; {remedy} pack.val_fraction and run: {self._command}"
+            )
         settings = {"context": context, "split": split, "seed": seed, "window": self.window_chunks}
         start = order.start() if state is None else self._resume(state, settings)
         made = self._batches(table, order, start, settings, (batch_size, rank, world_size), epochs, drop_last)
@@ -312,17 +313,13 @@ class PackedCache:
                 return
             position = order.advance(position, len(batch))
             mine = batch[rank * batch_size : (rank + 1) * batch_size]
-            rows = self._empty(len(mine), settings["context"])
+            arrays = np.empty((len(ARRAYS), len(mine), settings["context"]), np.int64)
             for row, number in enumerate(mine):
                 pieces = _pieces(table, number)
                 tokens = window.tokens(int(table.chunk[pieces.start]))
-                into = (array[row] for array in rows.values())
-                _fill(tokens, table.position[pieces], table.length[pieces], *into)
+                _fill(tokens, table.position[pieces], table.length[pieces], self.pad_id, arrays, row)
+            rows = dict(zip(ARRAYS, arrays, strict=True))
             yield {**rows, "sequences": np.array(mine, np.int64), "state": {**identity, **_place(position)}}
-
-    def _empty(self, count: int, context: int) -> dict[str, np.ndarray]:
-        fill = (self.pad_id, IGNORED, 0, 0)
-        return {name: np.full((count, context), value, np.int64) for name, value in zip(ARRAYS, fill, strict=True)}
 
     def _identity(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Return what a state says of the data it belongs to."""
@@ -422,8 +419,12 @@ def _as_tensors(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 @kernel
-def _fill(tokens, starts, lengths, input_ids, labels, position_ids, segment_ids):
-    """Write the pieces of one sequence one after the other; slices, so that the loops become vector instructions."""
+def _fill(tokens, starts, lengths, pad, arrays, row):
+    """Write the pieces of one sequence one after the other; slices, so that the loops become vector instructions.
+
+    arrays: [4, rows, context], in the order of ARRAYS; every place of that row is written.
+    """
+    input_ids, labels, position_ids, segment_ids = arrays[0, row], arrays[1, row], arrays[2, row], arrays[3, row]
     place = 0
     for piece in range(len(starts)):
         length = lengths[piece]
@@ -432,6 +433,8 @@ def _fill(tokens, starts, lengths, input_ids, labels, position_ids, segment_ids)
         positions, segments = position_ids[place : place + length], segment_ids[place : place + length]
         for i in range(len(own)):
             ids[i] = own[i]
+        if len(own) > 0:
+            after[0] = IGNORED
         for i in range(1, len(own)):
             after[i] = own[i]
         for i in range(len(own)):
@@ -439,4 +442,7 @@ def _fill(tokens, starts, lengths, input_ids, labels, position_ids, segment_ids)
             segments[i] = piece + 1
         place += length
     for i in range(place, len(input_ids)):
+        input_ids[i] = pad
+        labels[i] = IGNORED
         position_ids[i] = i - place
+        segment_ids[i] = 0

@@ -171,9 +171,20 @@ def _decode(code, lanes, ids, base, shift, tokens):
             tokens[place + _LANE], b = _next_token(code, b, ids, base, shift)
             tokens[place + _TWO * _LANE], c = _next_token(code, c, ids, base, shift)
             tokens[place + _THREE * _LANE], d = _next_token(code, d, ids, base, shift)
-    place = bundles * _BUNDLE
+    lane, place = np.uint64(4) * bundles, bundles * _BUNDLE
+    while place + _LANE < count:  # two at once, of which the second may be the short last one
+        a, b = np.uint64(lanes[lane]), np.uint64(lanes[lane + _ONE])
+        both = min(count - place - _LANE, _LANE)
+        for i in range(both):
+            here = place + np.uint64(i)
+            tokens[here], a = _next_token(code, a, ids, base, shift)
+            tokens[here + _LANE], b = _next_token(code, b, ids, base, shift)
+        for i in range(both, _LANE):
+            tokens[place + np.uint64(i)], a = _next_token(code, a, ids, base, shift)
+        place += _LANE + both
+        lane += _TWO
     if place < count:
-        a = np.uint64(lanes[np.uint64(4) * bundles])
+        a = np.uint64(lanes[lane])
         while place < count:
             tokens[place], a = _next_token(code, a, ids, base, shift)
             place += _ONE

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline_lib.stage import UserError
@@ -59,17 +60,18 @@ def _number(written: str) -> int:
 def print_sequence(context: "ActionContext", place: str) -> None:
     """Print one sequence of the cache of a run."""
     cache = PackedCache(context.stage_folder, command=context.command)
-    print_sequences(cache, [read_request(place, cache)], context.run_folder / "02_clean")
+    print_sequences(cache, [read_request(place, cache)])
 
 
-def print_sequences(cache: PackedCache, requests: Iterable[Request], clean: Path) -> None:
-    """Print sequences, each span in a colour of its own; `clean` is the folder of the shards they were made from."""
+def print_sequences(cache: PackedCache, requests: Iterable[Request]) -> None:
+    """Print sequences, each span in a colour of its own, with what the shards beside the cache say of it."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
     encoder = TextEncoder(cache.path / "tokenizer")
-    shards = _Shards(clean)
+    stage_folder = cache.path.parent if cache.unfinished else cache.path
+    shards = _Shards(stage_folder.parent / "02_clean")
     for request in requests:
         pieces = cache.pieces(request.number, request.context, request.split)
         used = sum(piece.length for piece in pieces)
@@ -130,7 +132,13 @@ class _Shards:
         name = self._names.get(piece.digest)
         if name is None or not (self.folder / name).is_file():
             return None
-        with pq.ParquetFile(self.folder / name) as file:
+        try:
+            return self._read(self.folder / name, piece)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"{self.folder / name} cannot be read: {error}; run stage 02 again") from error
+
+    def _read(self, path: Path, piece: Piece) -> dict[str, Any] | None:
+        with pq.ParquetFile(path) as file:
             first = 0
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows

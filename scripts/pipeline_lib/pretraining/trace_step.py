@@ -29,7 +29,7 @@ def print_step(context: "ActionContext", place: str) -> None:
     if row is not None and row >= len(numbers):
         raise UserError(f"--trace {place}: a step has the rows 0 to {len(numbers) - 1}")
     if row is not None:
-        print_sequences(cache, [Request(length, "train", numbers[row])], context.run_folder / "02_clean")
+        print_sequences(cache, [Request(length, "train", numbers[row])])
         return
     print(f"step {step:,} of {horizon.steps:,}: {len(numbers)} sequences of {length} tokens")
     for place_in_step, number in enumerate(numbers):

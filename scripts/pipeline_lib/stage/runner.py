@@ -45,8 +45,9 @@ class ActionContext:
     """What a script's own action flag (such as `--why ID`) gets: the settings and where the finished stage lies.
 
     run_folder: of the whole run; arguments: the flags that lead another script to the same run; command: what makes
-    the outputs of this stage; origins: where each setting that is not a default came from, by dotted name; fingerprint:
-    makes what a start now would be made from, raises UserError when an input is missing.
+    the outputs of this stage; origins: where each setting that is not a default came from, by dotted name; plan:
+    whether nothing is to be changed; fingerprint: makes what a start now would be made from, raises UserError when an
+    input is missing.
     """
 
     config: Any
@@ -56,6 +57,7 @@ class ActionContext:
     arguments: str
     command: str
     origins: dict[str, str]
+    plan: bool
     fingerprint: Callable[[], dict[str, Any]]
 
 
@@ -135,6 +137,7 @@ def _main(spec, run, estimate, inputs, extra_arguments, actions, join, continue_
                 options.arguments,
                 stage.command,
                 options.origins,
+                options.plan,
                 lambda: _fingerprint(stage, spec, inputs),
             )
             if (outcome := action(context, value)) != GO_ON:
