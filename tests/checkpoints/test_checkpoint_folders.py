@@ -145,6 +145,19 @@ def test_prune_keeps_the_newest_intact_ones_and_nothing_else(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "step-00000003", "step-00000004"]
 
 
+def test_a_damaged_checkpoint_of_a_later_step_does_not_take_the_place_of_the_newest(tmp_path):
+    for step in (3, 7, 9):
+        save(tmp_path, step)
+    for step in (7, 9):
+        weights = tmp_path / checkpoint_name(step) / "model.safetensors"
+        whole = weights.read_bytes()
+        weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # the size stays
+    assert newest_valid_checkpoint(tmp_path).name == checkpoint_name(3)
+    save(tmp_path, 4)
+    prune(tmp_path, Retention(1), last_step=4)
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint_name(4)]
+
+
 def test_prune_never_removes_the_last_one(tmp_path):
     save(tmp_path, 1)
     with pytest.raises(ValueError, match="at least 1"):

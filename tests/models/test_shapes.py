@@ -110,3 +110,9 @@ def test_an_impossible_shape_is_one_clear_line(settings, words):
 def test_contradicting_settings_are_refused(settings):
     with pytest.raises(ValidationError):
         ModelSettings(**settings)
+
+
+def test_an_odd_width_is_refused_with_one_that_has_heads():
+    settings = ModelSettings(shape={"layers": 4, "width": 65})
+    with pytest.raises(UserError, match=r"model\.shape\.width 65 is odd.*take 66"):
+        resolve_shape(settings, 400, 64)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import os
 import random
 import re
 import shutil
@@ -10,14 +11,16 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from packed_run import write_text
 
 from fork_launcher import run_script
 from pipeline_lib.checkpoints import load_checkpoint, newest_valid_checkpoint
 from pipeline_lib.config.pretrain import ScheduleSettings
 from pipeline_lib.evaluation.results import reproducible_numbers
+from pipeline_lib.packing.chunk_format import ChunkFile
 from pipeline_lib.pretraining.schedule import schedule_factor
-from pipeline_lib.stage import Ledger
+from pipeline_lib.stage import Ledger, StageFailure
 from pipeline_lib.stage.manifest import Manifest
 
 STEPS = 24
@@ -296,6 +299,80 @@ def test_memory_that_really_runs_out_is_recovered_from_and_reported(fresh_run, l
     assert "step 1: memory ran out, the same batch was done again in pieces of" in done.output
     memory = Manifest.read(run / "05_pretrain" / "manifest.json").result["out_of_memory"]
     assert memory["events"] >= 1 and memory["64"] < 15625
+
+
+def overwrite(path: Path, content: bytes) -> None:
+    """Change a file in place as a failing disk does: with the modification time of before."""
+    status = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_text_that_is_damaged_when_a_validation_reads_it_loses_no_step(fresh_run, launcher, uninterrupted):
+    config, run = fresh_run
+    index = json.loads((run / "03_packed" / "index.json").read_text())
+    chunk = run / "03_packed" / next(each["file"] for each in index["chunks"] if each["split"] == "val")
+    whole = chunk.read_bytes()
+    file = ChunkFile(chunk)
+    place = file._start + file.header["sections"]["tokens"]["position"] + 100
+    spoilt = whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :]
+
+    def damage() -> bool:
+        if len(metrics_of_unfinished(run)) > 3 and chunk.read_bytes() == whole:
+            overwrite(chunk, spoilt)
+        return False
+
+    ended = launcher.start(config, run, when=damage)
+    assert ended.code in (1, 2) and f"{chunk.name} is damaged" in ended.output, ended.output
+    overwrite(chunk, whole)
+    done = launcher.start(config, run)
+    assert done.code == 0 and "continuing from step-00000008" in done.output, done.output
+    assert digests(run) == digests(uninterrupted)
+
+
+def test_a_run_may_end_where_it_stands(fresh_run, launcher):
+    config, run = fresh_run
+    ended = launcher.start(
+        config, run, signal_number=signal.SIGTERM, when=lambda: len(metrics_of_unfinished(run)) >= 11
+    )
+    assert ended.code == 128 + signal.SIGTERM, ended.output
+    step = load_checkpoint(newest_valid_checkpoint(run / "05_pretrain" / "work" / "checkpoints")).step
+    assert "val_loss" not in metrics_of_unfinished(run)[-1]
+    done = launcher.start(config, run, "--max_steps", str(step))
+    assert done.code == 0, done.output
+    written = lines(run / "05_pretrain" / "metrics.jsonl")
+    assert [line["step"] for line in written] == list(range(step + 1)) and "val_loss" in written[-1]
+    assert Manifest.read(run / "05_pretrain" / "manifest.json").result["steps"] == step
+
+
+def test_settings_of_then_and_now_that_contradict_each_other_are_one_line(stopped_run, launcher, tmp_path):
+    config, run = stopped_run
+    other = tmp_path / "other.yaml"
+    other.write_text(config.read_text().replace("tokens: 12288", "epochs: 1"))
+    for flags in ([], ["--resume_plan"]):
+        refused = launcher.start(other, run, *flags)
+        assert refused.code == 2 and "tokens and epochs both set the horizon" in refused.output, refused.output
+        assert "Traceback" not in refused.output
+
+
+def test_a_probe_too_large_for_the_memory_is_halved_until_it_fits(monkeypatch):
+    from pipeline_lib.pretraining import choosing
+    from pipeline_lib.pretraining.batches import Batch
+
+    room = [0]
+
+    def measure(network, batch, *_, **__):
+        if len(batch.inputs) > room[0]:
+            raise MemoryError
+
+    monkeypatch.setattr(choosing, "measure_micro_batch", measure)
+    batch = Batch(*(torch.zeros(12, 4, dtype=torch.int64) for _ in range(4)))
+    network = torch.nn.Linear(1, 1)
+    for room[0], left in ((12, 12), (7, 6), (2, 1)):
+        assert len(choosing.fitting_probe(network, batch, 8, torch.device("cpu")).inputs) == left
+    room[0] = 0
+    with pytest.raises(StageFailure, match="not even one sequence of 4 tokens fits"):
+        choosing.fitting_probe(network, batch, 8, torch.device("cpu"))
 
 
 @pytest.fixture

@@ -138,3 +138,25 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_bits(cache_run, launcher
     assert done.code == 0, done.output
     for name in ("metrics.jsonl", "final/model.safetensors"):
         assert (run / "05_pretrain" / name).read_bytes() == (whole / "05_pretrain" / name).read_bytes()
+
+
+@pytest.mark.parametrize("left", [STAGES[1:], [{"until": 1, "context": 128}]], ids=["without the first", "one"])
+def test_a_curriculum_that_is_changed_on_the_way_ends_and_counts_what_was_read_before(
+    cache_run, launcher, tmp_path, left
+):
+    config, folder = cache_run
+    run, other = tmp_path / "run", tmp_path / "other.yaml"
+    shutil.copytree(folder, run)
+    metrics = run / "05_pretrain" / "work" / "metrics.jsonl"
+    stopped = launcher.start(
+        config,
+        run,
+        signal_number=signal.SIGTERM,
+        when=lambda: metrics.exists() and metrics.read_bytes().count(b"\n") > 8,
+    )
+    assert stopped.code == 128 + signal.SIGTERM, stopped.output
+    text = config.read_text()
+    assert json.dumps(STAGES) in text
+    other.write_text(text.replace(json.dumps(STAGES), json.dumps(left)))
+    done = launcher.start(other, run)
+    assert done.code == 0, done.output

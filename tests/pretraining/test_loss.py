@@ -70,6 +70,18 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
+class MatrixProducts(TorchDispatchMode):
+    """Counts matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        self.count += "mm" in function.__name__
+        return function(*arguments, **(keywords or {}))
+
+
 def test_the_logits_of_all_positions_never_exist():
     hidden, head, targets = problem(512, 8, 300, 1)
     with LargestTensor() as largest:
@@ -82,6 +94,9 @@ def test_without_gradients_only_the_value_is_made():
     with torch.no_grad():
         alone = summed_cross_entropy(hidden, head, targets, 7, torch.float32)
     assert torch.equal(alone, summed_cross_entropy(hidden, head, targets, 7, torch.float32).detach())
+    with torch.no_grad(), MatrixProducts() as products:
+        summed_cross_entropy(hidden, head, targets, 2, torch.float32)
+    assert products.count == 20 // 2
 
 
 def test_nothing_to_predict_is_zero_with_zero_gradient():

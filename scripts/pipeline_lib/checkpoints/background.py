@@ -161,7 +161,7 @@ class BackgroundSaver:
         if first is not None:
             first()
         save_checkpoint(self.folder / checkpoint_name(state["step"]), tensors, state, score)
-        prune(self.folder, self.retention)
+        prune(self.folder, self.retention, state["step"])
         self.written += time.perf_counter() - began
 
 

@@ -161,14 +161,16 @@ def newest_valid_checkpoint(folder: Path, say: Callable[[str], None] | None = No
     return None
 
 
-def prune(folder: Path, retention: Retention) -> list[Path]:
+def prune(folder: Path, retention: Retention, last_step: int | None = None) -> list[Path]:
     """Delete the checkpoints that `retention` does not keep, and every unfinished or damaged one; return the deleted.
 
-    "Intact" is judged by `complete.json` and the file sizes, so pruning reads no tensor.
+    "Intact" is judged by `complete.json` and the file sizes, so pruning reads no tensor. last_step: of the run, which
+    continues from the newest valid checkpoint; one of a later step was passed over because its content is damaged.
     """
     intact, deleted = [], []
     for _, path, body, problem in _candidates(folder, unfinished=True):
-        if problem is None and _has_its_files(path, body):
+        later = last_step is not None and problem is None and body["step"] > last_step
+        if problem is None and not later and _has_its_files(path, body):
             intact.append((path, body))
         else:
             deleted.append(path)

@@ -149,6 +149,8 @@ class PretrainSettings(Section):
             raise ValueError(f"the stages must end later and later, the last one at 1, not at {ends}")
         return value
 
+    MEANS = ("time_limit_seconds", "log_seconds")
+
     @model_validator(mode="after")
     def _one_horizon(self) -> "PretrainSettings":
         if self.epochs is not None and self.tokens is not None:

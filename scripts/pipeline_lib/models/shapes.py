@@ -133,7 +133,10 @@ def dial(depth: int, width: int | None = None, head_width: int | None = None) ->
     head_width = head_width or (128 if wanted >= WIDE_HEADS_FROM else 64)
     rounded = wanted if width else -(-wanted // head_width) * head_width
     if rounded % head_width:
-        head_width = next(size for size in range(head_width, 0, -1) if rounded % size == 0 and size % 2 == 0)
+        fitting = (size for size in range(head_width, 0, -1) if rounded % size == 0 and size % 2 == 0)
+        head_width = next(fitting, None)
+        if head_width is None:
+            raise UserError(f"model.shape.width {rounded} is odd, and heads have an even width: take {rounded + 1}")
     heads = rounded // head_width
     return {
         "layers": depth,

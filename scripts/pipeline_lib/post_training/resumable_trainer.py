@@ -141,7 +141,7 @@ class ResumableTrainer(OutOfMemoryRecovery):
         }
         tensors = {"model": self._trainable(), "optimizer": optimizer_tensors}
         save_checkpoint(self.checkpoints / checkpoint_name(self.state.global_step), tensors, state)
-        prune(self.checkpoints, Retention(self.training.keep_checkpoints))
+        prune(self.checkpoints, Retention(self.training.keep_checkpoints), self.state.global_step)
         self._saved_at = time.monotonic()
 
     def _plain_optimizer(self) -> torch.optim.Optimizer:

@@ -121,7 +121,9 @@ class PackedData:
 
     def text_read(self, state: dict[str, Any]) -> TextRead:
         """Return what of the text was read up to `state`."""
-        return TextRead(self.cache, state, sorted({phase.context for phase in self._phases}), self.context)
+        # A curriculum that was changed on the way may have left lengths behind.
+        contexts = {phase.context for phase in self._phases} | {span[0] for span in state["read"]}
+        return TextRead(self.cache, state, sorted(contexts), self.context)
 
     def training_batches(self, state: dict[str, Any] | None, step: int = 0) -> Iterator[tuple[Batch, dict[str, Any]]]:
         """Yield the batches of all steps from where `state` ends, with the state after each; epochs without end.
@@ -178,7 +180,7 @@ class PackedData:
         """Return where a phase goes on: where `state` stands, in sequences of its length."""
         if state is None and self._growing:
             return self.cache.start_with_first_part(phase.context, self._seed)
-        if state is None or state.get("context") == phase.context or len(self._phases) == 1:
+        if state is None or state.get("context") == phase.context:
             return state
         return self.cache.carry_over(state, phase.context)
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline_lib.config.pretrain import PretrainSettings
+from pipeline_lib.oom_handler import free_memory, is_out_of_memory
+from pipeline_lib.stage import StageFailure
 
 from .attention import choose_attention, use_attention
 from .batches import Batch
@@ -53,12 +55,15 @@ def choose(
     number_format = getattr(torch, dtype)
     attention = choose_attention(settings.attention, device, number_format)
     notes.append(attention.reason)
-    fp8 = choose_fp8(settings.fp8, settings.fp8_recipe, model, probe.inputs.numel(), device)
+    # Who asks for float32 does not ask for eight bits.
+    wanted_fp8 = "off" if settings.fp8 == "auto" and settings.dtype == "float32" else settings.fp8
+    fp8 = choose_fp8(wanted_fp8, settings.fp8_recipe, model, probe.inputs.numel(), device)
     notes += fp8.notes
     compiled = settings.compile == "on"
     if settings.compile == "auto":
         use_attention(model, attention.name)
         network = TokenLoss(model, attention.name, kernels, number_format)
+        probe = fitting_probe(network, probe, settings.loss_chunk, device)
         compiled, verdict = compiling_pays(network, probe, settings, horizon, device)
         notes.append(verdict)
     return Choices(
@@ -110,6 +115,29 @@ def compile_body(model: PreTrainedModel, strategy: str) -> None:
 def uncompile_body(model: PreTrainedModel) -> None:
     """Undo `compile_body`; the compiled code stays in torch's cache, so that compiling again costs little."""
     model.base_model._compiled_call_impl = None
+
+
+def fitting_probe(network: TokenLoss, batch: Batch, chunk: int, device: torch.device) -> Batch:
+    """Return `batch`, or the half, the quarter ... of it that a forward and backward pass has memory for.
+
+    Raises StageFailure when not even one sequence fits.
+    """
+    while True:
+        try:
+            measure_micro_batch(network, batch, chunk, device, warm=0, repeats=1)
+            return batch
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        network.zero_grad(set_to_none=True)
+        free_memory()
+        sequences, length = batch.inputs.shape
+        if sequences == 1:
+            raise StageFailure(
+                f"out of memory: not even one sequence of {length:,} tokens fits; shorten pretrain.context, lower"
+                " pretrain.loss_chunk or use a smaller model"
+            )
+        batch = next(batch.split(sequences // 2))
 
 
 def measure_micro_batch(

@@ -24,7 +24,7 @@ from pipeline_lib.stage.memory import own_peak_bytes
 from pipeline_lib.stage.progress import duration, size
 from pipeline_lib.stage.workspace import read_json
 
-from .choosing import choose, measure_micro_batch
+from .choosing import choose, fitting_probe, measure_micro_batch
 from .distribution import alone
 from .inputs import TrainingInputs
 from .machine import timed
@@ -62,8 +62,9 @@ class Prediction:
 
 def predict(run: TrainingRun, inputs: TrainingInputs, settings: PretrainSettings) -> Prediction:
     """Probe `run`, which stands at step 0 and is left as it was, and predict what it will need."""
-    horizon, probe = run.horizon, inputs.probe()
-    micro = measure_micro_batch(run.network, probe, settings.loss_chunk, run.device)
+    horizon = run.horizon
+    probe = fitting_probe(run.network, inputs.probe(), settings.loss_chunk, run.device)
+    micro = measure_micro_batch(run.network, probe, settings.loss_chunk, run.device, warm=0)
     micro_batches = horizon.sequences / len(probe.inputs)
     update = _update_seconds(run)
     batches = inputs.data.training_batches(None)

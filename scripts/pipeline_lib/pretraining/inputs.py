@@ -51,7 +51,7 @@ class TrainingInputs:
 
     def probe(self) -> Batch:
         """Return one micro-batch of validation sequences to measure with."""
-        return next(self.data.validation_batches(self.micro_batch))
+        return next(self.data.validation_batches(min(self.micro_batch, self.horizon.sequences)))
 
 
 # Up to about four repetitions are as good as new text (Muennighoff et al. 2023).
@@ -74,7 +74,7 @@ def open_training_inputs(stage: Stage) -> TrainingInputs:
     if shape["context"] < longest:
         raise UserError(
             f"pretrain.context {longest} is longer than the model's context {shape['context']}: shorten it, or set"
-            f" model.shape.context to {longest} and run: {initial.command}"
+            f" model.context to {longest} and run: {initial.command}"
         )
     known = known_tokens(cache, settings)
     horizon = resolve_horizon(settings, context, shape["width"], parameters["matmul"], known, shape["tied"])

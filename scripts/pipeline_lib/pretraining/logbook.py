@@ -13,7 +13,7 @@ from pipeline_lib.config.pretrain import PretrainSettings
 from pipeline_lib.stage.workspace import read_json
 
 from .run_state import TrainingRun
-from .step_lines import StepLines
+from .step_lines import StepLines, lines_of
 from .trackers import Curves, open_trackers
 
 
@@ -96,6 +96,7 @@ def open_logbook(work: Path, run: TrainingRun, resumed: bool, settings: Pretrain
     resumed: whether the run was restored from a checkpoint; project: what trackers call it. Only the first process of
     a run writes.
     """
+    taken_back = resumed and _take_back_the_last_line(work, run)
     last = -1 if not resumed else run.step - (run.unwritten is not None)
     resumed_at = last if resumed else None
     if not run.processes.first:
@@ -103,12 +104,29 @@ def open_logbook(work: Path, run: TrainingRun, resumed: bool, settings: Pretrain
     trackers = open_trackers(
         settings.trackers, project, work / "trackers", _identity(work), settings.model_dump(mode="json")
     )
+    metrics = StepLines(work / "metrics.jsonl", last)
+    if taken_back:
+        metrics.replay.pop(run.step, None)  # not a repeated step: the same one, with its validation
     return Logbook(
-        metrics=StepLines(work / "metrics.jsonl", last),
+        metrics=metrics,
         timings=StepLines(work / "timings.jsonl", last),
         curves=Curves(work / "tensorboard" if settings.tensorboard else None, last, trackers),
         resumed_at=resumed_at,
     )
+
+
+def _take_back_the_last_line(work: Path, run: TrainingRun) -> bool:
+    """Take the line of a step back that is the last one only now, because the horizon was shortened to it.
+
+    It was no end when it was written, so it has no validation; written again it gets one. Says whether it was so.
+    """
+    if run.step != run.horizon.steps or run.unwritten is not None:
+        return False
+    line = next((line for line in lines_of(work / "metrics.jsonl") if line["step"] == run.step), None)
+    if line is None or "val_loss" in line:
+        return False
+    run.unwritten = line
+    return True
 
 
 def _identity(work: Path) -> str:

@@ -228,6 +228,13 @@ def _bad_validation(run: TrainingRun, loss: float) -> str:
     return f"the validation loss is {loss} after step {run.step}{where}: {advice}"
 
 
+def _out_of_memory_in_validation(run: TrainingRun, context: int) -> str:
+    return (
+        f"out of memory in the validation after step {run.step}: not even one sequence of {context:,} tokens fits;"
+        " lower pretrain.loss_chunk, shorten pretrain.context or use a smaller model"
+    )
+
+
 def _out_of_memory(run: TrainingRun, step: int, batch: Batch) -> str:
     """Say what to change when memory ran out for good."""
     if not run.between_steps:
@@ -244,17 +251,27 @@ def _out_of_memory(run: TrainingRun, step: int, batch: Batch) -> str:
 def _finish_step(
     stage: Stage, run: TrainingRun, data: PackedData, book: Logbook, saving: Saving, line: dict[str, Any]
 ) -> None:
-    """Validate if it is time, then write the line of `run.step`. On a signal save the line unwritten and leave."""
+    """Validate if it is time, then write the line of `run.step`. On a signal save the line unwritten and leave.
+
+    Raises StageFailure when the validation is not finite or has no memory.
+    """
     settings: PretrainSettings = stage.settings
     if _validation_due(run, settings):
         size = min(run.micro_batches.size(data.context), data.validation_sequences)
         batches = data.validation_batches(size * run.processes.size)
+        run.unwritten = line  # whatever ends the run before the line is written, a checkpoint of this step carries it
         with book.spending("validation"):
             stop = partial(interrupted, stage, run.processes)
-            result = validate(run, batches, data.token_bytes, settings.loss_chunk, stop)
+            try:
+                result = validate(run, batches, data.token_bytes, settings.loss_chunk, stop)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                if run.processes.strategy != "fsdp":  # where putting the tensors together would wait for the others
+                    saving.emergency(run)
+                raise StageFailure(_out_of_memory_in_validation(run, data.context)) from None
         if result is None:
             if run.step:
-                run.unwritten = line
                 saving.emergency(run)
             stage.stop_if_interrupted()
         if not math.isfinite(result.loss):

@@ -23,8 +23,9 @@ IGNORED = -100
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(context, hidden: Tensor, head: Tensor, targets: Tensor, chunk: int, dtype: torch.dtype) -> Tensor:
-        needs_gradient = hidden.requires_grad or head.requires_grad
+    def forward(
+        context, hidden: Tensor, head: Tensor, targets: Tensor, chunk: int, dtype: torch.dtype, needs_gradient: bool
+    ) -> Tensor:
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         matrix = head.to(dtype)
         hidden_gradient = torch.empty_like(hidden) if needs_gradient else None
@@ -60,7 +61,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(context, scale: Tensor):
         hidden_gradient, head_gradient = context.saved_tensors
-        return hidden_gradient * scale, head_gradient * scale, None, None, None
+        return hidden_gradient * scale, head_gradient * scale, None, None, None, None
 
 
 def summed_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, chunk: int, dtype: torch.dtype) -> Tensor:
@@ -72,4 +73,6 @@ def summed_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, chunk: i
     """
     if hidden.ndim != 2 or targets.shape != hidden.shape[:1]:
         raise ValueError(f"hidden {tuple(hidden.shape)} and targets {tuple(targets.shape)} do not belong together")
-    return _ChunkedCrossEntropy.apply(hidden, head, targets, chunk, dtype)
+    # Asked here: inside `forward` gradients are off, and a leaf says that it requires them under no_grad too.
+    needs_gradient = torch.is_grad_enabled() and (hidden.requires_grad or head.requires_grad)
+    return _ChunkedCrossEntropy.apply(hidden, head, targets, chunk, dtype, needs_gradient)

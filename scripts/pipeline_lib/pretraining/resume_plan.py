@@ -2,7 +2,8 @@
 
 Only what the user says *now*, in the YAML or by a flag, overrides; a setting that merely has another default, or was
 given by a flag then and is not given now, stays as the checkpoint has it. So a changed learning rate takes effect, and
-a forgotten flag changes nothing; the time limit alone is said of one start and ends with it. What cannot be continued
+a forgotten flag changes nothing; what decides nothing in the outputs (a time limit, how often to say something) is said
+of one start and ends with it. What cannot be continued
 (another order of the data, other text, a model or optimizer that the saved tensors do not fit) is refused with both
 values; `--force` begins anew and moves the old work aside.
 
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+
+from pydantic import ValidationError
 
 from pipeline_lib.checkpoints import load_state, newest_valid_checkpoint
 from pipeline_lib.config import resolve_path
@@ -33,8 +36,6 @@ _FIXED = {
     "optimizer.name": "the saved moments are another optimizer's",
     "context": "the place in the data counts sequences of that length",
 }
-# Said of one start and not of the run: a limit of then would stop every later start just as early.
-_OF_A_START = {"time_limit_seconds"}
 # Choices that are made by measuring and written down; when one of these is changed they are made again.
 _MEASURED = {"dtype", "compile", "attention", "fp8", "fp8_recipe", "use_liger_kernel", "use_cce"}
 CHOICES = "choices.json"
@@ -79,16 +80,20 @@ class ResumePlan:
 
 
 def plan_resume(
-    saved: dict[str, Any], present: dict[str, Any], set_now: set[str], grown: str | None = None
+    saved: dict[str, Any],
+    present: dict[str, Any],
+    set_now: set[str],
+    grown: str | None = None,
+    means: dict[str, Any] | None = None,
 ) -> ResumePlan:
     """Compare two fingerprints of stage 05; `set_now`: dotted names of the settings the user gives now.
 
-    grown: the sentence to say when the packed cache is the one of then with text added, None when it is another.
-
-    Raises ValidationError when the mixture of saved and present settings contradicts itself.
+    grown: the sentence to say when the packed cache is the one of then with text added, None when it is another;
+    means: settings of now that no fingerprint holds. Raises UserError when the mixture of saved and present settings
+    contradicts itself.
     """
     before, now = _flatten(saved["settings"]), _flatten(present["settings"])
-    of_now = {key for key in now if key in _OF_A_START or _is_set(key, set_now)}
+    of_now = {key for key in now if _is_set(key, set_now)}
     effective = {**now, **{key: value for key, value in before.items() if key in now and key not in of_now}}
     changes = [
         Change(key, before.get(key), now[key], key in of_now) for key in sorted(now) if before.get(key) != now[key]
@@ -115,7 +120,18 @@ def plan_resume(
             f"{len(code)} files of code changed since this training began (first {sorted(code)[0]}): it continues, but"
             " not necessarily bit for bit as it would have"
         )
-    return ResumePlan(PretrainSettings.model_validate(_nest(effective)), changes, refusals, notes)
+    return ResumePlan(_validated({**(means or {}), **effective}), changes, refusals, notes)
+
+
+def _validated(flat: dict[str, Any]) -> PretrainSettings:
+    try:
+        return PretrainSettings.model_validate(_nest(flat))
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UserError(
+            f"the settings that the unfinished training began with and those of now contradict each other: {problem}."
+            " Give null for the one of then that is not to count, or start anew with --force"
+        ) from None
 
 
 def continue_with(stage: Stage, saved: dict[str, Any], present: dict[str, Any]) -> PretrainSettings | None:
@@ -129,7 +145,9 @@ def continue_with(stage: Stage, saved: dict[str, Any], present: dict[str, Any]) 
         return None
     state = load_state(newest)
     step = state["step"]
-    plan = plan_resume(saved, present, section_keys(stage.origins), _growth(stage, state))
+    if state["data"] is None:  # not a single step was done
+        return None
+    plan = plan_resume(saved, present, section_keys(stage.origins), _growth(stage, state), _means(stage.settings))
     plan.refusals.extend(_passed(horizon_of(stage, plan.settings, state["horizon"]["context"]), step))
     if plan.refusals:
         raise UserError(
@@ -154,13 +172,19 @@ def print_resume_plan(context: ActionContext) -> int:
     work = context.stage_folder / WORK
     saved = Workspace.made_from(context.stage_folder)
     newest = newest_valid_checkpoint(work / "checkpoints", print)
-    if saved is None or newest is None:
+    state = None if newest is None else load_state(newest)
+    if saved is None or state is None or state["data"] is None:
         finished = Manifest.read(context.stage_folder / MANIFEST) is not None
         what = "the training is finished; --force would begin" if finished else "a start would begin"
         print(f"{context.stage_folder}: no unfinished training with a checkpoint; {what} at step 0")
         return 0
-    state = load_state(newest)
-    plan = plan_resume(saved, context.fingerprint(), section_keys(context.origins), _growth(context, state))
+    plan = plan_resume(
+        saved,
+        context.fingerprint(),
+        section_keys(context.origins),
+        _growth(context, state),
+        _means(context.settings),
+    )
     print(f"continue from {newest}, step {state['step']:,} of {state['horizon']['steps']:,}")
     for line in [*plan.table(), *(f"  note: {note}" for note in plan.notes)]:
         print(line)
@@ -175,6 +199,10 @@ def print_resume_plan(context: ActionContext) -> int:
     position = (state["data"] or {}).get("position", 0)
     print(f"  data: goes on after {position:,} sequences; none is repeated, none is skipped")
     return 2 if plan.refusals else 0
+
+
+def _means(settings: PretrainSettings) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in settings.MEANS}
 
 
 def _passed(horizon: Horizon, step: int) -> list[str]:

@@ -24,7 +24,7 @@ class StepLines:
 
         Raises StageFailure when a line up to `last_step` is missing or torn.
         """
-        lines = _read(path)
+        lines = lines_of(path)
         kept = [line for line in lines if line["step"] <= last_step]
         if [line["step"] for line in kept] != list(range(first_step, last_step + 1)):
             raise StageFailure(
@@ -57,7 +57,7 @@ class StepLines:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a finished file. Raises StageFailure when one is torn."""
-    lines = _read(path)
+    lines = lines_of(path)
     if sum(len(_encode(line)) for line in lines) != path.stat().st_size:
         raise StageFailure(f"{path} is damaged after line {len(lines)}")
     return lines
@@ -67,7 +67,7 @@ def _encode(line: dict[str, Any]) -> bytes:
     return json.dumps(line, allow_nan=False).encode() + b"\n"
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def lines_of(path: Path) -> list[dict[str, Any]]:
     """Return the whole lines before the first torn one."""
     lines = []
     for raw in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
