@@ -91,6 +91,8 @@ def main(options: argparse.Namespace) -> None:
             parameters,
             text_column=options.text_column,
             id_column=options.id_column,
+            source_column=options.source_column,
+            quality_column=options.quality_column,
             workers=workers,
             max_ram=options.max_ram,
             one_file=False,
@@ -142,17 +144,35 @@ def _subtract(options: argparse.Namespace, parameters: Any, run: Any) -> None:
 
     from dedup.cpu_dedup import RECEIPTS_NAME, SCRATCH_NAME, write_kept_shards
     from dedup.index import DedupIndex, subtract
+    from pipeline_lib.stage import write_json_atomic
+    from pipeline_lib.stage.workspace import read_json
 
     scratch = options.output / SCRATCH_NAME
+    known = _corpus(options, options.known, options.output)
+    known.check()
+    made_from = _identity(known, parameters)
+    if read_json(scratch / "known.json") != made_from:  # a stopped start of other files or parameters left it
+        shutil.rmtree(scratch, ignore_errors=True)
+        write_json_atomic(scratch / "known.json", made_from)
     index = DedupIndex.open(scratch / "known", parameters)
     if not index.sources:
-        index.add("known", _corpus(options, options.known, options.output), run, keep_all=True)
+        index.add("known", known, run, keep_all=True)
     corpus = _corpus(options, options.input, options.output)
     removals = subtract(corpus, index.known(), parameters, scratch / "work", run)
     write_kept_shards(corpus, removals.stays(), options.output, run.workers)
     removals.write_receipts(options.output / RECEIPTS_NAME)
     shutil.rmtree(scratch)
     print(f"dedup: {len(removals)} of {removals.documents} documents are in {options.known} and were removed")
+
+
+def _identity(corpus: Any, parameters: Any) -> dict[str, Any]:
+    """Return what an index of these files depends on, as JSON."""
+    import json
+
+    status = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in corpus.files]
+    columns = [corpus.text_column, corpus.id_column, corpus.source_column, corpus.quality_column]
+    made_from = {"files": status, "columns": columns, "parameters": parameters.decisive()}
+    return json.loads(json.dumps(made_from))  # as it is read back: lists instead of tuples
 
 
 def _change_index(options: argparse.Namespace, index: Any, run: Any) -> None:
@@ -182,9 +202,9 @@ def exit_code(arguments: list[str] | None = None) -> int:
     except StageFailure as error:
         message, code = error, 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and "No space left" not in str(error):
-            raise
-        message, code = f"disk full ({error}): free some space and start again; what is finished stays", 1
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error)
+        what = f"disk full ({error}): free some space" if full else f"the system refused ({error}): mend that"
+        message, code = f"{what} and start again; what is finished stays", 1
     print(f"error: {message}", file=sys.stderr)
     return code
 

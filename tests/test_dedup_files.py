@@ -47,11 +47,52 @@ def test_run_keeps_the_shards_and_writes_receipts(shards, tmp_path, capsys):
     assert pq.read_table(out / "removed.parquet").num_rows == 2
 
 
+@pytest.mark.parametrize("flags", [(), ("--engine", "local")])
+def test_columns_of_other_names_decide_which_copy_stays(tmp_path, flags):
+    (tmp_path / "in").mkdir()
+    texts = [text(1), text(1, " edited")]
+    table = pa.table({"key": ["a", "b"], "text": texts, "from": ["x", "y"], "score": [2.0, 1.0]})
+    pq.write_table(table, tmp_path / "in" / "part-0.parquet")
+    columns = ["--id-column", "key", "--source-column", "from", "--quality-column", "score"]
+    assert dedup_files.exit_code(["run", str(tmp_path / "in"), str(tmp_path / "out"), *columns, *flags]) == 0
+    assert pq.read_table(tmp_path / "out" / "part-0.parquet")["key"].to_pylist() == ["a"]  # the longer one is b
+
+
 def test_subtract_removes_what_is_known(shards, tmp_path):
     pq.write_table(pa.table({"id": ["k"], "text": [text(1)]}), tmp_path / "known.parquet")
     arguments = ["subtract", str(shards), str(tmp_path / "out"), "--known", str(tmp_path / "known.parquet")]
     assert dedup_files.exit_code(arguments) == 0
     assert sum(map(len, kept(tmp_path / "out").values())) == 400
+
+
+def test_subtract_that_was_stopped_does_not_take_the_files_of_then_for_those_of_now(shards, tmp_path):
+    for name, number in (("first", 1), ("second", 5)):
+        pq.write_table(pa.table({"id": ["k"], "text": [text(number)]}), tmp_path / f"{name}.parquet")
+    call = ["subtract", str(shards), str(tmp_path / "out"), "--known"]
+    strict = ["--parameters", '{"max_removed_fraction": 0.001, "guard_minimum": 1}']
+    assert dedup_files.exit_code([*call, str(tmp_path / "first.parquet"), *strict]) == 1
+    assert dedup_files.exit_code([*call, str(tmp_path / "second.parquet")]) == 0
+    left = {each for texts in kept(tmp_path / "out").values() for each in texts}
+    assert text(1) in left and text(5) not in left
+
+
+def test_what_cannot_be_read_is_one_line(shards, tmp_path, capsys):
+    whole = (shards / "part-1.parquet").read_bytes()
+    (shards / "part-1.parquet").write_bytes(whole[:200] + bytes(400) + whole[600:])
+    assert dedup_files.exit_code(["run", str(shards), str(tmp_path / "out")]) == 2
+    assert dedup_files.exit_code(["index", "forget", str(tmp_path / "nothing"), "x"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and "part-1.parquet cannot be read from row" in said[0] and "is" in said[1]
+
+
+def test_text_that_is_not_utf8_is_compared_and_previewed(tmp_path):
+    (tmp_path / "in").mkdir()
+    raw = pa.array([b"caf\xe9 " * 20, b"caf\xe9 " * 20], pa.large_binary())
+    texts = pa.Array.from_buffers(pa.large_string(), 2, raw.buffers())
+    pq.write_table(pa.table({"id": ["a", "b"], "text": texts}), tmp_path / "in" / "part-0.parquet")
+    assert dedup_files.exit_code(["run", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+    (receipt,) = pq.read_table(tmp_path / "out" / "removed.parquet").to_pylist()
+    assert receipt["id"] == "b" and receipt["preview"].startswith("caf\ufffd")
 
 
 def test_an_index_from_the_command_line(shards, tmp_path, capsys):

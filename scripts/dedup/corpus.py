@@ -59,7 +59,7 @@ class Corpus:
                 schema = pq.read_schema(file)
             except FileNotFoundError:
                 raise UserError(f"dedup: {file} does not exist; check the input path") from None
-            except pa.ArrowInvalid as error:
+            except (pa.ArrowException, OSError) as error:
                 raise UserError(f"dedup: {file} is not a readable parquet file ({error}); make it again") from None
             if self.text_column not in schema.names:
                 names = ", ".join(schema.names)
@@ -104,10 +104,15 @@ class Corpus:
 
     def _stream(self, piece: Piece, columns: Sequence[str] | None) -> Iterator[pa.Table]:
         rows = int(np.clip(BYTES_PER_BATCH * piece.rows // max(piece.bytes, 1), 16, MOST_ROWS_PER_READ))
-        with pq.ParquetFile(piece.file, buffer_size=READ_BUFFER) as shard:
-            present = None if columns is None else [name for name in columns if name in shard.schema_arrow.names]
-            for batch in shard.iter_batches(rows, list(piece.groups), columns=present, use_threads=False):
-                yield pa.Table.from_batches([batch])
+        read = piece.row_in_file
+        try:
+            with pq.ParquetFile(piece.file, buffer_size=READ_BUFFER) as shard:
+                present = None if columns is None else [name for name in columns if name in shard.schema_arrow.names]
+                for batch in shard.iter_batches(rows, list(piece.groups), columns=present, use_threads=False):
+                    yield pa.Table.from_batches([batch])
+                    read += len(batch)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"dedup: {piece.file} cannot be read from row {read} on ({error}); make it again") from None
 
 
 def _is_text(kind: pa.DataType) -> bool:

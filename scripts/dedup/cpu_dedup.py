@@ -51,6 +51,8 @@ def fuzzy_dedup(
     *,
     text_column: str = "text",
     id_column: str = "id",
+    source_column: str = "source",
+    quality_column: str = "quality",
     workers: int = 1,
     scratch: str | Path | None = None,
     max_ram: str | int | None = None,
@@ -59,7 +61,8 @@ def fuzzy_dedup(
 ) -> DedupSummary:
     """Write `input_path` (a parquet file or a folder of them) without exact and fuzzy duplicates to `output_path`.
 
-    A file without `id_column` is fine: its receipts carry the digest of the normalised text as id. Ids may repeat: rows
+    A file without `id_column` is fine: its receipts carry the digest of the normalised text as id; one without the
+    others is of the source "" and without quality. Ids may repeat: rows
     are told apart by position. `scratch` (default: a folder in the output folder) takes temporary files, about 0.4 KB
     per document and 1.3 times the text of the candidates. `max_ram` ("512M") is the resident memory that the process
     may reach; it changes nothing but the time. Raises UserError for unusable input, StageFailure from the wipe-out
@@ -70,7 +73,8 @@ def fuzzy_dedup(
     output = Path(output_path)
     limit = parse_size(max_ram) if max_ram is not None else None
     held = HeldText(MemoryLimit().room() // 2) if limit is None else None  # under a limit the sort needs the room
-    corpus = Corpus(input_files(Path(input_path), output), text_column, id_column, held=held)
+    columns = (text_column, id_column, source_column, quality_column)
+    corpus = Corpus(input_files(Path(input_path), output), *columns, held=held)
     corpus.check()
     if one_file:
         _check_one_schema(corpus)

@@ -87,6 +87,17 @@ class DedupIndex:
                     f" scripts/dedup_files.py index forget {self.folder} {source['name']}, then add that source again"
                 )
 
+    def _check_inputs(self, source: dict) -> None:
+        for path in source["sketches"]:
+            made = json.loads((self.folder / path).with_suffix(".json").read_text())["made_from"]
+            file = Path(made["file"])
+            status = file.stat() if file.is_file() else None
+            if status is None or (status.st_size, status.st_mtime_ns) != (made["bytes"], made["modified_ns"]):
+                raise UserError(
+                    f"dedup: {file} is gone or not as it was when it was added as {source['name']!r}; put it back with"
+                    " its time of modification, or undo that source and add it again"
+                )
+
     def _write(self) -> None:
         record = {
             "format": FORMAT,
@@ -221,8 +232,11 @@ class DedupIndex:
 
     @classmethod
     def forget(cls, folder: str | Path, name: str, run: Run, parameters: DedupParameters) -> list[str]:
-        """Undo a source of which files are damaged; the other sources' files are still checked."""
-        record = json.loads((Path(folder) / RECORD).read_text())
+        """Undo a source of which files are damaged; the other sources' files are still checked. Raises UserError."""
+        try:
+            record = json.loads((Path(folder) / RECORD).read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"dedup: {Path(folder) / RECORD} cannot be read ({error}): is {folder} an index?") from None
         _refuse_other_parameters(Path(folder), record["parameters"], parameters.decisive())
         index = cls(Path(folder), parameters, record["sources"], record["pending"])
         number = index._source(name)
@@ -260,7 +274,11 @@ class DedupIndex:
         return sizes
 
     def export(self, name: str, output: Path, workers: int = 1) -> None:
-        """Write what stays of a source, shard by shard, with the column `duplicates` (cluster sizes), and receipts."""
+        """Write what stays of a source, shard by shard, with the column `duplicates` (cluster sizes), and receipts.
+
+        Raises UserError when a file of it is no longer the one that was added: what stays is known by its row.
+        """
+        self._check_inputs(self.sources[self._source(name)])
         corpus, removals = _corpus(self.sources[self._source(name)]), self.removals(name)
         write_kept_shards(corpus, removals.stays(), output, workers, {"duplicates": self.cluster_sizes(name)})
         removals.write_receipts(output / RECEIPTS_NAME)

@@ -37,7 +37,7 @@ def collect(job: DedupJob) -> Removals:
     """Join what the steps of a finished job decided.
 
     An exact copy of a document that was itself removed takes that one's survivor: it has the same shingles, so the
-    same comparison holds, and no receipt names a survivor that is gone.
+    same comparison holds, and no receipt names a survivor that is gone. A copy that is compared exactly only stays.
     """
     copies = load_arrays(job.copies_file)
     names = ("row", "survivor", "shared", "size", "other_size")
@@ -48,6 +48,8 @@ def collect(job: DedupJob) -> Removals:
     place = np.searchsorted(fuzzy["row"], copies["keeper"])
     place = np.minimum(place, max(len(order) - 1, 0))
     passed_on = fuzzy["row"][place] == copies["keeper"] if len(order) else np.zeros(len(place), np.bool_)
+    copies, passed_on = _spare_exact_only(job, copies, passed_on)
+    place = place[copies.pop("number")]
     taken = {name: np.where(passed_on, fuzzy[name][place] if len(order) else 0, 0) for name in names}
     taken["row"] = copies["row"]
     taken["survivor"] = np.where(passed_on, taken["survivor"], copies["keeper"])
@@ -61,6 +63,32 @@ def collect(job: DedupJob) -> Removals:
         is_exact=is_exact[order],
         **{name: values[order] for name, values in both.items()},
     )
+
+
+def _spare_exact_only(
+    job: DedupJob, copies: dict[str, np.ndarray], passed_on: np.ndarray
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Take from the copies of near duplicates those that are compared exactly only, the best of each text.
+
+    Returns the copies that go (`number`: which of those given) and which of them go with the near duplicate; the others
+    of such a text are copies of the one that stays.
+    """
+    keeper, goes = copies["keeper"].copy(), np.ones(len(passed_on), np.bool_)
+    spared = np.flatnonzero(passed_on)
+    if len(spared):
+        shingles = job.sketches.numbers("shingles", len(job.known.sketches))
+        spared = spared[shingles[copies["row"][spared] - job.first_new] == 0]
+    if len(spared):
+        rows, texts = copies["row"][spared], keeper[spared]
+        order = job.rank_columns(rows).best_first((texts,))
+        spared, rows, texts = spared[order], rows[order], texts[order]
+        begins = np.concatenate([[True], texts[1:] != texts[:-1]])
+        keeper[spared] = rows[begins][np.cumsum(begins) - 1]
+        passed_on = passed_on.copy()
+        passed_on[spared] = False
+        goes[spared[begins]] = False
+    numbers = np.flatnonzero(goes)
+    return {"row": copies["row"][numbers], "keeper": keeper[numbers], "number": numbers}, passed_on[numbers]
 
 
 def find_removals(

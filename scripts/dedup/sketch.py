@@ -118,7 +118,7 @@ def sketch_rows(table: pa.Table, corpus: Corpus, parameters: DedupParameters, si
     columns = [
         ids,
         sources,
-        pc.utf8_slice_codeunits(text, 0, PREVIEW_CHARACTERS),
+        _previews(text),
         pa.array(_qualities(table, corpus.quality_column)),
         pa.array(np.diff(batch.starts)),
         pa.array(shingles),
@@ -133,6 +133,14 @@ def sketch_rows(table: pa.Table, corpus: Corpus, parameters: DedupParameters, si
 def _hexadecimal(digest: np.ndarray) -> pa.Array:
     text = digest.astype(">u8").tobytes().hex()
     return pa.array([text[at : at + 32] for at in range(0, len(text), 32)], pa.large_string())
+
+
+def _previews(text: pa.Array) -> pa.Array:
+    try:
+        return pc.utf8_slice_codeunits(text, 0, PREVIEW_CHARACTERS)
+    except pa.ArrowInvalid:  # some of it is not UTF-8, which Parquet does not prove
+        spelled = [raw and raw.decode("utf-8", "replace") for raw in text.cast(pa.large_binary()).to_pylist()]
+        return pa.array([each if each is None else each[:PREVIEW_CHARACTERS] for each in spelled], pa.large_string())
 
 
 def _strings(table: pa.Table, name: str) -> pa.Array:

@@ -217,3 +217,21 @@ def test_genuine_near_duplicates_recall_and_precision(shared_data, tmp_path):
     for row in found.to_pylist():
         listed = truth.get(frozenset((row["id"], row["survivor_id"])), 0.0)
         assert row["jaccard"] == pytest.approx(listed, abs=1e-3)
+
+
+def test_a_source_that_is_compared_exactly_only_loses_nothing_through_a_copy_elsewhere(tmp_path):
+    words = [f"word{n}" for n in range(60)]
+    same, longer = " ".join(words), " ".join([*words, "more"])
+    table = pa.table(
+        {
+            "id": ["a", "t1", "t2", "z"],
+            "text": [same, same, same, longer],
+            "source": ["web", "tables", "tables", "web"],
+        }
+    )
+    pq.write_table(table, tmp_path / "part.parquet")
+    settings = DedupParameters(exact_sources=("tables",))
+    receipts = find_duplicates([tmp_path / "part.parquet"], settings, 1, tmp_path / "scratch")
+    rows = {row["id"]: row for row in receipts.to_pylist()}
+    assert {identity: row["survivor_id"] for identity, row in rows.items()} == {"a": "z", "t2": "t1"}
+    assert (rows["a"]["kind"], rows["t2"]["kind"]) == ("fuzzy", "exact")

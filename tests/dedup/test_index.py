@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -140,6 +141,17 @@ def test_cluster_sizes_count_what_went_in_favour_of_each_and_are_exported(parts,
     assert sorted(exported["id"].to_pylist()) == kept_ids(index, "a")
     assert sum(exported["duplicates"].to_pylist()) == int(index.cluster_sizes("a").sum()) > 0
     assert pq.read_table(tmp_path / "out" / "removed.parquet").num_rows == index.sources[0]["removed"]
+
+
+def test_files_that_changed_after_they_were_added_are_not_exported_by_row(parts, tmp_path):
+    files = [shutil.copy(file, tmp_path / file.name) for file in parts["a"].files]
+    index = DedupIndex.open(tmp_path / "index", PARAMETERS)
+    index.add("a", Corpus(tuple(files)))
+    table = pq.read_table(files[0])
+    pq.write_table(table.take(list(range(len(table)))[::-1]), files[0])
+    with pytest.raises(UserError, match=f"{files[0].name} is gone or not as it was when it was added as 'a'"):
+        index.export("a", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_remove_from_a_what_is_in_b_keeps_copies_within_a(tmp_path):
