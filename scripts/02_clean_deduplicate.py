@@ -23,13 +23,18 @@ def add_arguments(parser: "argparse.ArgumentParser") -> None:
 
 
 def describe_inputs(config: "RunConfig") -> dict:
-    """Identify what decides the outcome besides the text: examples, the judge of toxicity, what stage 11 will ask."""
+    """Identify what decides the outcome besides the text: examples, lists, the judge of toxicity, what 11 will ask."""
     from pipeline_lib.text_cleaning.copied_records import asked_sources
     from pipeline_lib.text_cleaning.quality_examples import example_files
     from pipeline_lib.text_cleaning.toxicity_backend import describe_backend
 
     asked = sorted(set(asked_sources(config).values())) if config.clean.contamination.enabled else []
-    return {**example_files(config.clean), "toxicity": describe_backend(config.clean.toxicity), "asked": asked}
+    lists = {}
+    if config.clean.url.domain_files:
+        from pipeline_lib.text_cleaning.url_lists import own_list_files
+
+        lists = own_list_files(config.clean)
+    return {**example_files(config.clean), **lists, "toxicity": describe_backend(config.clean.toxicity), "asked": asked}
 
 
 def why(context: "ActionContext", identity: str) -> None:

@@ -50,6 +50,15 @@ def test_bad_csv_rows_are_counted_with_their_line(tmp_path):
     assert reasons(found)[2] == "not UTF-8"
 
 
+def test_a_quote_that_swallows_rows_is_damage_and_not_one_drop(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text('a,b\n1,2\n3,"open\n4,5\n6,7\n')
+    found = read_csv(path, "x.csv", "")
+    assert next(found).record == {"a": "1", "b": "2"}
+    with pytest.raises(UserError, match="x.csv is damaged: a quote that opens in line 3 or after it is not closed"):
+        next(found)
+
+
 @pytest.mark.parametrize("header", ["a,a", "a,"])
 def test_csv_without_usable_field_names_is_refused(tmp_path, header):
     path = tmp_path / "x.csv"

@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from rich.console import Console
 from pipeline_lib.stage import (
     Ledger,
     StageFailure,
+    UserError,
     atomic_path,
     file_digest,
     json_digest,
@@ -179,6 +181,26 @@ def _fail_at_three(number: int) -> int:
     if number == 3:
         raise ValueError("three")
     return number
+
+
+def _refuse(message: str) -> None:
+    raise UserError(message)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_an_initializer_refuses_is_what_the_user_is_told(workers: int):
+    with pytest.raises(UserError, match=r"no list at /x"):
+        list(ordered_map(_slow_square, range(4), workers, _refuse, ("no list at /x",)))
+
+
+def _be_killed(number: int) -> int:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_a_killed_worker_is_a_failure_with_what_to_do():
+    with pytest.raises(StageFailure, match="worker process was killed.*lower threads"):
+        list(ordered_map(_be_killed, range(4), 2))
 
 
 def test_ordered_map_raises_a_workers_exception_at_its_turn():

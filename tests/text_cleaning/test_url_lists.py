@@ -12,7 +12,7 @@ from tldextract import TLDExtract
 from pipeline_lib.config.clean import CleanSettings, UrlSettings
 from pipeline_lib.stage import UserError
 from pipeline_lib.text_cleaning.rules import KEPT, active_rules, first_broken
-from pipeline_lib.text_cleaning.url_lists import UrlLists
+from pipeline_lib.text_cleaning.url_lists import UrlLists, own_list_files
 
 LISTS = {
     "blocked_domains": ["bad.example.com", "worse.co.uk"],
@@ -88,3 +88,25 @@ def test_datatroves_own_lists_are_read_from_its_package(tmp_path):
 def test_a_list_file_that_is_not_there_is_named():
     with pytest.raises(UserError, match=r"domain_files: .*nowhere\.txt cannot be read"):
         UrlLists(UrlSettings(domain_files=["/nowhere.txt"]))
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(
+        st.one_of(st.none(), st.text(max_size=12), st.sampled_from(["#/posts/7", "\r", "a\nb", "https://fine.org/bad"]))
+    )
+)
+def test_whatever_stands_for_an_address_is_one_row(urls):
+    columns = own_lists().score(urls)
+    assert all(len(values) == len(urls) for values in columns.values())
+    assert columns["blocked_url"].tolist() == [int(url == "https://fine.org/bad") for url in urls]
+
+
+def test_the_users_own_lists_are_identified_by_content_where_they_are_read(tmp_path):
+    (tmp_path / "mine.txt").write_text("a.org\n")
+    own = UrlSettings(domain_files=[str(tmp_path / "mine.txt")])
+    asked = CleanSettings(quality_rules=["url"], url=own)
+    before = own_list_files(asked)
+    (tmp_path / "mine.txt").write_text("b.org\n")
+    assert list(before) == own.domain_files and own_list_files(asked) != before
+    assert own_list_files(CleanSettings(quality_rules=["c4"], url=own)) == {}

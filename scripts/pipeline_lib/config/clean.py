@@ -198,7 +198,8 @@ class ContaminationSettings(Section):
 class DedupSettings(Section):
     """Exact and fuzzy deduplication over all sources; every fuzzy removal is verified on the real shingle sets."""
 
-    MEANS = ("device",)
+    # The limits decide whether a run stops, and no byte of what it writes.
+    MEANS = ("device", "max_removed_fraction", "guard_minimum", "max_cluster")
 
     enabled: bool = True
     """Whether duplicates are removed."""

@@ -30,13 +30,17 @@ def read_csv(path: Path, label: str, compression: str) -> Iterator[Row | Dropped
         header = _csv_header(reader, label)
         number = 0
         while header:
+            begin = reader.line_num + 1
             try:
                 values = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
+                open_quote = "unexpected end" in str(error) or "field limit" in str(error)
+                if open_quote and reader.line_num > begin:  # it took the rows behind it along
+                    raise damaged(label, f"a quote that opens in line {begin} or after it is not closed") from error
                 number += 1
-                yield Dropped(f"not CSV: {error}"[:80], where=f"{label}:{reader.line_num}")
+                yield Dropped(f"not CSV: {error}"[:80], where=f"{label}:{begin}")
                 continue
             if values:
                 number += 1

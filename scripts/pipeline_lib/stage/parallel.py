@@ -14,9 +14,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from multiprocessing import forkserver, resource_tracker
 from typing import Any, TypeVar
+
+from .errors import StageFailure
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,8 +41,21 @@ def _start_worker(initializer: Callable[..., None] | None, initargs: tuple[Any, 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_die_with_parent, name="parent-watch", daemon=True).start()
+    global _not_ready
     if initializer is not None:
-        initializer(*initargs)
+        try:
+            initializer(*initargs)
+        except Exception as error:  # raised for the first item: raised here it would only break the pool
+            _not_ready = error
+
+
+_not_ready: Exception | None = None
+
+
+def _answer(function: Callable[[Item], Result], item: Item) -> Result:
+    if _not_ready is not None:
+        raise _not_ready
+    return function(item)
 
 
 def ordered_map(
@@ -52,7 +69,8 @@ def ordered_map(
     """Yield function(item) for every item, in item order, computed by `workers` processes.
 
     `function` must be defined at module level. With one worker everything runs in this process. An exception in a
-    worker is raised here, when its item's turn comes. `preload` names modules that are imported once, before the
+    worker, or of its initializer, is raised here, when its item's turn comes; StageFailure when a worker was killed.
+    `preload` names modules that are imported once, before the
     workers are forked, which then share their memory.
     """
     if workers <= 1:
@@ -61,11 +79,17 @@ def ordered_map(
         yield from map(function, items)
         return
     context = multiprocessing.get_context("forkserver")
-    with (
-        _fork_server(preload) if preload else nullcontext(),
-        ProcessPoolExecutor(workers, context, _start_worker, (initializer, initargs)) as pool,
-    ):
-        yield from _in_order(pool, function, items, 2 * workers)
+    try:
+        with (
+            _fork_server(preload) if preload else nullcontext(),
+            ProcessPoolExecutor(workers, context, _start_worker, (initializer, initargs)) as pool,
+        ):
+            yield from _in_order(pool, partial(_answer, function), items, 2 * workers)
+    except BrokenProcessPool:
+        raise StageFailure(
+            "a worker process was killed, probably because memory ran out: lower threads, or clean.max_ram in stage 02,"
+            " and start again; what is finished is kept"
+        ) from None
 
 
 @contextmanager

@@ -180,7 +180,7 @@ def _write_duplicates(stage: Stage, files: list[Path], candidates: int, table: D
         table.write(None, candidates)
         return {"duplicates": 0}
     job = DedupJob(
-        Corpus(tuple(files)),
+        Corpus(tuple(files), quality_column="quality_model"),
         dedup_parameters(settings, stage.seed),
         stage.work / SCRATCH / "dedup",
         memory_limit(stage.settings),

@@ -173,6 +173,7 @@ def _digits(text: str) -> str:
 # -- cards, accounts, social security ----------------------------------------------------------------------------------
 
 _CARD = re.compile(r"[2-6](?<![\w.-].)\d{3}(?:[ -]?\d){8,20}")
+_CARD_GAP = re.compile("[ -]")
 _CARD_CONTEXT = re.compile(r"\b(?:card|credit|debit|visa|mastercard|amex|maestro|unionpay|diners|discover|cc)\b", re.I)
 _CARD_GROUPS = re.compile(r"\d{4}([ -])(?:\d{4}\1\d{4}\1\d{4}(?:\1\d{3})?|\d{6}\1\d{4,5})")
 _SSN = re.compile(r"[0-8](?<![\w.-].)\d{2}(?<!000|666)-(?!00)\d{2}-(?!0000)\d{4}(?![\w-]|\.\d)")
@@ -218,22 +219,25 @@ def is_card_number(text: str) -> bool:
 
 
 def accept_card(match: re.Match[str]) -> Span | None:
-    """The longest card number that ends where a group of digits does.
+    """The longest card number that begins and ends where a group of digits does: a date may stand before it.
 
     One number in ten passes Luhn, and identifiers of 13 to 19 digits are common: digits without the usual groups are
     believed as 15 or 16 in a row that no address or assignment leads to, or after a word that speaks of cards.
     """
-    text, begin = match.string, match.start()
+    text = match.string
     introduced = _CARD_CONTEXT.search(_before(match)) is not None
-    for end in range(match.end(), begin + 12, -1):
-        if end < len(text) and (text[end].isalnum() or text[end] == "_"):
-            continue
-        written = text[begin:end]
-        if not is_card_number(written):
-            continue
-        plain = written.isdigit() and len(written) in (15, 16) and text[max(0, begin - 1) : begin] not in list("/=&#:")
-        if introduced or plain or _CARD_GROUPS.fullmatch(written):
-            return begin, end
+    later = (_CARD.match(text, match.start() + gap.end()) for gap in _CARD_GAP.finditer(match[0]))
+    for begin, stop in [match.span(), *(found.span() for found in later if found)]:
+        for end in range(stop, begin + 12, -1):
+            if end < len(text) and (text[end].isalnum() or text[end] == "_"):
+                continue
+            written = text[begin:end]
+            if not is_card_number(written):
+                continue
+            before = text[max(0, begin - 1) : begin]
+            plain = written.isdigit() and len(written) in (15, 16) and before not in list("/=&#:")
+            if introduced or plain or _CARD_GROUPS.fullmatch(written):
+                return begin, end
     return None
 
 

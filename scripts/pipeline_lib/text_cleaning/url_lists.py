@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline_lib.compiled import kernel
-from pipeline_lib.stage import StageFailure, UserError
+from pipeline_lib.stage import StageFailure, UserError, bytes_digest
 
 from .words import hash_bytes
 
 if TYPE_CHECKING:
-    from pipeline_lib.config.clean import UrlSettings
+    from pipeline_lib.config.clean import CleanSettings, UrlSettings
 
 URL_COLUMNS = ("blocked_domain", "blocked_url", "banned_url_words", "banned_url_subwords", "soft_banned_url_words")
 ARCHIVE = "url_filterblacklistsv0_3_0.tar.gz"
@@ -73,12 +73,19 @@ class UrlLists:
             columns["soft_banned_url_words"][number] = len(words & self._soft)
             squeezed = _squeeze(url)
             columns["banned_url_subwords"][number] = sum(word in squeezed for word in self._anywhere)
-        found = _are_in(_line_hashes(b"\n".join(hosts)), self._domains)
+        found = _are_in(_hashes(hosts), self._domains)
         columns["blocked_domain"][np.array(owners, np.int64)[found]] = 1
         given = [number for number, url in enumerate(urls) if url]
-        lines = b"\n".join(urls[number].replace("\n", " ").encode() for number in given)
-        columns["blocked_url"][np.array(given, np.int64)[_are_in(_line_hashes(lines), self._urls)]] = 1
+        addresses = [urls[number].removesuffix("\r").encode() for number in given]
+        columns["blocked_url"][np.array(given, np.int64)[_are_in(_hashes(addresses), self._urls)]] = 1
         return columns
+
+
+def own_list_files(settings: "CleanSettings") -> dict[str, str]:
+    """Return {file: digest} of the user's lists of domains where they count. Raises UserError for one that is gone."""
+    if "url" not in settings.quality_rules:
+        return {}
+    return {file: bytes_digest(_read(file)) for file in settings.url.domain_files}
 
 
 def _squeeze(text: str) -> str:
@@ -123,6 +130,21 @@ def _are_in(hashes: np.ndarray, listed: np.ndarray) -> np.ndarray:
         return np.zeros(hashes.size, np.bool_)
     places = np.minimum(np.searchsorted(listed, hashes), listed.size - 1)
     return listed[places] == hashes
+
+
+def _hashes(texts: list[bytes]) -> np.ndarray:
+    """Return the hash of every text, uint64[texts]; of a list's line it is that of the line."""
+    offsets = np.zeros(len(texts) + 1, np.int64)
+    np.cumsum([len(text) for text in texts], out=offsets[1:])
+    return _hash_each(np.frombuffer(b"".join(texts), np.uint8), offsets)
+
+
+@kernel
+def _hash_each(data, offsets):
+    hashes = np.empty(len(offsets) - 1, np.uint64)
+    for i in range(len(hashes)):
+        hashes[i] = hash_bytes(data, offsets[i], offsets[i + 1])
+    return hashes
 
 
 def _line_hashes(data: bytes) -> np.ndarray:
