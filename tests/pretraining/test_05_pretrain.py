@@ -326,19 +326,26 @@ def test_text_that_is_damaged_when_a_validation_reads_it_loses_no_step(fresh_run
     assert ended.code in (1, 2) and f"{chunk.name} is damaged" in ended.output, ended.output
     overwrite(chunk, whole)
     done = launcher.start(config, run)
-    assert done.code == 0 and "continuing from step-00000008" in done.output, done.output
+    assert done.code == 0 and re.search(r"continuing from step-000000(08|16|24)", done.output), done.output
     assert digests(run) == digests(uninterrupted)
 
 
 def test_a_run_may_end_where_it_stands(fresh_run, launcher):
     config, run = fresh_run
+    flags = ("--validation_steps", "1000")
     ended = launcher.start(
-        config, run, signal_number=signal.SIGTERM, when=lambda: len(metrics_of_unfinished(run)) >= 11
+        config,
+        run,
+        *flags,
+        "--max_steps",
+        "900",
+        signal_number=signal.SIGTERM,
+        when=lambda: len(metrics_of_unfinished(run)) >= 11,
     )
     assert ended.code == 128 + signal.SIGTERM, ended.output
     step = load_checkpoint(newest_valid_checkpoint(run / "05_pretrain" / "work" / "checkpoints")).step
     assert "val_loss" not in metrics_of_unfinished(run)[-1]
-    done = launcher.start(config, run, "--max_steps", str(step))
+    done = launcher.start(config, run, *flags, "--max_steps", str(step))
     assert done.code == 0, done.output
     written = lines(run / "05_pretrain" / "metrics.jsonl")
     assert [line["step"] for line in written] == list(range(step + 1)) and "val_loss" in written[-1]
