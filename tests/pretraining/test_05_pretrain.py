@@ -11,7 +11,6 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 from packed_run import write_text
 
 from fork_launcher import run_script
@@ -20,7 +19,7 @@ from pipeline_lib.config.pretrain import ScheduleSettings
 from pipeline_lib.evaluation.results import reproducible_numbers
 from pipeline_lib.packing.chunk_format import ChunkFile
 from pipeline_lib.pretraining.schedule import schedule_factor
-from pipeline_lib.stage import Ledger, StageFailure
+from pipeline_lib.stage import Ledger
 from pipeline_lib.stage.manifest import Manifest
 
 STEPS = 24
@@ -360,26 +359,6 @@ def test_settings_of_then_and_now_that_contradict_each_other_are_one_line(stoppe
         refused = launcher.start(other, run, *flags)
         assert refused.code == 2 and "tokens and epochs both set the horizon" in refused.output, refused.output
         assert "Traceback" not in refused.output
-
-
-def test_a_probe_too_large_for_the_memory_is_halved_until_it_fits(monkeypatch):
-    from pipeline_lib.pretraining import choosing
-    from pipeline_lib.pretraining.batches import Batch
-
-    room = [0]
-
-    def measure(network, batch, *_, **__):
-        if len(batch.inputs) > room[0]:
-            raise MemoryError
-
-    monkeypatch.setattr(choosing, "measure_micro_batch", measure)
-    batch = Batch(*(torch.zeros(12, 4, dtype=torch.int64) for _ in range(4)))
-    network = torch.nn.Linear(1, 1)
-    for room[0], left in ((12, 12), (7, 6), (2, 1)):
-        assert len(choosing.fitting_probe(network, batch, 8, torch.device("cpu")).inputs) == left
-    room[0] = 0
-    with pytest.raises(StageFailure, match="not even one sequence of 4 tokens fits"):
-        choosing.fitting_probe(network, batch, 8, torch.device("cpu"))
 
 
 @pytest.fixture

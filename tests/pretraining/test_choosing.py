@@ -1,4 +1,4 @@
-"""compile: auto compiles when the run ends sooner for it, counting the time that compiling takes."""
+"""compile: auto compiles when the run ends sooner for it, compiling included; a probe takes the memory there is."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from pipeline_lib.config.pretrain import PretrainSettings
 from pipeline_lib.pretraining import choosing
 from pipeline_lib.pretraining.batches import Batch
 from pipeline_lib.pretraining.horizon import resolve_horizon
+from pipeline_lib.stage import StageFailure
 
 CPU = torch.device("cpu")
 TENSOR = torch.zeros(4, 64, dtype=torch.long)
@@ -54,3 +55,20 @@ def test_compiling_is_chosen_where_the_run_ends_sooner_for_it(
     assert clock.state == "eager"
     assert f"{2 * eager:.3f} s" in why
     assert why.startswith("compiled: " if expected else "not compiled")
+
+
+def test_a_probe_too_large_for_the_memory_is_halved_until_it_fits(monkeypatch):
+    room = [0]
+
+    def measure(network, batch, *_, **__):
+        if len(batch.inputs) > room[0]:
+            raise MemoryError
+
+    monkeypatch.setattr(choosing, "measure_micro_batch", measure)
+    batch = Batch(*(torch.zeros(12, 4, dtype=torch.int64) for _ in range(4)))
+    network = torch.nn.Linear(1, 1)
+    for room[0], left in ((12, 12), (7, 6), (2, 1)):
+        assert len(choosing.fitting_probe(network, batch, 8, CPU).inputs) == left
+    room[0] = 0
+    with pytest.raises(StageFailure, match="not even one sequence of 4 tokens fits"):
+        choosing.fitting_probe(network, batch, 8, CPU)

@@ -118,8 +118,8 @@ def _published_chunks(stage: "Stage", part: int) -> list[dict[str, Any]]:
     return [chunk for chunk in index["chunks"] if chunk["part"] == part] if index else []
 
 
-def _is_whole(stage: "Stage", name: str, digest: str | None = None) -> bool:
-    """Say whether a chunk of this unfinished work is as it was written. It stays until it is written again."""
+def _is_whole(stage: "Stage", name: str, digest: str | None) -> bool:
+    """Say whether a chunk of this unfinished work is as it was written (digest: None where no index lists it yet)."""
     path = stage.work / name
     try:
         ChunkFile(path, digest, stage.command).verify()

@@ -83,8 +83,8 @@ def plan_resume(
     saved: dict[str, Any],
     present: dict[str, Any],
     set_now: set[str],
-    grown: str | None = None,
-    means: dict[str, Any] | None = None,
+    grown: str | None,
+    means: dict[str, Any],
 ) -> ResumePlan:
     """Compare two fingerprints of stage 05; `set_now`: dotted names of the settings the user gives now.
 
@@ -120,7 +120,7 @@ def plan_resume(
             f"{len(code)} files of code changed since this training began (first {sorted(code)[0]}): it continues, but"
             " not necessarily bit for bit as it would have"
         )
-    return ResumePlan(_validated({**(means or {}), **effective}), changes, refusals, notes)
+    return ResumePlan(_validated({**means, **effective}), changes, refusals, notes)
 
 
 def _validated(flat: dict[str, Any]) -> PretrainSettings:

@@ -26,6 +26,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+_not_ready: Exception | None = None
+"""In a worker: what its initializer raised."""
+
+
 def available_cores() -> int:
     """Return the number of cores this process may use, which in containers can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -49,9 +53,6 @@ def _start_worker(initializer: Callable[..., None] | None, initargs: tuple[Any, 
             _not_ready = error
 
 
-_not_ready: Exception | None = None
-
-
 def _answer(function: Callable[[Item], Result], item: Item) -> Result:
     if _not_ready is not None:
         raise _not_ready
@@ -70,8 +71,7 @@ def ordered_map(
 
     `function` must be defined at module level. With one worker everything runs in this process. An exception in a
     worker, or of its initializer, is raised here, when its item's turn comes; StageFailure when a worker was killed.
-    `preload` names modules that are imported once, before the
-    workers are forked, which then share their memory.
+    `preload` names modules that are imported once, before the workers are forked, which then share their memory.
     """
     if workers <= 1:
         if initializer is not None:
