@@ -120,6 +120,19 @@ def test_killed_between_parts_it_encodes_no_published_part_again(parts_run, pack
     assert finished.finished and finished.manifest.attempt == packed.digest
 
 
+def test_a_published_chunk_of_unfinished_work_that_is_damaged_is_made_again(parts_run, packing_run, documents):
+    run = packing_run(documents, SHARDS, part_bytes=PART_BYTES)
+    kill_when_published(run, 1)
+    chunk = run.packed / "work" / published_parts(run.packed / "work")["chunks"][0]["file"]
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 1
+    chunk.write_bytes(content)
+    code, out, err = run.run()
+    assert code == 0, out + err
+    assert out.count(f"{chunk.name} is damaged: it is made again") == 1
+    assert run.outputs() == parts_run.outputs()
+
+
 def test_two_processes_share_a_cache_of_several_parts(parts_run, packing_run, documents):
     run = packing_run(documents, SHARDS, part_bytes=PART_BYTES)
     both = [run.start("--mode", mode) for mode in ("forward", "inverse")]
