@@ -101,6 +101,9 @@ def tell(stage: "Stage", questions: "Questionnaire", results: dict[str, Any]) ->
     for task, description in results["tasks"].items():
         if description["items"] < description["available"]:
             stage.note(f"{task}: a seeded sample of {description['items']} of {description['available']} items")
+    rolling = [name for name, task in questions.tasks.items() if task.output_type == "loglikelihood_rolling"]
+    if stage.settings.document_bytes is not None and rolling:
+        stage.note(f"{', '.join(rolling)}: of each document the first {stage.settings.document_bytes:,} bytes")
     plain = [name for name, prompt in results["prompts"].items() if prompt == "plain text"]
     stage.note(f"prompted with plain text: {', '.join(plain) or 'none'}; all others through their chat template")
     for model, task in questions.pairs():

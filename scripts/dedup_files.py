@@ -16,7 +16,7 @@ EXAMPLE = '{"jaccard": 0.85}'
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the command line; every parameter of dedup is a flag."""
+    """Return the command line."""
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = top.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="deduplicate a file or folder")

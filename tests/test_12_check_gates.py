@@ -148,6 +148,21 @@ def test_a_missing_or_damaged_evaluation_exits_2_with_the_repairing_command(run)
     assert done.returncode == 2 and "11_evaluate.py" in done.stderr
 
 
+@pytest.mark.parametrize("harm", ["cut", "gone", "not json"])
+def test_results_that_went_bad_withdraw_the_verdict_that_was_given_on_them(run, harm):
+    results = run.folder / "run" / "11_eval" / "results.json"
+    verdict = run.folder / "run" / "12_gates" / "gates.junit.xml"
+    assert run.check().returncode == 0 and verdict.exists()
+    if harm == "cut":
+        results.write_bytes(results.read_bytes()[:-1])
+    elif harm == "gone":
+        results.unlink()
+    else:
+        run.write_results("{")
+    assert run.check().returncode == 2
+    assert not verdict.exists()
+
+
 def test_neither_torch_nor_transformers_nor_lm_eval_nor_numpy_is_loaded(run):
     done = subprocess.run(
         [

@@ -58,7 +58,7 @@ def flash_attention_problem() -> str | None:
         importlib.import_module("flash_attn")
     except ModuleNotFoundError as error:
         if error.name == "flash_attn":
-            return "is missing: pip install flash-attn (see requirements-gpu.txt)"
+            return "is missing: pip install --no-build-isolation flash-attn (see requirements-gpu.txt)"
         return f"needs the module {error.name}, which is missing"
     except (ImportError, OSError, RuntimeError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -2,13 +2,11 @@
 
 import pytest
 import torch
+from tiny_training import SETTINGS, SPECIAL, nothing, open_data
 
 from pipeline_lib.config.model import ModelSettings
-from pipeline_lib.config.pretrain import PretrainSettings
 from pipeline_lib.models.initialise import build_model
 from pipeline_lib.models.shapes import resolve_shape
-from pipeline_lib.packing.reader import PackedCache
-from pipeline_lib.pretraining.batches import PackedData
 from pipeline_lib.pretraining.choices import Choices
 from pipeline_lib.pretraining.distribution import alone
 from pipeline_lib.pretraining.fp8 import choose_fp8, choose_layers, eligible_layers, layer_gain, use_fp8
@@ -17,8 +15,6 @@ from pipeline_lib.pretraining.loop import optimizer_step
 from pipeline_lib.pretraining.setup import equip
 from pipeline_lib.stage import StageFailure
 
-SPECIAL = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1}
-SETTINGS = PretrainSettings(tokens=5120, batch_tokens=512, micro_batch=8, dtype="float32", compile="off")
 CPU = torch.device("cpu")
 
 
@@ -44,10 +40,10 @@ def test_only_shapes_that_gain_are_converted_and_the_note_has_the_figures():
 
 def test_a_wish_that_cannot_be_honoured_is_refused_and_auto_is_silent_on_a_cpu():
     model = make_model()
-    assert choose_fp8("auto", "tensorwise", model, 64, CPU).layers == []
-    assert choose_fp8("off", "tensorwise", model, 64, CPU).notes == []
+    assert choose_fp8("auto", "tensorwise", model, 64, CPU, False).layers == []
+    assert choose_fp8("off", "tensorwise", model, 64, CPU, False).notes == []
     with pytest.raises(StageFailure, match="pretrain.fp8 is on"):
-        choose_fp8("on", "tensorwise", model, 64, CPU)
+        choose_fp8("on", "tensorwise", model, 64, CPU, False)
 
 
 @pytest.mark.parametrize("recipe", ["tensorwise", "rowwise"])
@@ -78,15 +74,15 @@ def test_a_product_is_rounded_as_fp8_rounds(recipe):
 @pytest.mark.parametrize("recipe", ["tensorwise", "rowwise"])
 def test_training_in_fp8_learns_and_its_weights_load_anywhere(packed_run, recipe):
     pytest.importorskip("torchao", reason="torchao is not installed (requirements-gpu.txt)")
-    data = PackedData(PackedCache(packed_run[1] / "03_packed"), 64, 8, 1, 500)
+    data = open_data(packed_run[1] / "03_packed")
     horizon = resolve_horizon(SETTINGS, 64, 32, 30_000)
     losses = {}
     for wanted in ("off", "emulate"):
         model = make_model()
-        fp8 = choose_fp8(wanted, recipe, model, 512, CPU)
+        fp8 = choose_fp8(wanted, recipe, model, 512, CPU, False)
         run = equip(model, Choices(fp8_recipe=recipe, fp8_layers=fp8.layers), SETTINGS, horizon, alone())
         stream = data.training_batches(None)
-        losses[wanted] = [optimizer_step(run, next(stream)[0], SETTINGS, lambda: None)[0] for _ in range(6)]
+        losses[wanted] = [optimizer_step(run, next(stream)[0], SETTINGS, nothing)[0] for _ in range(6)]
     assert losses["emulate"][-1] < losses["emulate"][0] - 0.3
     assert losses["emulate"] != losses["off"]
     assert losses["emulate"] == pytest.approx(losses["off"], rel=0.02)
@@ -95,4 +91,4 @@ def test_training_in_fp8_learns_and_its_weights_load_anywhere(packed_run, recipe
 
 def test_the_probe_finds_that_emulation_does_not_pay():
     pytest.importorskip("torchao", reason="torchao is not installed (requirements-gpu.txt)")
-    assert 0 < layer_gain(32, 64, 128, "tensorwise", CPU) < 1
+    assert 0 < layer_gain(32, 64, 128, "tensorwise", CPU, False) < 1

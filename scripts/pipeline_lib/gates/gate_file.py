@@ -7,8 +7,8 @@
         direction: higher                       # never guessed from the metric's name
         threshold: 0.25
         use: low                                # value (default), or the low or high confidence bound
-      - name: the merged adapter equals the adapter
-        metric: training.10_lora.merge_is_exact
+      - name: the training was compiled
+        metric: training.05_pretrain.compiled
         equals: true                            # booleans are compared as booleans
 
 Comparisons are strict (0.25 does not pass `higher` than 0.25), because a difference of exactly zero must not count as

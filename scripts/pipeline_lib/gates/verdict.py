@@ -4,7 +4,7 @@ A path leads to a metric in results.json:
 
     sft.python_choice.accuracy                       an entry of "models": value, low and high
     comparisons.dpo-vs-sft.preference.accuracy       a paired difference: value (the difference), low and high
-    training.05_pretrain.validation_bits_per_byte    a plain number or truth value an earlier stage reported
+    training.05_pretrain.val_bits_per_byte_after      a plain number or truth value an earlier stage reported
     contamination.python_choice.in_training          items of a task whose text was trained on, a plain number
 
 Fail-closed: whatever is not a finite number on the right side of the threshold fails, with the reason. That covers a

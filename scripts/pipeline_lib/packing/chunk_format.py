@@ -3,7 +3,7 @@
     bytes 0-7    magic "LTPCHNK2"
     bytes 8-11   length of the header, uint32 little-endian
     bytes 12-27  xxh3-128 of the header, big-endian
-    then         the header, UTF-8 JSON; then the sections, one LZ4 frame each, in the order the header lists them
+    then         the header, UTF-8 JSON; then the sections, one LZ4 frame each, at the positions the header gives
 
 The header holds the checksum of every section, and the index of the cache holds the checksum of the header, so that
 one number identifies the whole file and no byte of it can change unnoticed. The tokens are written in the code of

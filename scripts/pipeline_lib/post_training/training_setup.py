@@ -29,7 +29,8 @@ def prepare_libraries(stage: Stage) -> None:
     TRL reports its use to the hub unless told not to; progress bars and notices of its libraries would bury ours.
     """
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # several visible GPUs would start nn.DataParallel
+    # Several visible GPUs would start nn.DataParallel, which multiplies the batch.
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError(f"{stage.name} runs in one process; start it with plain python, without torchrun or accelerate")
     import torch

@@ -55,10 +55,6 @@ def choose(
     number_format = getattr(torch, dtype)
     attention = choose_attention(settings.attention, device, number_format)
     notes.append(attention.reason)
-    # Who asks for float32 does not ask for eight bits.
-    wanted_fp8 = "off" if settings.fp8 == "auto" and settings.dtype == "float32" else settings.fp8
-    fp8 = choose_fp8(wanted_fp8, settings.fp8_recipe, model, probe.inputs.numel(), device)
-    notes += fp8.notes
     compiled = settings.compile == "on"
     if settings.compile == "auto":
         use_attention(model, attention.name)
@@ -66,6 +62,10 @@ def choose(
         probe = fitting_probe(network, probe, settings.loss_chunk, device)
         compiled, verdict = compiling_pays(network, probe, settings, horizon, device)
         notes.append(verdict)
+    # Who asks for float32 does not ask for eight bits.
+    wanted_fp8 = "off" if settings.fp8 == "auto" and settings.dtype == "float32" else settings.fp8
+    fp8 = choose_fp8(wanted_fp8, settings.fp8_recipe, model, probe.inputs.numel(), device, compiled)
+    notes += fp8.notes
     return Choices(
         dtype=dtype,
         compiled=compiled,

@@ -5,7 +5,7 @@ update with a learning rate of zero (it allocates the moments and moves nothing)
 
     time     steps x (micro-batches + update + loader) + validations, whose forward passes cost a third
     memory   the peak of the probe, and on a CPU the copy of weights and moments that is written in the background
-    disk     the kept checkpoints, the best among them, and the final model
+    disk     the kept checkpoints, the best and every n-th among them, and the final model
 
 Compiling is in the time only if it is chosen; what other programs do on the machine meanwhile is not.
 """
@@ -76,7 +76,8 @@ def predict(run: TrainingRun, inputs: TrainingInputs, settings: PretrainSettings
     held = _state_bytes(run)
     on_host = run.device.type == "cpu"  # where the copy that is written in the background takes from the same memory
     memory = peak_memory(run.device) + (held if on_host and settings.background_saving else 0)
-    disk = (settings.keep_checkpoints + settings.keep_best) * held + 4 * inputs.parameters["total"]
+    periodic = horizon.steps // settings.keep_every if settings.keep_every else 0
+    disk = (settings.keep_checkpoints + settings.keep_best + periodic) * held + 4 * inputs.parameters["total"]
     _forget_moments(run)
     basis = (
         f"{horizon.steps:,} steps of {horizon.step_tokens:,} tokens: {micro_batches:g} micro-batches of {micro:.3f} s,"

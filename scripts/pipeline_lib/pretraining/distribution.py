@@ -122,6 +122,19 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
+def whole_by_name(tensors: dict[str, Tensor], processes: Processes) -> dict[str, Tensor]:
+    """Return {name: whole tensor} on the first process and {} on the others; all of them must ask.
+
+    One that FSDP has cut is put together alone and leaves the device before the next, so none holds more than one.
+    """
+    result = {}
+    for name, tensor in tensors.items():
+        gathered = whole(tensor)
+        if processes.first:
+            result[name] = gathered if gathered is tensor else gathered.cpu()
+    return result
+
+
 def part(tensor: Tensor, like: Tensor) -> Tensor:
     """Cut a whole tensor as `like` is cut, without asking other processes; the inverse of `whole`."""
     if not hasattr(like, "full_tensor"):

@@ -11,7 +11,8 @@ first scaled so that its largest magnitude just fits.
 Cost: finding the largest magnitude and rounding read each operand once more. A product of n x n matrices does n^3 work
 on n^2 numbers, so large layers win and small ones lose: public figures range from 17 to 25 % faster above a billion
 parameters to slower at a hundred million. No table knows where the line runs on this machine, so each shape of layer is
-timed both ways, forward and backward, compiled, and converted only if it wins.
+timed both ways, forward and backward, compiled if the run will be, and converted only if it wins. (Uncompiled, scaling
+and rounding are passes over memory of their own, and FP8 seldom does.)
 
 Traps: the head stays out (its logits feed a softmax, and the chunked loss multiplies by the matrix itself), so does a
 layer whose sides are not multiples of 16. State dictionaries are unchanged: a float8 layer's weight is an ordinary one,
@@ -48,8 +49,10 @@ class Fp8Choice:
     notes: list[str] = field(default_factory=list)
 
 
-def choose_fp8(wanted: str, recipe: str, model: PreTrainedModel, rows: int, device: torch.device) -> Fp8Choice:
-    """Return which layers of `model` to convert for micro-batches of `rows` tokens.
+def choose_fp8(
+    wanted: str, recipe: str, model: PreTrainedModel, rows: int, device: torch.device, compiled: bool
+) -> Fp8Choice:
+    """Return which layers of `model` to convert for micro-batches of `rows` tokens; compiled: whether the run will be.
 
     wanted: "off"; "auto", where the timed probe says so and the GPU can; "on", the same but an error without such a
     GPU; "emulate", every eligible layer, rounded like FP8 and multiplied in float32, on any machine. Raises
@@ -68,7 +71,7 @@ def choose_fp8(wanted: str, recipe: str, model: PreTrainedModel, rows: int, devi
         return Fp8Choice(recipe, [], [f"no FP8: {reason}"])
     _require_torchao()
     gains = {
-        shape: layer_gain(*shape, rows, recipe, device)
+        shape: layer_gain(*shape, rows, recipe, device, compiled)
         for shape in sorted({_sides(model.get_submodule(name)) for name in eligible_layers(model)})
     }
     return choose_layers(model, recipe, gains)
@@ -92,7 +95,7 @@ def eligible_layers(model: PreTrainedModel) -> list[str]:
     ]
 
 
-def layer_gain(inputs: int, outputs: int, rows: int, recipe: str, device: torch.device) -> float:
+def layer_gain(inputs: int, outputs: int, rows: int, recipe: str, device: torch.device, compiled: bool) -> float:
     """Return how many times as fast FP8 is as bfloat16 for a layer of this shape on [rows, inputs], both passes."""
     emulate = device.type != "cuda"
     with torch.device(device):
@@ -100,16 +103,15 @@ def layer_gain(inputs: int, outputs: int, rows: int, recipe: str, device: torch.
         eight = torch.nn.Sequential(torch.nn.Linear(inputs, outputs, bias=False))
         states = torch.randn(rows, inputs, requires_grad=True)
     _convert(eight, recipe, lambda module, name: True, emulate)
+    plain, eight = (torch.compile(layer) if compiled else layer for layer in (plain, eight))
     seconds = [_pass_seconds(layer, states, device) for layer in (plain, eight)]
     return seconds[0] / seconds[1]
 
 
 def _pass_seconds(layer: torch.nn.Module, states: torch.Tensor, device: torch.device) -> float:
-    compiled = torch.compile(layer) if device.type == "cuda" else layer
-
     def once() -> None:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-            output = compiled(states)
+            output = layer(states)
         output.backward(torch.ones_like(output))
 
     return min([timed(once, device) for _ in range(8)][3:])

@@ -72,6 +72,8 @@ def _train(stage: Stage, run: TrainingRun, data: PackedData, book: Logbook, savi
     progress = ProgressLine(run.horizon.steps, run.step, settings.log_seconds, lambda line: stage.say(f"  {line}"))
     if run.unwritten is not None or book.resumed_at is None:
         _finish_step(stage, run, data, book, saving, run.unwritten or {"step": 0})
+        if run.step:  # the checkpoint of this step, taken during its validation, does not know its score
+            saving.save_if_due(run, last=run.step == run.horizon.steps)
     while run.step < run.horizon.steps:
         began = time.monotonic()
         for phase in run.horizon.phases[1:]:
@@ -90,6 +92,8 @@ def _train(stage: Stage, run: TrainingRun, data: PackedData, book: Logbook, savi
                 f"step {run.step:,}: memory ran out, the same batch was done again in pieces of"
                 f" {line['micro_batch_reduced_to']} sequences; the gradient is the same"
             )
+        elif "micro_batch_raised_to" in line:
+            stage.note(f"step {run.step:,}: pieces of {line['micro_batch_raised_to']} sequences are tried again")
         for name, height in line.get("spikes", {}).items():
             stage.say(f"  step {run.step:,}: {name} stands {height} deviations above the steps before")
         _finish_step(stage, run, data, book, saving, line)
@@ -166,6 +170,8 @@ def _next_step(
     step, events = run.step + 1, run.micro_batches.events
     with book.spending("loader"):
         batch, data_state = next(batches)
+    length = batch.inputs.shape[1]
+    micro_batch = run.micro_batches.size(length)
     folder, spikes = saving.saver.folder.parent / incidents.FOLDER, {}
 
     def before_update(loss: float, norm: float) -> None:
@@ -198,7 +204,9 @@ def _next_step(
     if spikes:
         line["spikes"] = spikes
     if run.micro_batches.events > events:
-        line["micro_batch_reduced_to"] = run.micro_batches.size(batch.inputs.shape[1])
+        line["micro_batch_reduced_to"] = run.micro_batches.size(length)
+    elif run.micro_batches.size(length) > micro_batch:
+        line["micro_batch_raised_to"] = run.micro_batches.size(length)  # from the next step on
     if run.block_norms:
         line["block_grad_norms"] = run.block_norms
     return line

@@ -13,7 +13,7 @@ from pipeline_lib.checkpoints import as_os_errors
 from pipeline_lib.stage import TIMING, Stage, atomic_path
 
 from .cost import Prediction, peak_memory
-from .distribution import whole
+from .distribution import whole_by_name
 from .inputs import TrainingInputs
 from .meters import flop_count
 from .run_state import TrainingRun
@@ -24,7 +24,7 @@ from .text_read import TextRead
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run and its whole weights by name."""
+    """A finished run and, in its first process, its whole weights by name."""
 
     run: TrainingRun
     inputs: TrainingInputs
@@ -117,7 +117,7 @@ def finish(run: TrainingRun, inputs: TrainingInputs, saving: Saving, prediction:
 
     Raises StageFailure when the tokens that the loop counted are not those of the plan.
     """
-    weights = {name: whole(tensor) for name, tensor in run.model.state_dict().items()}
+    weights = whole_by_name(run.model.state_dict(), run.processes)
     text = inputs.data.text_read(run.data)
     text.check(run.tokens)
     return Outcome(run, inputs, saving, prediction, weights, text)

@@ -38,7 +38,7 @@ from pipeline_lib.oom_handler import SafeBatchSizes
 from pipeline_lib.stage import UserError
 
 from .choices import Choices
-from .distribution import Processes, alone, part, whole
+from .distribution import Processes, alone, part, whole_by_name
 from .horizon import Horizon
 from .meters import TokenCounts
 from .spikes import SpikeDetector
@@ -86,7 +86,7 @@ class TrainingRun:
 def checkpoint_content(run: TrainingRun) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
     """Return what a checkpoint of `run` holds: the live tensors by group and name, and the JSON state.
 
-    Tensors that FSDP has cut are put together, so with several processes all must call it.
+    With several processes all must call it, and the first one gets the tensors; those that FSDP has cut are copies.
     """
     tensors = {"model": run.model.state_dict()}
     optimizers = {}
@@ -106,10 +106,7 @@ def checkpoint_content(run: TrainingRun) -> tuple[dict[str, dict[str, torch.Tens
         "unwritten": run.unwritten,
         "best_score": run.best_score,
     }
-    whole_tensors = {
-        group: {name: whole(tensor) for name, tensor in members.items()} for group, members in tensors.items()
-    }
-    return whole_tensors, state
+    return {group: whole_by_name(members, run.processes) for group, members in tensors.items()}, state
 
 
 def restore_run(run: TrainingRun, folder: Path, say: Callable[[str], None]) -> Path | None:

@@ -85,6 +85,11 @@ class StageInput:
             self._verified.add(name)
         return path
 
+    def check(self) -> None:
+        """Raise UserError when an output is missing or damaged; one that looks untouched since is not read again."""
+        for name in self.manifest.damaged_files(self.path):
+            self._verify(name)
+
     def files(self, pattern: str) -> list[Path]:
         """Return the outputs whose path inside the stage folder matches the glob `pattern`, sorted and verified.
 

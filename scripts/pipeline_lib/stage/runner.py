@@ -226,15 +226,13 @@ def _execute(stage: Stage, spec: StageSpec, run: Callable[[Stage], None], inputs
     try:
         if finish_publication(stage.folder):
             stage.say(f"{stage.name}: finished moving its outputs into place")
-        try:
-            fingerprint = _fingerprint(stage, spec, inputs)
-            superseded = _superseded_inputs(stage)
-            if superseded and spec.gives_verdict:
+        fingerprint = _fingerprint(stage, spec, inputs)
+        superseded = _superseded_inputs(stage)
+        if spec.gives_verdict:
+            if superseded:
                 raise UserError(superseded[0])
-        except UserError:
-            if spec.gives_verdict:
-                _withdraw(stage)
-            raise
+            for source in stage.inputs.values():
+                source.check()
         manifest = Manifest.read(stage.folder / MANIFEST)
         reason = "--force was given" if force else _why_not_up_to_date(stage, manifest, fingerprint)
         if reason is None:
@@ -249,6 +247,10 @@ def _execute(stage: Stage, spec: StageSpec, run: Callable[[Stage], None], inputs
         if continue_with is not None and not force:
             fingerprint = _continue_other_work(stage, fingerprint, continue_with)
         return _run_and_publish(stage, spec, run, fingerprint, force)
+    except UserError:
+        if spec.gives_verdict:
+            _withdraw(stage)
+        raise
     finally:
         lock.release()
 

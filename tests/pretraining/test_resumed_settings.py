@@ -1,0 +1,102 @@
+"""Settings that change while a run is stopped: a table of what differs, what overrides, what is refused."""
+
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from test_05_pretrain import lines, metrics_of_unfinished, notes
+
+from pipeline_lib.checkpoints import load_checkpoint, newest_valid_checkpoint
+from pipeline_lib.config.pretrain import ScheduleSettings
+from pipeline_lib.pretraining.schedule import schedule_factor
+from pipeline_lib.stage.manifest import Manifest
+
+
+@pytest.fixture
+def stopped_run(fresh_run, launcher) -> tuple[Path, Path]:
+    """A run that was stopped after some steps, begun with flags."""
+    flags = ("--max_steps", "20", "--optimizer.lr", "0.02")
+    config, run = fresh_run
+    ended = launcher.start(
+        config, run, *flags, signal_number=signal.SIGTERM, when=lambda: len(metrics_of_unfinished(run)) >= 8
+    )
+    assert ended.code == 128 + signal.SIGTERM, ended.output
+    return config, run
+
+
+def test_a_flag_that_is_forgotten_on_resume_stays_and_one_that_is_given_overrides(stopped_run, launcher):
+    config, run = stopped_run
+    before = metrics_of_unfinished(run)
+    done = launcher.start(config, run, "--optimizer.lr", "0.005")
+    assert done.code == 0, done.output
+    table = [line.split("  ") for line in done.output.splitlines() if "overrides" in line or "stays as" in line]
+    rows = {row[1].strip(): [cell.strip() for cell in row[2:] if cell.strip()] for row in table}
+    assert rows["optimizer.lr"] == ["0.02", "0.005", "overrides"]
+    assert rows["max_steps"] == ["20", "null", "not set now: stays as in the checkpoint"]
+    written = lines(run / "05_pretrain" / "metrics.jsonl")
+    assert [line["step"] for line in written] == list(range(21)) and written[: len(before)] == before
+    first = int(re.search(r"continuing from step-(\d+)", done.output)[1]) + 1
+    expected = [0.005 * schedule_factor(step, 20, ScheduleSettings()) for step in range(first, 21)]
+    assert [line["lr"] for line in written[first:]] == pytest.approx(expected)
+    assert any("settings changed after step" in note and "optimizer.lr 0.02 -> 0.005" in note for note in notes(run))
+
+
+def test_the_resume_plan_shows_the_differences_and_the_learning_rates_and_does_nothing(stopped_run, launcher):
+    config, run = stopped_run
+    work = run / "05_pretrain" / "work"
+    untouched = {path: path.stat().st_mtime_ns for path in work.rglob("*")}
+    shown = launcher.start(config, run, "--resume_plan", "--schedule.name", "cosine", "--tokens", "20480")
+    assert shown.code == 0, shown.output
+    step = load_checkpoint(newest_valid_checkpoint(work / "checkpoints")).step
+    for words in (f"step {step:,} of 20", "schedule.name", "linear", "cosine", "overrides", "  before ", "  after ",
+                  f"^ step {step}", "none is repeated, none is skipped"):  # fmt: skip
+        assert words in shown.output, (words, shown.output)
+    assert {path: path.stat().st_mtime_ns for path in work.rglob("*")} == untouched
+
+
+def test_settings_of_then_and_now_that_contradict_each_other_are_one_line(stopped_run, launcher, tmp_path):
+    config, run = stopped_run
+    other = tmp_path / "other.yaml"
+    other.write_text(config.read_text().replace("tokens: 12288", "epochs: 1"))
+    for flags in ([], ["--resume_plan"]):
+        refused = launcher.start(other, run, *flags)
+        assert refused.code == 2 and "tokens and epochs both set the horizon" in refused.output, refused.output
+        assert "Traceback" not in refused.output
+
+
+def test_what_cannot_be_continued_is_refused_with_both_values_and_nothing_is_touched(stopped_run, launcher):
+    config, run = stopped_run
+    for flags, words in (
+        (["--optimizer.name", "adamw"], "pretrain.optimizer.name muon -> adamw"),
+        (["--seed", "7"], "seed 42 -> 7"),
+        (["--max_steps", "3"], "beyond the horizon of 3 steps"),
+    ):
+        refused = launcher.start(config, run, *flags)
+        assert refused.code == 2 and words in refused.output and "--force" in refused.output, refused.output
+    assert launcher.start(config, run, "--resume_plan", "--seed", "7").code == 2
+    done = launcher.start(config, run)
+    assert done.code == 0, done.output
+    assert [line["step"] for line in lines(run / "05_pretrain" / "metrics.jsonl")] == list(range(21))
+
+
+def test_a_run_may_end_where_it_stands(fresh_run, launcher):
+    config, run = fresh_run
+    flags = ("--validation_steps", "1000")
+    ended = launcher.start(
+        config,
+        run,
+        *flags,
+        "--max_steps",
+        "900",
+        signal_number=signal.SIGTERM,
+        when=lambda: len(metrics_of_unfinished(run)) >= 11,
+    )
+    assert ended.code == 128 + signal.SIGTERM, ended.output
+    step = load_checkpoint(newest_valid_checkpoint(run / "05_pretrain" / "work" / "checkpoints")).step
+    assert "val_loss" not in metrics_of_unfinished(run)[-1]
+    done = launcher.start(config, run, *flags, "--max_steps", str(step))
+    assert done.code == 0, done.output
+    written = lines(run / "05_pretrain" / "metrics.jsonl")
+    assert [line["step"] for line in written] == list(range(step + 1)) and "val_loss" in written[-1]
+    assert Manifest.read(run / "05_pretrain" / "manifest.json").result["steps"] == step

@@ -1,0 +1,51 @@
+"""When a checkpoint is taken, and what it then knows."""
+
+import itertools
+import json
+
+import pytest
+from tiny_training import SETTINGS, BareStage, make_run, open_data
+
+from pipeline_lib.checkpoints import checkpoint_name
+from pipeline_lib.pretraining.logbook import open_logbook
+from pipeline_lib.pretraining.loop import train
+from pipeline_lib.pretraining.run_state import restore_run
+
+
+class InterruptedInValidation(BareStage):
+    """A stage that a signal reaches while the validation after step 4 runs."""
+
+    run = None
+
+    @property
+    def interrupted(self) -> bool:
+        return self.run.step == 4 and self.run.unwritten is not None
+
+    def stop_if_interrupted(self) -> None:
+        if self.interrupted:
+            raise InterruptedError
+
+
+def test_a_step_whose_validation_a_signal_interrupted_can_still_be_the_best(packed_run, monkeypatch, tmp_path):
+    data = open_data(packed_run[1] / "03_packed")
+    settings = SETTINGS.model_copy(update={"validation_steps": 2, "tensorboard": False, "keep_checkpoints": 1})
+    run, stage = make_run(settings), InterruptedInValidation(settings, tmp_path)
+    stage.run = run
+    with open_logbook(tmp_path, run, False, settings, "test") as book, pytest.raises(InterruptedError):
+        train(stage, run, data, book)
+    folder = tmp_path / "checkpoints" / checkpoint_name(4)
+    assert json.loads((folder / "complete.json").read_text())["score"] is None
+
+    again, whole = make_run(settings), data.training_batches
+
+    def one_more(state, step):
+        yield from itertools.islice(whole(state, step), 1)
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(data, "training_batches", one_more)
+    assert restore_run(again, tmp_path / "checkpoints", print) == folder
+    with open_logbook(tmp_path, again, True, settings, "test") as book, pytest.raises(RuntimeError, match="enough"):
+        train(BareStage(settings, tmp_path), again, data, book)
+    [written] = [line for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if '"step": 4,' in line]
+    assert json.loads((folder / "complete.json").read_text())["score"] == json.loads(written)["val_bits_per_byte"]
+    assert (tmp_path / "checkpoints" / checkpoint_name(5)).exists()
