@@ -20,9 +20,11 @@ def setup_kernel_optimizations(use_liger_kernel: bool = False, use_cce: bool = F
     """Patch the transformers model classes with fused kernels; call it before the model is created.
 
     use_liger_kernel: Liger's RMSNorm, RoPE, SwiGLU and fused linear cross-entropy; use_cce: Apple's Cut Cross-Entropy,
-    which never holds the logits. Both replace the loss, so only one can be on. Returns the name of what was set up:
-    "liger", "cce" or "none". Raises ValueError for both at once or an unknown model type, KernelsUnavailable (a
-    RuntimeError) when the package or the GPU is missing.
+    which never holds the logits. Both replace the loss, so only one can be on. Cut Cross-Entropy patches nothing: who
+    computes the loss calls `cut_cross_entropy.linear_cross_entropy` (the package's own patches of transformers are not
+    in its wheel and do not load with transformers 5). Returns the name of what was set up: "liger", "cce" or "none".
+    Raises ValueError for both at once or an unknown model type, KernelsUnavailable (a RuntimeError) when the package or
+    the GPU is missing or the package does not load.
     """
     if use_liger_kernel and use_cce:
         raise ValueError("use_liger_kernel and use_cce both replace the loss: choose one")
@@ -37,14 +39,15 @@ def setup_kernel_optimizations(use_liger_kernel: bool = False, use_cce: bool = F
 
     if not torch.cuda.is_available():
         raise KernelsUnavailable(f"{package} needs a GPU; switch it off on this machine")
-    if use_liger_kernel:
-        import liger_kernel.transformers
+    try:
+        if use_liger_kernel:
+            import liger_kernel.transformers
 
-        getattr(liger_kernel.transformers, _LIGER_PATCHES[model_type])()
-        return "liger"
-    from cut_cross_entropy.transformers import cce_patch
-
-    cce_patch(model_type)
+            getattr(liger_kernel.transformers, _LIGER_PATCHES[model_type])()
+            return "liger"
+        from cut_cross_entropy import linear_cross_entropy  # noqa: F401 (is it there?)
+    except (ImportError, AttributeError, OSError) as error:
+        raise KernelsUnavailable(f"{package} does not load: {error}") from None
     return "cce"
 
 

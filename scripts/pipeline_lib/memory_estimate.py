@@ -2,7 +2,7 @@
 
     weights         parameters x bytes of their number format
     gradients       trainable parameters x the same bytes
-    optimizer       trainable parameters x bytes of the moments, by optimizer (and a float32 copy for low precision)
+    optimizer       trainable parameters x bytes of the moments, by optimizer
     activations     per sequence and layer: 17 values of the width per token with fused attention (Korthikanti et al.
                     2022, arXiv 2205.05198, without its attention-matrix term); with activation checkpointing only the
                     layer's input, 1 value, and the full 17 once, for the layer being recomputed

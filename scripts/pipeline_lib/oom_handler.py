@@ -195,8 +195,9 @@ def with_oom_retry(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate a function that has a `batch_size` parameter: when memory runs out, call it again with a smaller one.
 
-    The parameter is found whether it was given by keyword, by position or by default. Raises TypeError when the
-    function has none, and the original error when the retries or the batch size are used up.
+    The parameter is found whether it was given by keyword, by position or by default; None means 8, as for OOMHandler,
+    and a size below `min_batch_size` is not reduced. Raises TypeError when the function has no such parameter, and the
+    original error when the retries or the batch size are used up.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -208,9 +209,9 @@ def with_oom_retry(
         def call(*args: Any, **kwargs: Any) -> Any:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            handler = OOMHandler(
-                bound.arguments["batch_size"], min_batch_size, reduction_factor, max_retries, cooldown_seconds=0.0
-            )
+            wanted = 8 if bound.arguments["batch_size"] is None else bound.arguments["batch_size"]
+            least = min(min_batch_size, wanted)
+            handler = OOMHandler(wanted, least, reduction_factor, max_retries, cooldown_seconds=0.0)
             while True:
                 bound.arguments["batch_size"] = handler.batch_size
                 try:

@@ -81,6 +81,17 @@ def test_runs_and_starts_of_documents():
     assert starts.tolist() == [0, 3, 5, 8, 16, 17, 22, 24, 24]
 
 
+def plain_kernel(query, key, value, starts, longest, scale):
+    """What a variable-length kernel computes, sequence by sequence."""
+    output = torch.empty_like(query)
+    for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        parts = (tensor[start:end].transpose(0, 1)[None] for tensor in (query, key, value))
+        if end > start:
+            attended = functional.scaled_dot_product_attention(*parts, is_causal=True, scale=scale, enable_gqa=True)
+            output[start:end] = attended[0].transpose(0, 1)
+    return output
+
+
 def test_a_variable_length_kernel_gets_rows_end_to_end_and_gives_them_back_in_place():
     documents = some_documents()
     generator = torch.Generator().manual_seed(0)
@@ -89,19 +100,31 @@ def test_a_variable_length_kernel_gets_rows_end_to_end_and_gives_them_back_in_pl
 
     def kernel(query, key, value, starts, longest, scale):
         assert query.shape == (24, 4, 16) and key.shape == (24, 2, 16) and longest == 8
-        output = torch.empty_like(query)
-        for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-            parts = (tensor[start:end].transpose(0, 1)[None] for tensor in (query, key, value))
-            if end > start:
-                attended = functional.scaled_dot_product_attention(*parts, is_causal=True, scale=scale, enable_gqa=True)
-                output[start:end] = attended[0].transpose(0, 1)
-        return output
+        return plain_kernel(query, key, value, starts, longest, scale)
 
     found, _ = _end_to_end(kernel)(None, query, key, value, None, 0.25, sequence_starts(documents))
     whole = key.repeat_interleave(2, 1), value.repeat_interleave(2, 1)
     expected = document_attention(query, *whole, documents, 0.25)[0].transpose(1, 2)
     text = documents != 0
     torch.testing.assert_close(found[text], expected[text], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+@pytest.mark.parametrize("name", ["flash", "flash_torch"])
+def test_a_model_takes_the_variable_length_functions_and_computes_the_same_through_them(
+    architecture, name, monkeypatch
+):
+    from test_documents_apart import hidden, make_run, packed_rows
+
+    from pipeline_lib.pretraining import attention
+    from pipeline_lib.pretraining.batches import as_batch
+
+    monkeypatch.setitem(attention._FUNCTIONS, name, _end_to_end(plain_kernel))  # theirs need a GPU
+    batch = as_batch(packed_rows())
+    found = hidden(make_run(architecture, attention=name), batch)
+    expected = hidden(make_run(architecture), batch)
+    text = batch.documents[0] != 0
+    torch.testing.assert_close(found[text], expected[text], rtol=1e-5, atol=1e-5)
 
 
 def test_the_operator_is_what_torch_expects_of_one():

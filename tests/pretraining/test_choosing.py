@@ -57,6 +57,37 @@ def test_compiling_is_chosen_where_the_run_ends_sooner_for_it(
     assert why.startswith("compiled: " if expected else "not compiled")
 
 
+def test_steps_of_a_smaller_batch_count_for_what_they_cost(monkeypatch):
+    """Four fifths of the steps take a quarter of the last batch: were they all as long, compiling would pay."""
+    clock = Clock(monkeypatch, eager=1.0, compiled=0.98, compiler=60.0)
+    schedule = [{"until": 0.5, "batch_tokens": 512}, {"until": 1.0, "batch_tokens": 2048}]
+    settings = PretrainSettings(tokens=512 * 800, curriculum=schedule)
+    horizon = resolve_horizon(settings, 64, 32, 1000)
+    assert horizon.steps == 500 and horizon.tokens == 200 * horizon.step_tokens
+    chosen, why = choosing.compiling_pays(clock, Batch(TENSOR, TENSOR, TENSOR, TENSOR), settings, horizon, CPU)
+    assert not chosen and why.startswith("not compiled: 8.000 s a step, compiled 7.840 s")  # 32 s gained for 60
+
+
+class Scattering(torch.nn.Linear):
+    """A network with an operation that has no deterministic form, on any device."""
+
+    def forward(self, inputs, *_):
+        states = super().forward(inputs.float())
+        return states.put(torch.tensor([0, 0]), torch.ones(2), accumulate=False).sum()
+
+
+def test_an_operation_without_a_deterministic_form_is_found_and_named():
+    batch = Batch(*(torch.zeros(4, 8, dtype=torch.int64) for _ in range(4)))
+    try:
+        found, why = choosing.has_deterministic_kernels(Scattering(8, 8), batch, 8, CPU)
+        assert not found and "put_" in why and torch.is_deterministic_algorithms_warn_only_enabled()
+        network = torch.nn.Linear(8, 1)
+        network.forward = lambda inputs, *_: torch.nn.functional.linear(inputs.float(), network.weight).sum()
+        assert choosing.has_deterministic_kernels(network, batch, 8, CPU) == (True, None)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_a_probe_too_large_for_the_memory_is_halved_until_it_fits(monkeypatch):
     room = [0]
 

@@ -7,6 +7,7 @@ from tiny_training import SETTINGS, SPECIAL, nothing, open_data
 from pipeline_lib.config.model import ModelSettings
 from pipeline_lib.models.initialise import build_model
 from pipeline_lib.models.shapes import resolve_shape
+from pipeline_lib.pretraining import fp8
 from pipeline_lib.pretraining.choices import Choices
 from pipeline_lib.pretraining.distribution import alone
 from pipeline_lib.pretraining.fp8 import choose_fp8, choose_layers, eligible_layers, layer_gain, use_fp8
@@ -40,10 +41,24 @@ def test_only_shapes_that_gain_are_converted_and_the_note_has_the_figures():
 
 def test_a_wish_that_cannot_be_honoured_is_refused_and_auto_is_silent_on_a_cpu():
     model = make_model()
-    assert choose_fp8("auto", "tensorwise", model, 64, CPU, False).layers == []
-    assert choose_fp8("off", "tensorwise", model, 64, CPU, False).notes == []
+    assert choose_fp8("auto", "tensorwise", model, 64, [64], CPU, False).layers == []
+    assert choose_fp8("off", "tensorwise", model, 64, [64], CPU, False).notes == []
     with pytest.raises(StageFailure, match="pretrain.fp8 is on"):
-        choose_fp8("on", "tensorwise", model, 64, CPU, False)
+        choose_fp8("on", "tensorwise", model, 64, [64], CPU, False)
+
+
+@pytest.mark.parametrize(
+    ("contexts", "torchao", "words"),
+    [([512, 1000], True, "a multiple of 16 tokens, and sequences have 1,000"), ([512], False, "and torchao")],
+)
+def test_a_gpu_on_which_fp8_cannot_run_goes_on_without_or_refuses(monkeypatch, contexts, torchao, words):
+    monkeypatch.setattr(fp8, "check_fp8_available", lambda: True)  # transformer_engine alone makes that true
+    monkeypatch.setattr(fp8, "_has_torchao", lambda: torchao)
+    gpu = torch.device("cuda", 0)
+    choice = choose_fp8("auto", "tensorwise", make_model(), 64, contexts, gpu, False)
+    assert choice.layers == [] and words in choice.notes[0]
+    with pytest.raises(StageFailure, match=words):
+        choose_fp8("on", "tensorwise", make_model(), 64, contexts, gpu, False)
 
 
 @pytest.mark.parametrize("recipe", ["tensorwise", "rowwise"])
@@ -51,7 +66,7 @@ def test_a_product_is_rounded_as_fp8_rounds(recipe):
     pytest.importorskip("torchao", reason="torchao is not installed (requirements-gpu.txt)")
     plain, eight = make_model(), make_model()
     name = "model.layers.0.mlp.gate_proj"
-    use_fp8(eight, recipe, [name])
+    use_fp8(eight, recipe, [name], emulate=True)
     layer, weight = eight.get_submodule(name), plain.get_submodule(name).weight
     states = torch.randn(16, 32, generator=torch.Generator().manual_seed(0))
 
@@ -79,8 +94,10 @@ def test_training_in_fp8_learns_and_its_weights_load_anywhere(packed_run, recipe
     losses = {}
     for wanted in ("off", "emulate"):
         model = make_model()
-        fp8 = choose_fp8(wanted, recipe, model, 512, CPU, False)
-        run = equip(model, Choices(fp8_recipe=recipe, fp8_layers=fp8.layers), SETTINGS, horizon, alone())
+        choice = choose_fp8(wanted, recipe, model, 512, [64], CPU, False)
+        run = equip(
+            model, Choices(fp8_recipe=recipe, fp8_layers=choice.layers, fp8_emulated=True), SETTINGS, horizon, alone()
+        )
         stream = data.training_batches(None)
         losses[wanted] = [optimizer_step(run, next(stream)[0], SETTINGS, nothing)[0] for _ in range(6)]
     assert losses["emulate"][-1] < losses["emulate"][0] - 0.3

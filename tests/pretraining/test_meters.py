@@ -228,13 +228,16 @@ def test_curves_reach_tensorboard_and_trackers_of_ones_own(tmp_path, monkeypatch
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     monkeypatch.setitem(sys.modules, "own_trackers", sys.modules[__name__])
-    trackers = open_trackers(["own_trackers:Remembering", "tensorboard"], "demo", tmp_path / "own", "id", {"lr": 1.0})
+    settings = PretrainSettings(trackers=["a", "b"], optimizer={"lr": 1.0}).model_dump(mode="json")
+    trackers = open_trackers(["own_trackers:Remembering", "tensorboard"], "demo", tmp_path / "own", "id", settings)
     curves = Curves(tmp_path / "board", -1, trackers)
     curves.add({"step": 0, "val_loss": 6.0}, {"tokens_per_second": 1.0})
     curves.add({"step": 1, "loss": 5.5, "block_grad_norms": {"head": 0.25}}, {"tokens_per_second": 700.0})
     curves.close()
+    told, values = Remembering.log_of.pop(0)
+    assert told == "settings" and all(isinstance(value, (int, float, str)) for value in values.values())
+    assert (values["optimizer.lr"], values["trackers"], values["epochs"]) == (1.0, '["a", "b"]', "null")
     assert Remembering.log_of == [
-        ("settings", {"lr": 1.0}),
         (0, {"validation/loss": 6.0}),
         (1, {"training/loss": 5.5, "block_grad_norms/head": 0.25, "speed/tokens_per_second": 700.0}),
         "finished",

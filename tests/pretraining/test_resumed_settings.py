@@ -1,15 +1,20 @@
 """Settings that change while a run is stopped: a table of what differs, what overrides, what is refused."""
 
+import json
 import re
 import signal
 from pathlib import Path
 
 import pytest
+import torch
 from test_05_pretrain import lines, metrics_of_unfinished, notes
 
 from pipeline_lib.checkpoints import load_checkpoint, newest_valid_checkpoint
 from pipeline_lib.config.pretrain import ScheduleSettings
+from pipeline_lib.pretraining import setup
+from pipeline_lib.pretraining.choices import Choices
 from pipeline_lib.pretraining.schedule import schedule_factor
+from pipeline_lib.stage import StageFailure
 from pipeline_lib.stage.manifest import Manifest
 
 
@@ -40,6 +45,28 @@ def test_a_flag_that_is_forgotten_on_resume_stays_and_one_that_is_given_override
     expected = [0.005 * schedule_factor(step, 20, ScheduleSettings()) for step in range(first, 21)]
     assert [line["lr"] for line in written[first:]] == pytest.approx(expected)
     assert any("settings changed after step" in note and "optimizer.lr 0.02 -> 0.005" in note for note in notes(run))
+
+
+def test_a_run_that_goes_on_on_another_kind_of_device_chooses_again_and_says_so(stopped_run, launcher):
+    config, run = stopped_run
+    path = run / "05_pretrain" / "work" / "choices.json"
+    choices = json.loads(path.read_text())
+    assert choices["device"] == "cpu"
+    path.write_text(json.dumps({**choices, "device": "cuda 9.0", "attention": "flash", "dtype": "bfloat16"}))
+    done = launcher.start(config, run)
+    assert done.code == 0, done.output
+    assert any("goes on on cpu after cuda 9.0" in note for note in notes(run))
+    result = Manifest.read(run / "05_pretrain" / "manifest.json").result
+    assert (result["attention"], result["dtype"]) == ("documents", "float32")
+
+
+def test_what_was_chosen_on_another_device_is_not_run_on_this_one():
+    for choices, words in (
+        (Choices(device="cuda 9.0"), "chosen on cuda 9.0; do it again there, not on cpu"),
+        (Choices(attention="flash"), "flash-attn package, which is missing"),
+    ):
+        with pytest.raises(StageFailure, match=words):
+            setup._check_choices(choices, torch.device("cpu"))
 
 
 def test_the_resume_plan_shows_the_differences_and_the_learning_rates_and_does_nothing(stopped_run, launcher):

@@ -183,6 +183,19 @@ def test_retry_passes_on_other_errors_and_refuses_functions_without_a_batch_size
         gpu_utils.with_oom_retry()(lambda data: data)
 
 
+def test_a_size_that_is_missing_or_below_the_minimum_is_taken_as_it_can_be():
+    seen = []
+
+    @gpu_utils.with_oom_retry(min_batch_size=4)
+    def train(batch_size=None):
+        seen.append(batch_size)
+        if batch_size > 4:
+            raise MemoryError
+        return batch_size
+
+    assert (train(), train(2)) == (4, 2) and seen == [8, 4, 2]
+
+
 def test_context_reports_events(capsys):
     with gpu_utils.oom_recovery_context(8) as handler:
         handler.cooldown_seconds = 0

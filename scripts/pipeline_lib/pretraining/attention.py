@@ -30,7 +30,13 @@ from pipeline_lib.stage import StageFailure
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_PREFIX = "llm_pipeline_"  # names in transformers' registry are global
+# Names in transformers' registry are global, and one with "flash" in it makes it look for a package of that name.
+_REGISTERED = {
+    "documents": "llm_pipeline_documents",
+    "flex": "llm_pipeline_flex",
+    "flash": "llm_pipeline_varlen",
+    "flash_torch": "llm_pipeline_varlen_torch",
+}
 
 
 @dataclass(frozen=True)
@@ -86,8 +92,8 @@ def use_attention(model: PreTrainedModel, name: str) -> None:
     if name == "dense":
         model.set_attn_implementation("sdpa")
         return
-    AttentionInterface.register(_PREFIX + name, _FUNCTIONS[name])
-    model.set_attn_implementation(_PREFIX + name)
+    AttentionInterface.register(_REGISTERED[name], _FUNCTIONS[name])
+    model.set_attn_implementation(_REGISTERED[name])
 
 
 def attention_arguments(name: str, documents: Tensor) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 class Choices:
     """What was chosen at the first start; `notes` are the sentences that say so and why.
 
-    dtype: number format of the matrix products; attention: see attention.py; kernels: "none", "liger" or "cce";
-    fp8_recipe and fp8_layers: the linear layers that multiply in FP8 and how they scale; peak_flops: FLOP/s of the best
-    large matrix product in `dtype` on one process's device.
+    device: the kind of device that was probed (machine.device_kind), "" in records of older versions; dtype: number
+    format of the matrix products; attention: see attention.py; kernels: "none", "liger" or "cce"; fp8_recipe and
+    fp8_layers: the linear layers that multiply in FP8 and how they scale; fp8_emulated: rounded only, as was asked for;
+    deterministic: every GPU kernel of a step has a deterministic form; peak_flops: FLOP/s of the best large matrix
+    product in `dtype` on one process's device.
     """
 
     dtype: str = "float32"
@@ -22,4 +24,7 @@ class Choices:
     kernels: str = "none"
     fp8_recipe: str = "tensorwise"
     fp8_layers: list[str] = field(default_factory=list)
+    fp8_emulated: bool = False
+    deterministic: bool = True
+    device: str = ""
     peak_flops: float = 0.0

@@ -3,7 +3,10 @@
 Everything here asks the machine rather than a table. A CPU without bfloat16 units multiplies bfloat16 five times
 slower than float32, one with them five times faster; FP8 pays for large layers and costs in small ones; compiling gains
 much or nothing. What was found is kept in choices.json and read back when the run continues, because measuring again
-could choose otherwise and the continuation would no longer be bit for bit.
+could choose otherwise and the continuation would no longer be bit for bit. On another kind of device it is chosen anew.
+
+With fsdp the probe must not put the uncut model on one device: that it does not fit there is why it is cut. So nothing
+is tried out on the whole model then, and the notes say what was left at its safe value.
 """
 
 from __future__ import annotations
@@ -20,10 +23,11 @@ from pipeline_lib.stage import StageFailure
 from .attention import choose_attention, use_attention
 from .batches import Batch
 from .choices import Choices
+from .distribution import Processes
 from .forward import TokenLoss
 from .fp8 import choose_fp8
 from .horizon import Horizon
-from .machine import choose_dtype, measure_matmul, timed
+from .machine import choose_dtype, device_kind, measure_matmul, timed
 from .meters import measure_peak
 
 if TYPE_CHECKING:
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 # One compilation takes about this long on a CPU; it is tried when the run is this many times longer.
 COMPILE_SECONDS = 30.0
 COMPILE_PAYS_AFTER = 10.0
+MOST_VERSIONS = 256
 
 
 def choose(
@@ -40,12 +45,14 @@ def choose(
     kernels: str,
     probe: Batch,
     horizon: Horizon,
-    device: torch.device,
+    processes: Processes,
 ) -> Choices:
-    """Return the choices for a run of `model`, which is on `device` and comes back as it was, apart from compiling.
+    """Return the choices for a run of `model`, which comes back as it was.
 
-    kernels: what `setup_kernel_optimizations` set up; probe: a micro-batch to measure with.
+    The model is on the device of `processes`, or with fsdp anywhere: it is not run then. kernels: what
+    `setup_kernel_optimizations` set up; probe: a micro-batch to measure with.
     """
+    device, whole = processes.device, processes.strategy != "fsdp"
     notes = [] if kernels == "none" else [f"fused kernels: {kernels}"]
     dtype = settings.dtype
     if dtype == "auto":
@@ -55,16 +62,28 @@ def choose(
     number_format = getattr(torch, dtype)
     attention = choose_attention(settings.attention, device, number_format)
     notes.append(attention.reason)
-    compiled = settings.compile == "on"
-    if settings.compile == "auto":
+    compiled, deterministic = settings.compile == "on", True
+    if whole and (settings.compile == "auto" or device.type == "cuda"):
         use_attention(model, attention.name)
         network = TokenLoss(model, attention.name, kernels, number_format)
         probe = fitting_probe(network, probe, settings.loss_chunk, device)
-        compiled, verdict = compiling_pays(network, probe, settings, horizon, device)
-        notes.append(verdict)
+        if device.type == "cuda":
+            deterministic, verdict = has_deterministic_kernels(network, probe, settings.loss_chunk, device)
+            notes += [verdict] if verdict else []
+        if settings.compile == "auto":
+            compiled, verdict = compiling_pays(network, probe, settings, horizon, device)
+            notes.append(verdict)
+    if not whole and settings.compile == "auto":
+        notes.append("not compiled: fsdp cuts the model, so it was not timed; pretrain.compile: on compiles its blocks")
+    if not whole and device.type == "cuda":
+        deterministic = False
+        notes.append(
+            "kernels without a deterministic form are allowed: fsdp cuts the model, so they were not looked for"
+        )
     # Who asks for float32 does not ask for eight bits.
     wanted_fp8 = "off" if settings.fp8 == "auto" and settings.dtype == "float32" else settings.fp8
-    fp8 = choose_fp8(wanted_fp8, settings.fp8_recipe, model, probe.inputs.numel(), device, compiled)
+    contexts = [phase.context for phase in horizon.phases] or [horizon.context]
+    fp8 = choose_fp8(wanted_fp8, settings.fp8_recipe, model, probe.inputs.numel(), contexts, device, compiled)
     notes += fp8.notes
     return Choices(
         dtype=dtype,
@@ -75,8 +94,32 @@ def choose(
         kernels=kernels,
         fp8_recipe=fp8.recipe,
         fp8_layers=fp8.layers,
+        fp8_emulated=wanted_fp8 == "emulate",
+        deterministic=deterministic,
+        device=device_kind(device),
         peak_flops=measure_peak(device, number_format, timed),
     )
+
+
+def has_deterministic_kernels(
+    network: TokenLoss, probe: Batch, chunk: int, device: torch.device
+) -> tuple[bool, str | None]:
+    """Say whether a forward and backward pass has a deterministic kernel for everything; if not, what it lacks.
+
+    Without them the last bits of a gradient depend on the order of atomic additions, and a run that continues is not
+    bit for bit the one that was not interrupted. PyTorch's own attention takes its deterministic backward pass only in
+    the strict mode that is tried here (`warn_only=True` keeps the other one).
+    """
+    torch.use_deterministic_algorithms(True)
+    try:
+        measure_micro_batch(network, probe, chunk, device, warm=0, repeats=1)
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        network.zero_grad(set_to_none=True)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        return False, f"a continued run can differ in the last bits: {str(error).splitlines()[0]}"
+    return True, None
 
 
 def compiling_pays(
@@ -89,8 +132,9 @@ def compiling_pays(
     """
     micro_batches = horizon.sequences / len(probe.inputs)
     eager = micro_batches * measure_micro_batch(network, probe, settings.loss_chunk, device)
-    length = f"{horizon.steps:,} steps of about {eager:.3f} s"
-    if eager * horizon.steps < COMPILE_PAYS_AFTER * COMPILE_SECONDS:
+    steps = horizon.tokens / horizon.step_tokens  # of the last batch size, for a schedule of them
+    length = f"{steps:,.0f} steps of about {eager:.3f} s"
+    if eager * steps < COMPILE_PAYS_AFTER * COMPILE_SECONDS:
         return False, f"not compiled, the run is too short to win the compiling time back: {length}"
     started = time.perf_counter()
     compile_body(network.model, "single")
@@ -98,13 +142,20 @@ def compiling_pays(
     spent = time.perf_counter() - started
     compiled = micro_batches * min(first, measure_micro_batch(network, probe, settings.loss_chunk, device))
     uncompile_body(network.model)
-    saved = (eager - compiled) * horizon.steps - spent
+    saved = (eager - compiled) * steps - spent
     figures = f"{eager:.3f} s a step, compiled {compiled:.3f} s after {spent:.0f} s of compiling"
     return (True, f"compiled: {figures}") if saved > 0 else (False, f"not compiled: {figures}")
 
 
 def compile_body(model: PreTrainedModel, strategy: str) -> None:
-    """Compile the blocks of `model` in place, all in one, or one by one where FSDP gathers each before its use."""
+    """Compile the blocks of `model` in place, all in one, or one by one where FSDP gathers each before its use.
+
+    Each size of a micro-batch, each context length, training and validation, and each number of places for documents
+    is a version of its own; torch's limit of 8 would run the ninth uncompiled, and which one that is depends on the
+    order in which this process met them.
+    """
+    torch._dynamo.config.recompile_limit = MOST_VERSIONS
+    torch._dynamo.config.accumulated_recompile_limit = 4 * MOST_VERSIONS
     if strategy == "fsdp":
         for block in model.base_model.layers:
             block.compile(dynamic=False)

@@ -3,7 +3,7 @@
 The probe takes the real model, real sequences and the real optimizer: a few micro-batches forward and backward, one
 update with a learning rate of zero (it allocates the moments and moves nothing), a few batches from the loader.
 
-    time     steps x (micro-batches + update + loader) + validations, whose forward passes cost a third
+    time     micro-batches and loader by tokens, updates by steps, and validations, whose forward passes cost a third
     memory   the peak of the probe, and on a CPU the copy of weights and moments that is written in the background
     disk     the kept checkpoints, the best and every n-th among them, and the final model
 
@@ -72,7 +72,8 @@ def predict(run: TrainingRun, inputs: TrainingInputs, settings: PretrainSettings
     validations = 2 + (horizon.steps - 1) // settings.validation_steps if settings.validation_steps else 2
     validation = inputs.data.validation_sequences / len(probe.inputs) * micro * FORWARD_SHARE
     step = micro * micro_batches + update + loader
-    seconds = horizon.steps * step + validations * validation
+    equal_steps = horizon.tokens / horizon.step_tokens  # fewer than all where earlier phases have smaller batches
+    seconds = equal_steps * (step - update) + horizon.steps * update + validations * validation
     held = _state_bytes(run)
     on_host = run.device.type == "cpu"  # where the copy that is written in the background takes from the same memory
     memory = peak_memory(run.device) + (held if on_host and settings.background_saving else 0)
@@ -80,7 +81,8 @@ def predict(run: TrainingRun, inputs: TrainingInputs, settings: PretrainSettings
     disk = (settings.keep_checkpoints + settings.keep_best + periodic) * held + 4 * inputs.parameters["total"]
     _forget_moments(run)
     basis = (
-        f"{horizon.steps:,} steps of {horizon.step_tokens:,} tokens: {micro_batches:g} micro-batches of {micro:.3f} s,"
+        f"{horizon.steps:,} steps of {'up to ' if horizon.phases else ''}{horizon.step_tokens:,} tokens:"
+        f" {micro_batches:g} micro-batches of {micro:.3f} s,"
         f" update {update:.3f} s, loader {loader:.4f} s; {horizon.step_tokens / step:,.0f} tokens/s,"
         f" matmul {run.choices.peak_flops / 1e9:,.0f} GFLOP/s"
     )
@@ -109,7 +111,7 @@ def expected_cost(stage: Stage, inputs: TrainingInputs) -> Estimate:
     torch.set_num_threads(stage.threads)
     kernels = prepare_machine(settings, inputs.architecture, processes.device)
     model = inputs.load_model().to(processes.device)
-    choices = choose(settings, model, kernels, inputs.probe(), inputs.horizon, processes.device)
+    choices = choose(settings, model, kernels, inputs.probe(), inputs.horizon, processes)
     run = equip(model, choices, settings, inputs.horizon, processes)
     cost = predict(run, inputs, settings)
     return Estimate(cost.seconds, cost.memory_bytes, cost.disk_bytes, cost.basis)

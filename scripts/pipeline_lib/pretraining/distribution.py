@@ -139,9 +139,12 @@ def part(tensor: Tensor, like: Tensor) -> Tensor:
     """Cut a whole tensor as `like` is cut, without asking other processes; the inverse of `whole`."""
     if not hasattr(like, "full_tensor"):
         return tensor
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor
 
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    mesh, placements = like.device_mesh, like.placements
+    share = distribute_tensor(tensor.to(like.device), mesh, placements, src_data_rank=None).to_local()
+    # A copy: the share may be a view, which would keep the whole tensor on the device.
+    return DTensor.from_local(share.clone(), mesh, placements, shape=like.shape, stride=like.stride())
 
 
 def alone() -> Processes:

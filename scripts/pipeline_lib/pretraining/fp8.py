@@ -22,7 +22,7 @@ and checkpoints, the final model and every other format load each other's.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -50,9 +50,17 @@ class Fp8Choice:
 
 
 def choose_fp8(
-    wanted: str, recipe: str, model: PreTrainedModel, rows: int, device: torch.device, compiled: bool
+    wanted: str,
+    recipe: str,
+    model: PreTrainedModel,
+    rows: int,
+    contexts: Sequence[int],
+    device: torch.device,
+    compiled: bool,
 ) -> Fp8Choice:
     """Return which layers of `model` to convert for micro-batches of `rows` tokens; compiled: whether the run will be.
+
+    contexts: the lengths of sequences that the run reads, of which micro-batches of any number are made.
 
     wanted: "off"; "auto", where the timed probe says so and the GPU can; "on", the same but an error without such a
     GPU; "emulate", every eligible layer, rounded like FP8 and multiplied in float32, on any machine. Raises
@@ -64,17 +72,25 @@ def choose_fp8(
         _require_torchao()
         layers = eligible_layers(model)
         return Fp8Choice(recipe, layers, [f"FP8 ({recipe}) emulated in {len(layers)} layers: slow, for tests"])
-    if not check_fp8_available():
-        reason = "FP8 needs a GPU of compute capability 8.9 or later and torchao"
+    reason = _why_not(contexts)
+    if reason is not None:
         if wanted == "on":
             raise StageFailure(f"pretrain.fp8 is on, but {reason}; set it to auto or off")
         return Fp8Choice(recipe, [], [f"no FP8: {reason}"])
-    _require_torchao()
     gains = {
         shape: layer_gain(*shape, rows, recipe, device, compiled)
         for shape in sorted({_sides(model.get_submodule(name)) for name in eligible_layers(model)})
     }
     return choose_layers(model, recipe, gains)
+
+
+def _why_not(contexts: Sequence[int]) -> str | None:
+    if not _has_torchao() or not check_fp8_available():
+        return "FP8 needs a GPU of compute capability 8.9 or later and torchao"
+    odd = [length for length in contexts if length % MULTIPLE]
+    if odd:  # the gradient of a weight multiplies over the tokens of a micro-batch
+        return f"its products need a multiple of {MULTIPLE} tokens, and sequences have {odd[0]:,}"
+    return None
 
 
 def choose_layers(model: PreTrainedModel, recipe: str, gains: dict[tuple[int, int], float]) -> Fp8Choice:
@@ -117,14 +133,12 @@ def _pass_seconds(layer: torch.nn.Module, states: torch.Tensor, device: torch.de
     return min([timed(once, device) for _ in range(8)][3:])
 
 
-def use_fp8(model: PreTrainedModel, recipe: str, layers: list[str]) -> None:
-    """Convert the named linear layers of `model` in place; emulated where the device has no FP8 tensor cores."""
+def use_fp8(model: PreTrainedModel, recipe: str, layers: list[str], emulate: bool) -> None:
+    """Convert the named linear layers of `model` in place; emulate: round as FP8 does and multiply in float32."""
     if not layers:
         return
     _require_torchao()
     chosen = set(layers)
-    device = next(model.parameters()).device
-    emulate = device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)
     _convert(model, recipe, lambda module, name: name in chosen, emulate)
 
 
@@ -141,6 +155,10 @@ def _sides(module: torch.nn.Module) -> tuple[int, int]:
     return module.in_features, module.out_features
 
 
+def _has_torchao() -> bool:
+    return importlib.util.find_spec("torchao") is not None
+
+
 def _require_torchao() -> None:
-    if importlib.util.find_spec("torchao") is None:
+    if not _has_torchao():
         raise StageFailure("FP8 training needs torchao: pip install torchao (see requirements-gpu.txt)")

@@ -27,6 +27,13 @@ def choose_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def device_kind(device: torch.device) -> str:
+    """Return what decides which formats and kernels a device has: "cpu", or "cuda" and the compute capability."""
+    if device.type != "cuda":
+        return device.type
+    return "cuda {}.{}".format(*torch.cuda.get_device_capability(device))
+
+
 def measure_matmul(device: torch.device, rows: int, width: int) -> MatmulSpeed:
     """Time [rows, width] x [width, 4 width] in both formats, interleaved, best of five."""
     formats = (torch.float32, torch.bfloat16)

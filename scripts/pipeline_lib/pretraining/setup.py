@@ -11,7 +11,11 @@ import torch
 
 from pipeline_lib.checkpoints import seed_everything
 from pipeline_lib.config.pretrain import PretrainSettings
-from pipeline_lib.kernel_optimizations import KernelsUnavailable, setup_kernel_optimizations
+from pipeline_lib.kernel_optimizations import (
+    KernelsUnavailable,
+    flash_attention_problem,
+    setup_kernel_optimizations,
+)
 from pipeline_lib.oom_handler import SafeBatchSizes
 from pipeline_lib.stage import Stage, StageFailure, write_json_atomic
 from pipeline_lib.stage.workspace import read_json
@@ -24,6 +28,7 @@ from .forward import TokenLoss
 from .fp8 import use_fp8
 from .horizon import Horizon
 from .inputs import TrainingInputs
+from .machine import device_kind
 from .optimizers import make_optimizers
 from .run_state import TrainingRun
 from .spikes import SpikeDetector
@@ -37,13 +42,15 @@ def prepare_run(stage: Stage, inputs: TrainingInputs, processes: Processes) -> T
     settings: PretrainSettings = stage.settings
     device = processes.device
     kernels = prepare_machine(settings, inputs.architecture, device)
-    model = inputs.load_model().to(device)
+    model = inputs.load_model()
+    if processes.strategy != "fsdp":  # which moves it block by block, each process its share
+        model.to(device)
     seed_everything(stage.seed)
     threads = max(1, stage.threads // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(threads)
     horizon = inputs.horizon
     choices = _choices_of_the_first(
-        stage, processes, lambda: choose(settings, model, kernels, inputs.probe(), horizon, device)
+        stage, processes, lambda: choose(settings, model, kernels, inputs.probe(), horizon, processes)
     )
     for note in choices.notes:
         stage.note(note)
@@ -64,6 +71,7 @@ def prepare_machine(settings: PretrainSettings, architecture: str, device: torch
         # Atomic additions in backward kernels would make a continued run differ from an uninterrupted one.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
     try:
         return setup_kernel_optimizations(settings.use_liger_kernel, settings.use_cce, architecture)
     except KernelsUnavailable as error:
@@ -75,8 +83,11 @@ def equip(
     model: PreTrainedModel, choices: Choices, settings: PretrainSettings, horizon: Horizon, processes: Processes
 ) -> TrainingRun:
     """Return the run of `model` at step 0 with everything that was chosen put in place: layers, code, optimizers."""
+    _check_choices(choices, processes.device)
+    if processes.device.type == "cuda":
+        torch.use_deterministic_algorithms(True, warn_only=not choices.deterministic)
     dtype = getattr(torch, choices.dtype)
-    use_fp8(model, choices.fp8_recipe, choices.fp8_layers)
+    use_fp8(model, choices.fp8_recipe, choices.fp8_layers, choices.fp8_emulated)
     use_attention(model, choices.attention)
     if choices.compiled:
         compile_body(model, processes.strategy)
@@ -88,9 +99,33 @@ def equip(
 
 
 def _choices_of_the_first(stage: Stage, processes: Processes, make: Callable[[], Choices]) -> Choices:
-    """Return what the first process remembers or chooses, on all of them."""
+    """Return what the first process remembers or chooses, on all of them.
+
+    What was chosen on another kind of device cannot run on this one, or would be slow on it: it is chosen anew.
+    """
     made = None
     if processes.first:
-        made = read_json(stage.work / "choices.json") or asdict(make())
-        write_json_atomic(stage.work / "choices.json", made)
+        path, here = stage.work / "choices.json", device_kind(processes.device)
+        made = read_json(path)
+        if made is not None and made.get("device", "") not in ("", here):
+            stage.note(
+                f"goes on on {here} after {made['device']}: formats and kernels are chosen again, so this is not bit"
+                " for bit the run that it would have been there"
+            )
+            made = None
+        if made is None:
+            made = asdict(make())
+            write_json_atomic(path, made)
     return Choices(**processes.share(made))
+
+
+def _check_choices(choices: Choices, device: torch.device) -> None:
+    """Raise StageFailure where something that was chosen is not there any more."""
+    here = device_kind(device)
+    if choices.device not in ("", here):
+        raise StageFailure(f"its formats and kernels were chosen on {choices.device}; do it again there, not on {here}")
+    if choices.attention == "flash" and (problem := flash_attention_problem()) is not None:
+        raise StageFailure(
+            f"the run began with the flash-attn package, which {problem}; it cannot go on bit for bit without: put it"
+            " back, or begin anew with --force"
+        )

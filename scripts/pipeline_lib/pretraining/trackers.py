@@ -8,6 +8,7 @@ the same values.
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,17 @@ def _flatten(line: dict[str, Any]) -> dict[str, float]:
     return values
 
 
+def _plain(settings: dict[str, Any], prefix: str = "") -> dict[str, int | float | str | bool]:
+    """Return settings by dotted name, as every tracker takes them: TensorBoard refuses what is no number or text."""
+    values = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            values.update(_plain(value, f"{prefix}{key}."))
+        else:
+            values[prefix + key] = value if isinstance(value, (int, float, str)) else json.dumps(value)
+    return values
+
+
 def open_trackers(names: Iterable[str], run: str, folder: Path, identity: str, settings: dict) -> list[GeneralTracker]:
     """Start the trackers `names`: names that Accelerate knows, or "module:Class" for a GeneralTracker of your own.
 
@@ -72,7 +84,7 @@ def open_trackers(names: Iterable[str], run: str, folder: Path, identity: str, s
         tracker = _make(name, run, folder, identity)
         if hasattr(tracker, "start"):
             tracker.start()
-        tracker.store_init_configuration(settings)
+        tracker.store_init_configuration(_plain(settings))
         started.append(tracker)
     return started
 
