@@ -37,6 +37,7 @@ def test_a_spike_leaves_a_bundle_of_the_state_before_it_and_training_goes_on(fre
     assert spikes
     kept = sorted(path.name for path in (run / "05_pretrain" / "incidents").iterdir())
     assert kept == [f"step-{line['step']:08d}" for line in spikes][-2:]
+    assert "; bundles of incidents take " in done.output
     replayed = launcher.start(config, run, "--replay", str(spikes[-1]["step"]))
     assert replayed.code == 0, replayed.output
     assert f"loss      {spikes[-1]['loss']} recorded" in replayed.output

@@ -11,7 +11,9 @@ import torch
 
 from pipeline_lib.checkpoints import as_os_errors
 from pipeline_lib.stage import TIMING, Stage, atomic_path
+from pipeline_lib.stage.progress import size
 
+from . import incidents
 from .cost import Prediction, peak_memory
 from .distribution import whole_by_name
 from .inputs import TrainingInputs
@@ -105,11 +107,19 @@ class Outcome:
         }
 
     def note_prediction(self, stage: Stage) -> None:
-        """Put the prediction of the start beside what the run took, without its waiting for stage 03."""
+        """Put the prediction of the start beside what the run took, without its waiting for stage 03.
+
+        Bundles of incidents, which nobody can predict, are told apart.
+        """
         if self.prediction is not None:
-            disk = sum(file.stat().st_size for file in stage.work.rglob("*") if file.is_file())
+            unforeseen = _bytes_below(stage.work / incidents.FOLDER)
             seconds = self.run.seconds - stage.result[TIMING]["text_wait_seconds"]
-            stage.note(self.prediction.against(seconds, peak_memory(self.run.device), disk))
+            told = self.prediction.against(seconds, peak_memory(self.run.device), _bytes_below(stage.work) - unforeseen)
+            stage.note(told + (f"; bundles of incidents take {size(unforeseen)} more" if unforeseen else ""))
+
+
+def _bytes_below(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def finish(run: TrainingRun, inputs: TrainingInputs, saving: Saving, prediction: Prediction | None) -> Outcome:
