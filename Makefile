@@ -73,6 +73,8 @@ $(VENV)/.installed: requirements.txt | $(VENV)/bin/python
 	$(PY) -m pip install --quiet -r requirements.txt
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt requirements.txt | $(VENV)/bin/python
+# torchao lies beside the packages: among them, every process that loads a transformers model would import it.
+$(VENV)/.installed-dev: requirements-dev.txt requirements.txt requirements-gpu.txt | $(VENV)/bin/python
 	$(PY) -m pip install --quiet -r requirements-dev.txt
+	$(PY) -m pip install --quiet --no-deps --upgrade --target $(VENV)/torchao "$$(grep ^torchao requirements-gpu.txt)"
 	@touch $(VENV)/.installed $@

@@ -1,7 +1,15 @@
 """FP8 layers: rounded as FP8 rounds, chosen by measured gain, saved like any others. Emulated, so a CPU suffices."""
 
+import importlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+from fork_launcher import SCRIPTS
 from tiny_training import SETTINGS, SPECIAL, nothing, open_data
 
 from pipeline_lib.config.model import ModelSettings
@@ -14,9 +22,21 @@ from pipeline_lib.pretraining.fp8 import choose_fp8, choose_layers, eligible_lay
 from pipeline_lib.pretraining.horizon import resolve_horizon
 from pipeline_lib.pretraining.loop import optimizer_step
 from pipeline_lib.pretraining.setup import equip
-from pipeline_lib.stage import StageFailure
+from pipeline_lib.stage import StageFailure, file_digest
+from pipeline_lib.stage.manifest import Manifest
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def torchao(monkeypatch) -> Path:
+    """The folder beside the environment's packages into which `make install-dev` puts torchao."""
+    folder = Path(sys.prefix) / "torchao"
+    if not folder.is_dir():
+        pytest.skip(f"torchao is not in {folder}; make install-dev puts it there")
+    monkeypatch.syspath_prepend(folder)
+    importlib.import_module("torchao")
+    return folder
 
 
 def make_model(width: int = 32, ffn: int = 64):
@@ -62,8 +82,7 @@ def test_a_gpu_on_which_fp8_cannot_run_goes_on_without_or_refuses(monkeypatch, c
 
 
 @pytest.mark.parametrize("recipe", ["tensorwise", "rowwise"])
-def test_a_product_is_rounded_as_fp8_rounds(recipe):
-    pytest.importorskip("torchao", reason="torchao is not installed (requirements-gpu.txt)")
+def test_a_product_is_rounded_as_fp8_rounds(torchao, recipe):
     plain, eight = make_model(), make_model()
     name = "model.layers.0.mlp.gate_proj"
     use_fp8(eight, recipe, [name], emulate=True)
@@ -87,8 +106,7 @@ def test_a_product_is_rounded_as_fp8_rounds(recipe):
 
 
 @pytest.mark.parametrize("recipe", ["tensorwise", "rowwise"])
-def test_training_in_fp8_learns_and_its_weights_load_anywhere(packed_run, recipe):
-    pytest.importorskip("torchao", reason="torchao is not installed (requirements-gpu.txt)")
+def test_training_in_fp8_learns_and_its_weights_load_anywhere(torchao, packed_run, recipe):
     data = open_data(packed_run[1] / "03_packed")
     horizon = resolve_horizon(SETTINGS, 64, 32, 30_000)
     losses = {}
@@ -106,6 +124,25 @@ def test_training_in_fp8_learns_and_its_weights_load_anywhere(packed_run, recipe
     make_model().load_state_dict(model.state_dict(), strict=True)
 
 
-def test_the_probe_finds_that_emulation_does_not_pay():
-    pytest.importorskip("torchao", reason="torchao is not installed (requirements-gpu.txt)")
+def test_the_probe_finds_that_emulation_does_not_pay(torchao):
     assert 0 < layer_gain(32, 64, 128, "tensorwise", CPU, False) < 1
+
+
+def test_the_stage_trains_in_emulated_fp8_and_goes_on_bit_for_bit(torchao, packed_run, tmp_path):
+    config, inputs = packed_run
+    digests = []
+    for name, limits in (("whole", []), ("stopped", ["--time_limit_seconds", "0.001"])):
+        run = tmp_path / name
+        shutil.copytree(inputs, run)
+        command = [sys.executable, str(SCRIPTS / "05_pretrain.py"), "--config", str(config), "--run-dir", str(run)]
+        command += ["--fp8", "emulate", "--max_steps", "4", "--keep_best", "false"]
+        environment = {**os.environ, "PYTHONPATH": str(torchao)}
+        codes = []
+        for flags in (limits, []) if limits else ([],):
+            done = subprocess.run([*command, *flags], capture_output=True, text=True, env=environment, timeout=120)
+            codes.append(done.returncode)
+        assert codes == ([143, 0] if limits else [0]), done.stdout + done.stderr
+        assert "FP8 (tensorwise) emulated in 14 layers" in done.stdout
+        digests.append(file_digest(run / "05_pretrain" / "final" / "model.safetensors"))
+        assert Manifest.read(run / "05_pretrain" / "manifest.json").result["fp8_layers"] == 14
+    assert digests[0] == digests[1]
