@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from fork_launcher import SCRIPTS
 from tiny_training import SETTINGS, SPECIAL, nothing, open_data
 
+from fork_launcher import SCRIPTS
 from pipeline_lib.config.model import ModelSettings
 from pipeline_lib.models.initialise import build_model
 from pipeline_lib.models.shapes import resolve_shape
