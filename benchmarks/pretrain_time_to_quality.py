@@ -11,8 +11,9 @@ arrived at the peer's final value or below it.
     python benchmarks/pretrain_time_to_quality.py --reduced      75 seconds a run: about twenty minutes with both
 
 The reduced contest is complete, with three seeds; its sweep has one batch size and runs of 25 seconds, so a peer's
-settings are less finely tuned. Any of --seconds, --seeds and --batches changes either contest. What is measured lies in
-contest.jsonl of the run folder: a contest that was stopped goes on there, with the same code on the same machine.
+settings are less finely tuned. Any of --seconds, --seeds, --batches and --our-share (of a peer's time) changes either
+contest, and --peers leaves one out. What is measured lies in contest.jsonl of the run folder: a contest that was
+stopped goes on there, with the same code on the same machine.
 
 litgpt pins an older huggingface_hub and cannot share our environment: --litgpt names the Python of one that has it.
 """
@@ -42,6 +43,7 @@ SWEEP_SHARE, LEAST_SWEEP = 0.2, 25.0
 FULL = {"seconds": 600.0, "seeds": 3, "batches": [8, 16]}
 REDUCED = {"seconds": 75.0, "seeds": 3, "batches": [8]}
 OUR_SHARE = 0.5
+PEERS = ("hf", "litgpt")
 # A run of the sweep shorter than this would be over before the compiler is.
 LEAST_COMPILED = 90.0
 OUR_FLAGS = ("--batch_tokens", "4096", "--micro_batch", "8", "--keep_best", "false")
@@ -88,6 +90,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="training time of a peer; ours is half of it")
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--batches", type=int, nargs="+", help="batch sizes of the sweep, in sequences")
+    parser.add_argument("--our-share", type=float, default=OUR_SHARE, help="our training time over a peer's")
+    parser.add_argument("--peers", choices=PEERS, nargs="+", default=PEERS, help="whom to compare with")
     parser.add_argument("--run-dir", type=Path, default=ROOT / "runs" / "benchmark_pretrain")
     parser.add_argument("--litgpt", default=os.environ.get("LITGPT_PYTHON"))
     options = parser.parse_args()
@@ -96,9 +100,11 @@ def main() -> None:
             setattr(options, name, value)
     config = prepare_run(options.run_dir)
     threads = len(os.sched_getaffinity(0))
-    programs = {"Hugging Face Trainer": ("hf_trainer.py", sys.executable)}
-    if options.litgpt:
+    programs = {"Hugging Face Trainer": ("hf_trainer.py", sys.executable)} if "hf" in options.peers else {}
+    if options.litgpt and "litgpt" in options.peers:
         programs["litgpt"] = ("litgpt_pretrain.py", options.litgpt)
+    if not programs:
+        parser.error("nobody to compare with: litgpt needs --litgpt or LITGPT_PYTHON")
     with tempfile.TemporaryDirectory() as scratch:
         common = {
             "packed": options.run_dir / "03_packed",
@@ -124,7 +130,7 @@ def main() -> None:
         sweep = max(LEAST_SWEEP, options.seconds * SWEEP_SHARE)
         settings = {name: best_settings(*program, sweep, options.batches, peer) for name, program in programs.items()}
         probe = stage_05(40 * batch_tokens(OUR_FLAGS), 0, 1)
-        tokens = int(probe.tokens / probe.seconds * options.seconds * OUR_SHARE)
+        tokens = int(probe.tokens / probe.seconds * options.seconds * options.our_share)
         ours, theirs = [], {name: [] for name in programs}
         for seed in range(1, options.seeds + 1):
             ours.append(stage_05(tokens, seed, 6))
@@ -132,11 +138,11 @@ def main() -> None:
                 how = {**settings[name], "seconds": options.seconds, "seed": seed, "validations": 6}
                 theirs[name].append(peer(*program, **how))
     for name, results in theirs.items():
-        report(name, settings[name], ours, results)
+        report(name, settings[name], ours, results, round(1 / options.our_share, 2))
 
 
-def report(name: str, settings: dict, ours: list[Result], theirs: list[Result]) -> None:
-    """Print the row of one peer."""
+def report(name: str, settings: dict, ours: list[Result], theirs: list[Result], least: float) -> None:
+    """Print the row of one peer; least: the ratio below which we have not trained to see."""
     target = statistics.median(result.bits_per_byte for result in theirs)
     times = [time_to(result, target) for result in ours]
     peer_seconds = statistics.median(result.seconds for result in theirs)
@@ -147,7 +153,7 @@ def report(name: str, settings: dict, ours: list[Result], theirs: list[Result]) 
                 "claim": f"seconds to the {target:.4f} bits per byte that {name} reaches in {peer_seconds:.0f} s",
                 "ours": f"{reached:.0f} s" if reached is not None else f"not within {ours[0].seconds:.0f} s",
                 "peer": f"{peer_seconds:.0f} s",
-                "ratio": round(peer_seconds / reached, 2) if reached is not None else "below 2",
+                "ratio": round(peer_seconds / reached, 2) if reached is not None else f"below {least:g}",
                 "quality": {
                     "ours": [result.bits_per_byte for result in ours],
                     "peer": [result.bits_per_byte for result in theirs],
