@@ -115,6 +115,31 @@ def test_json_file_whose_records_cannot_be_counted_is_the_users_to_mend(tmp_path
         list(read_json(path, "data/x.json", ""))
 
 
+@pytest.mark.parametrize("rest", [b'[{"a": 2}]\n', b'{"a": 2}', b"x", b"]", b"\xc3"])
+@pytest.mark.parametrize("space", [b"", b" \r\n\t" * 50])
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 18])
+def test_what_follows_an_array_is_damage_and_not_lost(tmp_path, monkeypatch, rest, space, chunk):
+    """As after `cat a.json b.json`."""
+    monkeypatch.setattr(json_rows, "_CHUNK", chunk)
+    path = tmp_path / "x.json"
+    path.write_bytes(b'[{"a": 1}]' + space + rest)
+    with pytest.raises(UserError, match=r"data/x\.json is damaged: something follows the array"):
+        list(read_json(path, "data/x.json", ""))
+    path.write_bytes(b'[{"a": 1}]' + space)
+    assert rows(read_json(path, "data/x.json", "")) == [{"a": 1}]
+
+
+def test_the_compressed_stream_behind_an_array_is_read_to_its_end(tmp_path):
+    path = tmp_path / "x.json.gz"
+    first, second = (gzip.compress(b'[{"a": %d}]\n' % number) for number in (1, 2))
+    path.write_bytes(first + second)
+    with pytest.raises(UserError, match="something follows the array"):
+        list(read_json(path, "x.json.gz", ".gz"))
+    path.write_bytes(first[:-8] + bytes(8))  # the checksum and length of the whole, which end the stream
+    with pytest.raises(UserError, match=r"its \.gz stream is broken"):
+        list(read_json(path, "x.json.gz", ".gz"))
+
+
 def test_array_elements_that_are_not_records_are_dropped(tmp_path):
     path = tmp_path / "x.json"
     path.write_text('[{"a": 1}, 12, "x", null, {"a": 2}]')

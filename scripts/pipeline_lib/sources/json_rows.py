@@ -118,6 +118,7 @@ def _array(stream: BinaryIO, label: str) -> Iterator[Row | Dropped]:
         if comma_due and buffer.startswith(",", position):
             position, comma_due = _SPACE.match(buffer, position + 1).end(), False
         if buffer.startswith("]", position):
+            _nothing_follows(stream, utf8, buffer[position + 1 :], label)
             return
         if position < len(buffer) and not comma_due:
             record, end = _element(decoder, buffer, position)
@@ -135,6 +136,17 @@ def _array(stream: BinaryIO, label: str) -> Iterator[Row | Dropped]:
         data = stream.read(max(_CHUNK, len(buffer) - position))  # doubling: the attempts at one long record stay linear
         ended = not data
         buffer, position = buffer[position:] + utf8.decode(data, final=ended), 0
+
+
+def _nothing_follows(stream: BinaryIO, utf8: codecs.IncrementalDecoder, rest: str, label: str) -> None:
+    """Read to the end of the stream. Raises UserError when more than white space is there, such as a second array."""
+    data = b"]"
+    while data:
+        data = stream.read(_CHUNK)
+        rest += utf8.decode(data, final=not data)
+        if not _SPACE.fullmatch(rest):
+            raise damaged(label, "something follows the array")
+        rest = ""
 
 
 def _element(decoder: json.JSONDecoder, buffer: str, position: int) -> tuple[Any, int]:
