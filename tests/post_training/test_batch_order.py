@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline_lib.post_training.batch_order import EpochOrder, epoch_order
 
-sizes = st.lists(st.integers(1, 500), min_size=1, max_size=400)
+sizes = st.lists(st.integers(1, 500), max_size=400)
 
 
 @given(sizes, st.integers(1, 17), st.booleans(), st.integers(0, 5), st.integers(0, 3))

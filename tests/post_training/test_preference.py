@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from types import SimpleNamespace
 
 import numpy
@@ -36,7 +37,8 @@ def trainer(tiny_run, tokenizer, pairs, tmp_path):
         settings=DpoSettings(max_length=96, micro_batch=4, max_steps=2, beta=0.3), seed=1, work=tmp_path, note=print,
         spec=SimpleNamespace(section="dpo"), progress=lambda *_: Progress(), stop_if_interrupted=lambda: None,
     )  # fmt: skip
-    return preference.make_trainer(stage, load_model(tiny_run / "05_pretrain" / "final"), tokenizer, pairs)
+    model = load_model(tiny_run / "05_pretrain" / "final")
+    return preference.make_trainer(stage, model, tokenizer, pairs, steps=2)
 
 
 def answer_logp(model, prompt, answer):
@@ -91,12 +93,38 @@ def test_training_starts_at_log_two_and_held_out_preference_rises(aligned_run):
 
 
 def test_pairs_beyond_the_steps_are_not_judged_by_the_reference(aligned_run, tmp_path, helpers, capsys):
-    import shutil
-
     run = shutil.copytree(aligned_run, tmp_path / "run")
     assert helpers.run_script("09_dpo.py", run, "--max_steps", "2") == 0
     assert "the steps reach 32 of " in capsys.readouterr().out
     assert Manifest.read(run / "09_dpo" / MANIFEST).result["pairs"] == 32
+
+
+def test_half_an_epoch_is_half_of_the_pairs_read_once(aligned_run, tmp_path, helpers):
+    run = shutil.copytree(aligned_run, tmp_path / "run")
+    pairs = Manifest.read(run / "08_dpo_data" / MANIFEST).result["train"]
+    steps = math.ceil(math.ceil(pairs / 16) / 2)
+    assert helpers.run_script("09_dpo.py", run, "--epochs", "0.5") == 0
+    manifest = Manifest.read(run / "09_dpo" / MANIFEST)
+    assert (manifest.result["steps"], manifest.result["pairs"]) == (steps, 16 * steps)
+    assert 16 * steps < pairs and Ledger.from_json(manifest.ledger).total("preference")["documents"] == 16 * steps
+    assert len((run / "09_dpo" / "metrics.jsonl").read_text().splitlines()) == steps
+
+
+def test_without_held_out_pairs_nothing_is_measured_and_the_model_is_made(aligned_run, tmp_path, helpers):
+    """None is measured, none is held out, and all pairs share an answer, so that they cannot be on two sides."""
+    run = shutil.copytree(aligned_run, tmp_path / "run")
+    assert helpers.run_script("09_dpo.py", run, "--max_steps", "1", "--val_examples", "0") == 0
+    assert Manifest.read(run / "09_dpo" / MANIFEST).result["after"] == {}
+    assert helpers.run_script("08_prepare_dpo_data.py", run, "--val_fraction", "0") == 0
+    assert helpers.run_script("09_dpo.py", run, "--max_steps", "1") == 0
+    name, kind, style, records = next(source for source in helpers.sources if source[1] == "preference")
+    shared = [{**record, "rejected": records[0]["rejected"]} for record in records]
+    helpers.write_sources(run, [(name, kind, style, shared)])
+    assert helpers.run_script("08_prepare_dpo_data.py", run) == 0
+    assert Manifest.read(run / "08_dpo_data" / MANIFEST).result["val"] == 0
+    assert helpers.run_script("09_dpo.py", run, "--max_steps", "1") == 0
+    result = Manifest.read(run / "09_dpo" / MANIFEST).result
+    assert result["before"] == result["after"] == {} and (run / "09_dpo" / "final" / "config.json").exists()
 
 
 def test_label_smoothing_without_a_loss_that_uses_it_is_refused(run_copy, helpers, capsys):

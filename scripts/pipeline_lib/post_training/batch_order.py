@@ -19,7 +19,7 @@ def epoch_order(lengths: Sequence[int], batch: int, by_length: bool, seed: int, 
     """Return every index once, in the order of one epoch; each run of `batch` indices is one micro-batch."""
     random = numpy.random.Generator(numpy.random.PCG64([seed, epoch]))
     order = random.permutation(len(lengths))
-    if not by_length:
+    if not by_length or not lengths:
         return order.tolist()
     sizes = numpy.asarray(lengths)
     batches = []

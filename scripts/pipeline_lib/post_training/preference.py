@@ -99,15 +99,15 @@ def pair_lengths(dataset: Dataset) -> list[int]:
 
 
 def make_trainer(
-    stage: Stage, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Examples
+    stage: Stage, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, train: Examples, steps: int
 ) -> PairTrainer:
-    """Return a trainer on tokenised pairs; raise StageFailure when there are none."""
+    """Return a trainer on tokenised pairs that takes `steps` optimizer steps; raise StageFailure without pairs."""
     settings = stage.settings
     check_context(model, settings, stage.spec.section)
     if not len(train):
         raise StageFailure(f"no preference pair is left to train on at {settings.max_length} tokens")
     arguments = DPOConfig(
-        **trainer_arguments(stage, settings, horizon(len(train), settings).steps),
+        **trainer_arguments(stage, settings, steps),
         beta=settings.beta,
         loss_type=[settings.loss],
         label_smoothing=settings.label_smoothing,
@@ -119,10 +119,9 @@ def make_trainer(
     )
 
 
-def _within_horizon(train: Examples, stage: Stage) -> Examples:
+def _within_horizon(train: Examples, stage: Stage, steps: int) -> Examples:
     """Return a random part of the pairs when the steps do not reach all: the reference need not judge the others."""
-    settings = stage.settings
-    reached = horizon(len(train), settings).steps * settings.micro_batch * settings.accumulation
+    reached = steps * stage.settings.micro_batch * stage.settings.accumulation
     chosen = epoch_order(train.lengths, 1, by_length=False, seed=stage.seed, epoch=0)[:reached]
     account_for_training(stage.ledger, train, chosen)
     if len(chosen) == len(train):
@@ -142,8 +141,9 @@ def align(stage: Stage) -> None:
         for side in ("train", "val")
     )  # fmt: skip
     set_aside(stage.ledger, val)
-    train = _within_horizon(train, stage)
-    trainer = make_trainer(stage, load_model(source), tokenizer, train)
+    steps = horizon(len(train), stage.settings).steps  # of all pairs: `epochs` below 1 means a share of them
+    train = _within_horizon(train, stage, steps)
+    trainer = make_trainer(stage, load_model(source), tokenizer, train, steps)
     held_out = val.spread(stage.settings.val_examples).dataset()
     reference = trainer.reference_logps(held_out, "val")
     if not stage.finished("final"):
