@@ -5,6 +5,7 @@ model, task, metric and item). Needs no network. Models after fine-tuning are pr
 pretrained and the untrained model with plain text.
 """
 
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ def prepare_libraries(stage: "Stage") -> None:
     torch.set_num_threads(stage.threads)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 
 def sample_file(model: str, task: str) -> str:
@@ -121,12 +123,14 @@ def tell(stage: "Stage", questions: "Questionnaire", results: dict[str, Any]) ->
 
 def run(stage: "Stage") -> None:
     from pipeline_lib.evaluation.questionnaire import Questionnaire, model_folder
+    from pipeline_lib.evaluation.task_checks import check_tasks
 
     questions = Questionnaire.read(stage)
     questions.account(stage.ledger, stage.input("01_download").ledger)
     for name in stage.settings.models:  # a damaged model is found before hours of questions, not after
         model_folder(stage, name)
     prepare_libraries(stage)
+    check_tasks(questions)
     ask(stage, questions)
     results = summarise(stage, questions)
     write_json_atomic(stage.work / "results.json", results)
@@ -138,9 +142,12 @@ def estimate(stage: "Stage") -> Estimate:
     """Time the first items of every task on one model and scale up."""
     from pipeline_lib.evaluation.probe import estimate_cost
     from pipeline_lib.evaluation.questionnaire import Questionnaire
+    from pipeline_lib.evaluation.task_checks import check_tasks
 
     prepare_libraries(stage)
-    return estimate_cost(stage, Questionnaire.read(stage))
+    questions = Questionnaire.read(stage)
+    check_tasks(questions)
+    return estimate_cost(stage, questions)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,14 @@ doc_to_text: question
 doc_to_choice: choices
 doc_to_target: answer
 """
+GENERATED = """task: quiz
+source: quiz
+metrics: {exact_match: exact_match}
+output_type: generate_until
+doc_to_text: question
+doc_to_target: answer
+generation_kwargs: {max_gen_toks: 8}
+"""
 
 
 def write(tmp_path, text, name="quiz"):
@@ -34,6 +42,17 @@ def test_the_chat_keys_replace_the_plain_ones_only_for_chat_models(tmp_path):
     task = read_task_file(write(tmp_path, GOOD + "chat: {doc_to_text: '{{question}}?'}\n"), "quiz")
     assert task.lm_eval_config(chat=False)["doc_to_text"] == "question"
     assert task.lm_eval_config(chat=True)["doc_to_text"] == "{{question}}?"
+
+
+def test_lm_eval_gets_the_generation_settings_and_filters_as_they_are_written(tmp_path):
+    filters = "filter_list: [{name: n, filter: [{function: regex, group_select: -1}, {function: take_first}]}]\n"
+    chat = "chat: {generation_kwargs: {until: ['<|im_end|>']}}\n"
+    task = read_task_file(write(tmp_path, GENERATED + filters + chat), "quiz")
+    plain, chatted = task.lm_eval_config(chat=False), task.lm_eval_config(chat=True)
+    assert plain["generation_kwargs"] == {"max_gen_toks": 8}
+    assert chatted["generation_kwargs"] == {"until": ["<|im_end|>"]}
+    steps = [{"function": "regex", "group_select": -1}, {"function": "take_first"}]
+    assert plain["filter_list"] == chatted["filter_list"] == [{"name": "n", "filter": steps}]
 
 
 def test_bits_per_byte_is_declared_lower_is_better_and_accuracy_higher():
@@ -60,6 +79,23 @@ def test_bits_per_byte_is_declared_lower_is_better_and_accuracy_higher():
             "needs generation_kwargs",
         ),
         (GOOD.replace("task: quiz", "task: other"), "give both one name"),
+        (GENERATED.replace("doc_to_text: question\n", ""), "generate_until needs doc_to_text"),
+        (
+            GENERATED.replace("max_gen_toks", "max_gen_tok"),
+            r"quiz\.yaml:7: unknown key 'generation_kwargs\.max_gen_tok'; did you mean 'max_gen_toks'\?",
+        ),
+        (GENERATED.replace("8}", "0}"), r"quiz\.yaml:7: generation_kwargs\.max_gen_toks"),
+        (GENERATED.replace("8}", "8, do_sample: true}"), r"quiz\.yaml:7: .*answers are generated greedily"),
+        (
+            GENERATED + "chat: {generation_kwargs: {temperature: 0.7}}\n",
+            r"quiz\.yaml:8: chat\.generation_kwargs\.temperature: answers are generated greedily",
+        ),
+        (
+            GENERATED + "filter_list:\n- name: number\n  filter:\n  - {function: regex, regex_pattern: '(['}\n",
+            r"quiz\.yaml:11: filter_list\.0\.filter\.0: '\(\[' is not a valid pattern",
+        ),
+        (GENERATED + "filter_list: [{name: number}]\n", r"quiz\.yaml:8: filter_list\.0\.filter: this key is required"),
+        (GENERATED + "regexes_to_ignore: ['*']\n", r"quiz\.yaml:8: regexes_to_ignore\.0: '\*' is not a valid pattern"),
     ],
 )
 def test_a_wrong_task_file_is_one_line_that_names_file_and_cause(tmp_path, text, message):

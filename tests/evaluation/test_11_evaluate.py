@@ -1,6 +1,7 @@
 """`python scripts/11_evaluate.py` on a run of tiny models: results, resumption after SIGKILL, and what it refuses."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -27,7 +28,7 @@ evaluate:
 """
 
 
-def finish_stage(run, name, result=None, ledger=None):
+def finish_stage(run, name, result=None, ledger=None, inputs=None):
     """Give a folder the manifest of a finished stage."""
     folder = run / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -35,7 +36,7 @@ def finish_stage(run, name, result=None, ledger=None):
     for child in sorted(folder.iterdir()):
         if child.name != "manifest.json":
             files.update(describe_files(child, child.name))
-    fingerprint = {"inputs": {}, "settings": {}, "seed": 42, "data": {}, "code": {}}
+    fingerprint = {"inputs": inputs or {}, "settings": {}, "seed": 42, "data": {}, "code": {}}
     Manifest(name, fingerprint, files, (ledger or Ledger()).to_json(), result or {}, [], 0, {}).write(
         folder / "manifest.json"
     )
@@ -92,7 +93,8 @@ def write_copied_records(run):
     table = pyarrow.Table.from_pylist(rows).replace_schema_metadata({"files": json.dumps(files), "ngram": "13"})
     (run / "02_clean").mkdir()
     pyarrow.parquet.write_table(table, run / "02_clean" / "contamination.parquet")
-    finish_stage(run, "02_clean")
+    downloaded = Manifest.read(run / "01_download" / "manifest.json")
+    finish_stage(run, "02_clean", inputs={"01_download": downloaded.outputs_digest})
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +194,23 @@ def test_the_card_names_tasks_with_dirty_items_and_is_silent_about_the_others(fi
     assert "arithmetic: 0 of" not in finished.stdout
 
 
+def test_what_stage_02_found_is_not_joined_with_the_items_of_a_later_download(run, tmp_path):
+    """The same records in another order: line 3 is no longer the item that stage 02 found in the text."""
+    again = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("11_eval"))
+    shutil.copyfile(run.parent / "config.yaml", tmp_path / "config.yaml")
+    records = again / "01_download" / "eval" / "python_choice.jsonl"
+    lines = records.read_text("utf-8").splitlines(keepends=True)
+    records.write_text("".join([*lines[1:], lines[0]]), "utf-8")
+    downloaded = Manifest.read(again / "01_download" / "manifest.json")
+    finish_stage(again, "01_download", ledger=Ledger.from_json(downloaded.ledger))
+    done = start(again, "--models", "[sft]", "--tasks", "[python_choice]", "--comparisons", "[]")
+    assert done.returncode == 0, done.stdout + done.stderr
+    why = "02_clean was made from another 01_download than the one that is there now"
+    found = json.loads((again / "11_eval" / "results.json").read_text())["contamination"]
+    assert found == {"python_choice": {"compared": False, "why": why}}
+    assert f"not compared with the training text ({why}): python_choice" in done.stdout
+
+
 def test_samples_are_one_table_with_one_row_per_model_task_and_item(run, finished):
     import pyarrow.parquet
 
@@ -277,6 +296,31 @@ def test_bad_settings_exit_2_in_one_line(run, flags, message):
     done = start(run, *flags)
     assert done.returncode == 2 and message in done.stderr, done.stdout + done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"function: regex,": "function: regexx,"}, "filter_list 'number', step 'regexx': Unknown filter 'regexx'"),
+        ({"group_select": "group_selekt"}, "step 'regex': .* unexpected keyword argument 'group_selekt'"),
+        ({"{function: take_first}": "{function: take_first_k, k: 2}"}, "step 'take_first_k': Need at least 2 resp"),
+        ({"(answer | string)": "(answer | strin)"}, "No filter named 'strin'"),
+        ({"split('####')": "splot('####')"}, "its records do not fit its templates"),
+    ],
+)
+def test_a_mistake_in_a_task_file_is_one_line_before_any_model_is_asked(run, tmp_path, changes, message):
+    """The broken task is the last of two: no unit of the first one has been done."""
+    folder = shutil.copytree(PROJECT_ROOT / "configs" / "eval_tasks", tmp_path / "tasks")
+    text = (folder / "arithmetic.yaml").read_text("utf-8")
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "arithmetic.yaml").write_text(text, "utf-8")
+    asked = ["--models", "[sft]", "--tasks", "[domain, arithmetic]", "--comparisons", "[]"]
+    done = start(run, *asked, "--tasks_folder", str(folder))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stdout + done.stderr
+    assert re.search(rf"{folder / 'arithmetic.yaml'}: .*{message}", done.stderr), done.stderr
+    assert not (run / "11_eval" / "work").exists()
 
 
 def test_a_source_that_was_not_downloaded_is_named(run, tmp_path):

@@ -87,6 +87,16 @@ def test_greedy_answers_equal_lm_evals(tiny_llama, tokenizer, hugging_face):
     assert ours.generate_until(asked) == hugging_face.generate_until(asked, disable_tqdm=True)
 
 
+def test_generation_prompts_that_lose_their_beginning_are_counted(tiny_llama, tokenizer):
+    """The model takes 96 tokens, 20 of them for the answer: 76 are left for a prompt."""
+    model = EvaluatedModel(tiny_llama, tokenizer, batch_tokens=256)
+    prompts = [tokenizer.decode([7] * length) for length in (75, 76, 77, 300)]
+    assert [len(tokens) for tokens in model.encode(prompts)] == [75, 76, 77, 300]
+    cut = model.generate_until(requests("generate_until", [(prompt, {"max_gen_toks": 20}) for prompt in prompts]))
+    assert model.scorer.truncated == 2
+    assert cut[2] == cut[3] == cut[1], "what is left of them is the same"
+
+
 def test_answers_are_cut_before_the_earliest_stop_string(evaluated):
     (whole,) = evaluated.generate_until(requests("generate_until", [("the list", {"max_gen_toks": 30})]))
     middle, later = whole[len(whole) // 3], whole[-1]

@@ -11,10 +11,11 @@ Templates come from these files only; records are data and are never evaluated. 
 (`!function`, process_docs, custom_dataset) do not exist here, and an unknown key is an error.
 """
 
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
 from pipeline_lib.stage import UserError
 
@@ -40,12 +41,68 @@ MEANING = {
 }
 
 
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a valid pattern ({error})") from None
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_compiles)]
+"""A regular expression."""
+
+
+class GenerationSettings(Section):
+    """lm-eval's generation_kwargs, as far as greedy answers have them."""
+
+    until: str | list[str] = ["\n\n"]
+    """Texts at which an answer ends; they do not belong to it."""
+    max_gen_toks: int = Field(default=256, ge=1)
+    """Greatest length of an answer in tokens."""
+    do_sample: bool = False
+    """Never true: answers are greedy."""
+    temperature: float = 0.0
+    """Never above 0: answers are greedy."""
+
+    @field_validator("do_sample", "temperature")
+    @classmethod
+    def _greedy(cls, value: bool | float) -> bool | float:
+        if value:
+            raise ValueError("answers are generated greedily; remove do_sample and temperature")
+        return value
+
+
+class FilterStep(Section):
+    """One of lm-eval's filters with its arguments, which are lm-eval's to judge (evaluation/task_checks.py)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    function: str
+    """Name of the filter."""
+
+    @model_validator(mode="after")
+    def _pattern_compiles(self) -> "FilterStep":
+        if isinstance(pattern := self.model_extra.get("regex_pattern"), str):
+            _compiles(pattern)
+        return self
+
+
+class AnswerFilter(Section):
+    """How an answer is extracted from generated text, step by step."""
+
+    name: str
+    """Name of the whole."""
+    filter: list[FilterStep] = Field(min_length=1)
+    """The steps."""
+
+
 class ChatPrompt(Section):
     """What changes when the prompt goes through a chat template."""
 
     doc_to_text: str | None = None
     """Template or record key of the user's message."""
-    generation_kwargs: dict[str, Any] | None = None
+    generation_kwargs: GenerationSettings | None = None
     """Generation settings: until, max_gen_toks."""
 
 
@@ -74,11 +131,11 @@ class TaskFile(Section):
     """lm-eval: what stands between a plain-text prompt and the answer."""
     description: str = ""
     """lm-eval: text before every prompt."""
-    generation_kwargs: dict[str, Any] | None = None
+    generation_kwargs: GenerationSettings | None = None
     """lm-eval: until, max_gen_toks."""
-    filter_list: list[dict[str, Any]] | None = None
+    filter_list: list[AnswerFilter] | None = None
     """lm-eval: how the answer is extracted from generated text."""
-    regexes_to_ignore: list[str] = []
+    regexes_to_ignore: list[Pattern] = []
     """lm-eval: patterns removed from answer and reference before exact_match compares them."""
 
     @model_validator(mode="after")
@@ -91,6 +148,8 @@ class TaskFile(Section):
             raise ValueError("multiple_choice needs doc_to_choice")
         if self.output_type == "generate_until" and self.generation_kwargs is None:
             raise ValueError("generate_until needs generation_kwargs (until, max_gen_toks)")
+        if self.output_type == "generate_until" and not self.doc_to_text:
+            raise ValueError("generate_until needs doc_to_text")
         return self
 
     def lm_eval_config(self, chat: bool) -> dict[str, Any]:
@@ -118,11 +177,16 @@ class TaskFile(Section):
         }
         optional = {
             "doc_to_choice": self.doc_to_choice,
-            "generation_kwargs": self.generation_kwargs,
-            "filter_list": self.filter_list,
+            "generation_kwargs": self.generation_kwargs and self.generation_kwargs.model_dump(exclude_unset=True),
+            "filter_list": self.filter_list and [entry.model_dump() for entry in self.filter_list],
         }
-        changed = self.chat.model_dump(exclude_none=True) if chat else {}
+        changed = self.chat.model_dump(exclude_none=True, exclude_unset=True) if chat else {}
         return config | {key: value for key, value in optional.items() if value is not None} | changed
+
+
+def task_path(settings: EvaluateSettings, name: str) -> Path:
+    """Return the file of a task."""
+    return resolve_path(settings.tasks_folder) / f"{name}.yaml"
 
 
 def read_task_file(folder: Path, name: str) -> TaskFile:

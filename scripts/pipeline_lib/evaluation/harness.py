@@ -5,7 +5,6 @@ it the records in memory, so that nothing is looked up on a hub or cached elsewh
 than its averages, because intervals and paired comparisons need the items.
 """
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,22 +47,25 @@ def run_task(
     """Ask one model the items of one task and return one Sample per metric and item, in the order of the items.
 
     chat: prompt through the model's chat template; document_bytes: length to which whole-text items are cut. Raises
-    UserError when a record lacks what the task's templates name.
+    UserError when a record lacks what the task's templates name, or does not fit them.
     """
+    from jinja2 import TemplateError
     from lm_eval.evaluator import evaluate
 
     if chat and not model.tokenizer.chat_template:
         raise UserError("the model's tokenizer has no chat template, which its prompts need")
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     task = build_task(task_file, records, chat, document_bytes)
-    answers = evaluate(
-        model,
-        {"tasks": {task_file.task: task}},
-        bootstrap_iters=0,
-        log_samples=True,
-        apply_chat_template=chat,
-        fewshot_as_multiturn=True,
-    )
+    try:
+        answers = evaluate(
+            model,
+            {"tasks": {task_file.task: task}},
+            bootstrap_iters=0,
+            log_samples=True,
+            apply_chat_template=chat,
+            fewshot_as_multiturn=True,
+        )
+    except TemplateError as error:
+        raise UserError(f"task {task_file.task}: a record does not fit its templates: {error}") from None
     by_position = {sample["doc_id"]: sample for sample in answers["samples"][task_file.task]}
     if sorted(by_position) != list(range(len(records))):
         raise StageFailure(f"{task_file.task}: lm-eval returned {len(by_position)} of {len(records)} items")

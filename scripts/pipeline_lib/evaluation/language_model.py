@@ -65,7 +65,7 @@ class EvaluatedModel(LM):
         """Return (context tokens, continuation tokens) of (context, continuation) texts; see the module's head.
 
         An empty context becomes the beginning-of-text token, or the end-of-text token if there is none. Raises
-        ValueError for an empty continuation.
+        UserError for an empty continuation.
         """
         contexts = sorted({context for context, _ in pairs})
         encoded = dict(zip(contexts, self.encode(contexts), strict=True))
@@ -73,7 +73,7 @@ class EvaluatedModel(LM):
         result = []
         for (context, continuation), whole in zip(pairs, wholes, strict=True):
             if not continuation:
-                raise ValueError(f"nothing to score after {context[-80:]!r}")
+                raise UserError(f"an item has an empty answer, so there is nothing to score after {context[-80:]!r}")
             shared = _common_prefix(encoded[context], whole)
             result.append((whole[:shared] or [self.beginning], whole[shared:]))
         return result
@@ -100,8 +100,11 @@ class EvaluatedModel(LM):
         return totals
 
     def generate_until(self, requests: list["Instance"]) -> list[str]:
-        """Greedy text per (context, {"until": [...], "max_gen_toks": n}), without the stop string. Raises ValueError
-        for settings that ask for sampling."""
+        """Greedy text per (context, {"until": [...], "max_gen_toks": n}), without the stop string.
+
+        A prompt that leaves no room for the answer loses tokens from its left; `scorer.truncated` counts those. Raises
+        ValueError for settings that ask for sampling.
+        """
         answers: list[str] = [""] * len(requests)
         by_settings: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
@@ -114,6 +117,7 @@ class EvaluatedModel(LM):
                 raise UserError(
                     f"max_gen_toks {settings['max_new_tokens']} leaves no room in {self.scorer.max_length} tokens"
                 )
+            self.scorer.truncated += sum(len(prompt) > room for prompt in prompts)
             made = greedy_tokens(
                 self.model,
                 [prompt[-room:] for prompt in prompts],

@@ -4,7 +4,8 @@ Stage 02 compares documents with the records of exactly the tasks that are asked
 (02_clean/contamination.parquet). An item is *dirty* when a document of the raw text has n consecutive words of it
 (13 by default), else *clean*. Stage 02 normally removes such documents, so a dirty item has usually not been read;
 `in_training` counts the items of which a document stayed (`clean.contamination.action: mark`, or `max_matches`).
-Trap: an item without n words in a row cannot be found. Such items are among the clean ones; `too_short` counts them.
+Traps: an item without n words in a row cannot be found. Such items are among the clean ones; `too_short` counts them.
+A record is named by file and line, which may be another item once stage 01 has been made again.
 """
 
 import json
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from .questionnaire import Questionnaire
     from .results import Scores
 
-CLEANED = "02_clean"
+DOWNLOADED, CLEANED = "01_download", "02_clean"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class TrainingCopies:
         cleaned = stage.input(CLEANED)
         if COPIED_RECORDS not in cleaned.manifest.files:
             return cls(f"{CLEANED} has no {COPIED_RECORDS}: clean.contamination.enabled was false", 0, (), {})
+        if cleaned.manifest.fingerprint["inputs"].get(DOWNLOADED) != stage.input(DOWNLOADED).digest:
+            return cls(f"{CLEANED} was made from another {DOWNLOADED} than the one that is there now", 0, (), {})
         return cls.of_file(cleaned.file(COPIED_RECORDS))
 
     @classmethod

@@ -1,0 +1,44 @@
+"""Every task is tried before the first model is asked, so that a mistake in its file shows in seconds, not after hours.
+
+lm-eval makes the filters that extract answers only when all answers of a task are there. Here each is made and given an
+answer beforehand, and each task is built as plain and as chat models are asked it, which fills in its templates once.
+"""
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from pipeline_lib.config.task_files import AnswerFilter, task_path
+from pipeline_lib.stage import UserError
+
+from .harness import build_task
+from .questionnaire import MODELS
+
+if TYPE_CHECKING:
+    from .questionnaire import Questionnaire
+
+_ANSWER = "an answer"
+
+
+def check_tasks(questions: "Questionnaire") -> None:
+    """Raise UserError, naming the task file, for filters that cannot be made and templates that records do not fit."""
+    for name, chat in dict.fromkeys((task, MODELS[model].chat) for model, task in questions.pairs()):
+        task, records = questions.tasks[name], questions.items[name].records
+        try:
+            for answer_filter in task.filter_list or []:
+                _try_filter(answer_filter, records[0])
+            build_task(task, records, chat, questions.settings.document_bytes)
+        except UserError as error:
+            raise UserError(f"{task_path(questions.settings, name)}: {error}") from None
+
+
+def _try_filter(answer_filter: AnswerFilter, record: dict[str, Any]) -> None:
+    from lm_eval.filters import build_filter_ensemble
+
+    answers: list[Any] = [[_ANSWER]]
+    for step in answer_filter.filter:
+        try:
+            (make,) = build_filter_ensemble(answer_filter.name, [(step.function, step.model_extra)]).filters
+            answers = list(make().apply(answers, [record]))
+        except (LookupError, TypeError, ValueError, AttributeError, AssertionError, re.error) as error:
+            problem = " ".join(str(error.args[0] if error.args else error).split())
+            raise UserError(f"filter_list {answer_filter.name!r}, step {step.function!r}: {problem}") from None
