@@ -27,7 +27,7 @@ class Toy:
         self.folder = self.run_folder / "01_download"
         self.environment = {**os.environ, "TOY_SCRIPTS": str(scripts)}
 
-    def start(self, *flags: str, **knobs: str) -> subprocess.Popen:
+    def start(self, *flags: str, own_group: bool = False, **knobs: str) -> subprocess.Popen:
         command = [sys.executable, str(TOY), "-c", str(self.config), "--run-dir", str(self.run_folder), *flags]
         return subprocess.Popen(
             command,
@@ -36,6 +36,7 @@ class Toy:
             stderr=subprocess.PIPE,
             text=True,
             cwd=self.config.parent,
+            start_new_session=own_group,
         )
 
     def run(self, *flags: str, **knobs: str) -> tuple[int, str, str]:
@@ -128,6 +129,25 @@ def test_a_signal_finishes_the_unit_and_names_the_command_that_continues(toy: To
     assert before >= 2, "the unit in hand must be finished, not thrown away"
     code, out, _ = toy.run()
     assert code == 0 and f"{before} of 6" in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_process_group_is_an_interruption_too(toy: Toy, uninterrupted: dict, number: int):
+    """GNU timeout and systemd send it to everyone; that it ends the workers is no sign of too little memory."""
+    process = toy.start(own_group=True, TOY_WORKERS="2", TOY_WORK="0.5")
+    toy.wait_for_unit(2)
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + number, out + err
+    assert "continue with: python scripts/01_download_data.py --config" in out and not err
+    code, out, _ = toy.run(TOY_WORKERS="2")
+    assert code == 0 and "were finished before" in out
+    assert toy.manifest()["outputs_digest"] == uninterrupted["outputs_digest"]
+
+
+def test_a_worker_that_is_killed_without_a_signal_to_the_stage_is_a_failure(toy: Toy):
+    code, out, err = toy.run(TOY_WORKERS="2", TOY_BROKEN="lost worker")
+    assert code == 1 and "probably because memory ran out" in err and "continue with" not in out
 
 
 def test_a_second_writer_is_refused_and_told_who_holds_the_lock(toy: Toy):

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,7 @@ from pipeline_lib.stage import (
 from pipeline_lib.stage.card import ledger_lines, spell_value
 from pipeline_lib.stage.code_version import SCRIPTS, code_files, code_version
 from pipeline_lib.stage.digests import bytes_digest
+from pipeline_lib.stage.errors import WorkersLost
 from pipeline_lib.stage.journal import Journal
 from pipeline_lib.stage.live_bar import live_bar
 from pipeline_lib.stage.manifest import FileEntry, Manifest
@@ -201,6 +204,19 @@ def _be_killed(number: int) -> int:
 def test_a_killed_worker_is_a_failure_with_what_to_do():
     with pytest.raises(StageFailure, match="worker process was killed.*lower threads"):
         list(ordered_map(_be_killed, range(4), 2))
+
+
+def _items_that_end_the_fork_server() -> Iterator[int]:
+    yield 0
+    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+    yield from range(1, 20)
+
+
+def test_the_end_of_the_fork_server_is_the_loss_of_the_workers():
+    """A signal to the process group ends it too, perhaps while the next worker is being asked for."""
+    for _ in range(3):
+        with pytest.raises(WorkersLost):
+            list(ordered_map(_slow_square, _items_that_end_the_fork_server(), 4))
 
 
 def test_ordered_map_raises_a_workers_exception_at_its_turn():

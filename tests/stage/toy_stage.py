@@ -1,18 +1,28 @@
 """A stage as small as a stage can be: squares of numbers, one unit each; knobs come by environment.
 
 TOY_UNITS: number of units; TOY_SLEEP: seconds inside a unit between writing its file and finishing it; TOY_BROKEN:
-which fault to make (unbalanced, empty, crash, user, exit1, probe).
+which fault to make (unbalanced, empty, crash, user, exit1, probe, lost worker). TOY_WORKERS: processes that square;
+TOY_WORK: seconds that one takes for a square.
 """
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, os.environ["TOY_SCRIPTS"])
 
-from pipeline_lib.stage import Estimate, Stage, StageFailure, UserError, run_stage  # noqa: E402
+from pipeline_lib.stage import Estimate, Stage, StageFailure, UserError, ordered_map, run_stage  # noqa: E402
 from pipeline_lib.stage.catalog import StageSpec  # noqa: E402
+
+
+def square(key: str) -> int:
+    number = int(key.removeprefix("number-"))
+    time.sleep(float(os.environ.get("TOY_WORK", "0")))
+    if os.environ.get("TOY_BROKEN") == "lost worker" and number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number * number
 
 
 def run(stage: Stage) -> None:
@@ -20,20 +30,22 @@ def run(stage: Stage) -> None:
     if fault == "user":
         raise UserError("numbers.txt:3 is not a number; put a number there")
     units = [f"number-{index:03d}" for index in range(int(os.environ.get("TOY_UNITS", "6")))]
+    waiting = [key for key in units if not stage.finished(key)]
+    squares = ordered_map(square, waiting, int(os.environ.get("TOY_WORKERS", "1")))
     for key in stage.todo(units, "squaring", "numbers"):
         with stage.unit(key) as unit:
-            number = int(key.removeprefix("number-"))
+            number, squared = int(key.removeprefix("number-")), next(squares)
             path = unit.path(f"squares/{key}.txt")
             with open(path, "w") as stream:
                 for _ in range(2000):
-                    stream.write(f"{number * number}\n")
+                    stream.write(f"{squared}\n")
                     stream.flush()
                 time.sleep(float(os.environ.get("TOY_SLEEP", "0")))
             unit.ledger.enter("text", "numbers", documents=2, bytes=10)
             unit.ledger.keep("text", "numbers", documents=1, bytes=6)
             if fault != "unbalanced":
                 unit.ledger.drop("text", "numbers", "odd one out", documents=1, bytes=4)
-            unit.result = {"square": number * number}
+            unit.result = {"square": squared}
             if fault == "crash" and number == 2:
                 raise RuntimeError("a defect")
             if fault == "failure" and number == 2:

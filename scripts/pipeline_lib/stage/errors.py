@@ -1,4 +1,4 @@
-"""The three ways in which a stage ends early, and the exit code of each."""
+"""The ways in which a stage ends early, and the exit code of each."""
 
 
 class UserError(Exception):
@@ -7,6 +7,10 @@ class UserError(Exception):
 
 class StageFailure(Exception):
     """The work itself failed (an unbalanced ledger, a corpus that cleaning emptied, a diverged loss). Exit code 1."""
+
+
+class WorkersLost(StageFailure):
+    """Worker processes were killed: memory ran out, or a signal to the whole process group reached them too."""
 
 
 class StageInterrupted(BaseException):

@@ -2,8 +2,10 @@
 
 Processes, not threads: the work is Python and C code that holds the interpreter lock. At most two items per worker are
 in flight, so a slow consumer bounds the memory. Workers ignore SIGINT (the parent decides what to finish) and die with
-the parent, so that a killed stage leaves nobody behind. They come from a fork server: a plain fork of a process that
-has threads (numba, torch, the memory sampler) can inherit a lock that nobody will ever release.
+the parent, so that a killed stage leaves nobody behind. SIGTERM ends them: one that reaches the whole process group
+(GNU timeout, systemd) breaks the pool, and runner.py takes that for the interruption it is. They come from a fork
+server: a plain fork of a process that has threads (numba, torch, the memory sampler) can inherit a lock that nobody
+will ever release.
 """
 
 import multiprocessing
@@ -13,14 +15,14 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from multiprocessing import forkserver, resource_tracker
 from typing import Any, TypeVar
 
-from .errors import StageFailure
+from .errors import WorkersLost
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -70,7 +72,7 @@ def ordered_map(
     """Yield function(item) for every item, in item order, computed by `workers` processes.
 
     `function` must be defined at module level. With one worker everything runs in this process. An exception in a
-    worker, or of its initializer, is raised here, when its item's turn comes; StageFailure when a worker was killed.
+    worker, or of its initializer, is raised here, when its item's turn comes; WorkersLost when a worker was killed.
     `preload` names modules that are imported once, before the workers are forked, which then share their memory.
     """
     if workers <= 1:
@@ -86,7 +88,7 @@ def ordered_map(
         ):
             yield from _in_order(pool, partial(_answer, function), items, 2 * workers)
     except BrokenProcessPool:
-        raise StageFailure(
+        raise WorkersLost(
             "a worker process was killed, probably because memory ran out: lower threads, or clean.max_ram in stage 02,"
             " and start again; what is finished is kept"
         ) from None
@@ -132,13 +134,21 @@ def ordered_threads(function: Callable[[Item], Result], items: Iterable[Item], w
         yield from _in_order(pool, function, items, 2 * workers)
 
 
+def _submit(pool: Executor, function: Callable[[Item], Result], item: Item) -> Future:
+    """Raises BrokenProcessPool also when the fork server, of which the pool gets its workers one by one, was killed."""
+    try:
+        return pool.submit(function, item)
+    except (EOFError, ConnectionError) as error:
+        raise BrokenProcessPool("no worker could be started") from error
+
+
 def _in_order(
     pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], in_flight: int
 ) -> Iterator[Result]:
     waiting: deque = deque()
     try:
         for item in items:
-            waiting.append(pool.submit(function, item))
+            waiting.append(_submit(pool, function, item))
             if len(waiting) >= in_flight:
                 yield waiting.popleft().result()
         while waiting:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from .catalog import BEFORE_PACKED, BY_NAME, StageSpec, next_stage
 from .code_version import SCRIPTS, code_digest, code_version
 from .digests import json_digest
-from .errors import StageFailure, StageInterrupted, UserError
+from .errors import StageFailure, StageInterrupted, UserError, WorkersLost
 from .inputs import repairing_command
 from .lock import LOCK, StageIsLocked, StageLock
 from .manifest import MANIFEST, Manifest, describe_change, inputs_made_anew
@@ -357,12 +357,13 @@ def _run_and_publish(stage: Stage, spec: StageSpec, run, fingerprint: dict[str, 
                 ledger.check_chain(stage.input(name).ledger, name)
     except StageInterrupted as interruption:
         peak.stop()
-        workspace.journal.close()
-        stage.say(
-            f"{stage.name}: interrupted, everything finished so far is saved; continue with:"
-            f" {repairing_command(stage.name, stage.arguments + stage.own_arguments)}"
-        )
-        return 128 + interruption.signal_number
+        return _leave_interrupted(stage, workspace, interruption.signal_number)
+    except WorkersLost:
+        if not stage.interrupted:
+            workspace.discard_if_empty()
+            raise
+        peak.stop()  # the signal went to the whole process group and ended the workers
+        return _leave_interrupted(stage, workspace, stage.signals.received)
     except OSError:
         stage.log(traceback.format_exc().rstrip())
         raise
@@ -394,6 +395,15 @@ def _run_and_publish(stage: Stage, spec: StageSpec, run, fingerprint: dict[str, 
     following = next_stage(spec.name)
     print_card(stage, spec, following)
     return stage.exit_code
+
+
+def _leave_interrupted(stage: Stage, workspace: Workspace, signal_number: int) -> int:
+    workspace.journal.close()
+    stage.say(
+        f"{stage.name}: interrupted, everything finished so far is saved; continue with:"
+        f" {repairing_command(stage.name, stage.arguments + stage.own_arguments)}"
+    )
+    return 128 + signal_number
 
 
 def print_card(stage: Stage, spec: StageSpec, following: StageSpec | None) -> None:
