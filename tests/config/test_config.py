@@ -146,6 +146,14 @@ def test_a_choice_with_on_and_off_is_a_switch_too(tmp_path: Path, flags, expecte
     assert (settings.fp8, settings.compile) == expected
 
 
+@pytest.mark.parametrize("flags", [[], ["--toxicity.backend", "off"]])
+def test_off_is_a_backend_although_yaml_calls_it_a_boolean(tmp_path: Path, flags):
+    path = write(tmp_path, "clean:\n  toxicity: {backend: off}\n")
+    assert read_command_line("clean", "", ["--config", str(path), *flags]).config.clean.toxicity.backend == "off"
+    with pytest.raises(UserError, match=r"run\.yaml:2: clean\.toxicity\.backend: input should be 'off', 'auto'"):
+        read(write(tmp_path, "clean:\n  toxicity: {backend: on}\n"))
+
+
 def test_unknown_flag_names_the_nearest(tmp_path: Path):
     with pytest.raises(UserError, match=r"unknown flag --froce; did you mean --force\?"):
         read(write(tmp_path, ""), "--froce")

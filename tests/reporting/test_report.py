@@ -95,6 +95,18 @@ def test_scores_of_copied_items_are_shown_apart_where_there_are_any(half_done: P
     assert text.count("choice: 1 dirty, 1 read") == 2 and "fine" not in text
 
 
+def test_a_difference_of_a_single_item_has_dashes_for_what_it_does_not_prove(half_done: Path):
+    alone = {"difference": -0.25, "low": None, "high": None, "p_value": None, "n": 1, "higher_is_better": False}
+    ten = {"difference": 0.125, "low": -0.1, "high": 0.35, "p_value": 0.04, "n": 10, "higher_is_better": False}
+    results = json.loads((half_done / "11_eval" / "results.json").read_bytes())
+    results["comparisons"] = {"sft-vs-pretrained": {"docs": {"bits_per_byte": alone}, "domain": {"bits_per_byte": ten}}}
+    shutil.rmtree(half_done / "11_eval")
+    finish_stage(half_done, "11_eval", {"results.json": json.dumps(results).encode()}, Ledger())
+    page = render(gather(half_done))
+    assert "<td>-0.2500 [-]</td>\n<td>-</td><td>1</td>" in page
+    assert "<td>+0.1250 [-0.1000, +0.3500]</td>\n<td>0.04</td><td>10</td>" in page
+
+
 def test_a_table_made_from_an_earlier_model_is_called_stale(half_done: Path):
     manifest = Manifest.read(half_done / "12_gates" / "manifest.json")
     made_from = {"inputs": {"11_eval": "another digest"}}

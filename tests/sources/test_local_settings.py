@@ -28,6 +28,8 @@ def test_smallest_entry_of_each_type_is_valid(entry):
         ({**LOCAL, "attempts": 3}, "`attempts` has no meaning for type local"),
         ({**HUB, "paths": ["x"]}, "`paths` has no meaning for type hub"),
         ({"name": "p", "kind": "text", "type": "python_docs", "text_field": "t"}, "no meaning for type python_docs"),
+        ({**HUB, "kind": "eval", "id_field": "id"}, "`id_field` has no meaning for kind eval"),
+        ({**LOCAL, "kind": "sft", "format": "messages", "text_field": "t"}, "`text_field` has no meaning for kind sft"),
         ({**LOCAL, "paths": []}, "needs `paths`"),
         ({**HTTP, "urls": []}, "needs `urls`"),
         ({**HUB, "repo": None}, "needs `repo`"),

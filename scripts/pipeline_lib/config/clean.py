@@ -7,7 +7,7 @@ stricter threshold can be tried on the finished stage without reading a text aga
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from .base import Section
 
@@ -180,6 +180,11 @@ class ToxicitySettings(Section):
     """words: a file with one word a line; null = the English list that comes with the pipeline."""
     max_word_share: float = Field(default=0.01, ge=0, le=1)
     """words: greatest fraction of a document's words that are on the list."""
+
+    @field_validator("backend", mode="before")
+    @classmethod
+    def _yaml_spells_off_as_a_boolean(cls, value: object) -> object:
+        return "off" if value is False else value
 
 
 class ContaminationSettings(Section):

@@ -45,6 +45,9 @@ TYPES_OF_FIELD: dict[str, tuple[str, ...]] = {
 }
 """Which types of source read a field that not all of them read."""
 
+FIELDS_OF_TEXT = ("document_separator", "text_field", "id_field", "url_field", "license_field")
+"""What is read of a source of kind text only: records of the other kinds are handed on as they are."""
+
 REQUIRED_OF_TYPE = {"local": "paths", "http": "urls", "hub": "repo"}
 
 
@@ -94,7 +97,7 @@ class SourceSettings(Section):
     text_field: str = "text"
     """text: the field or column that holds the document; a dot descends into a nested record."""
     id_field: str | None = None
-    """The field that identifies a record within the source; none means file name and row number."""
+    """text: the field that identifies a record within the source; none means file name and row number."""
     url_field: str = "url"
     """text: the field that holds the address a document was found at; records without it have none."""
     license_field: str | None = None
@@ -126,6 +129,15 @@ class SourceSettings(Section):
             raise ValueError(f"source '{self.name}': type {self.type} needs `{required}`")
         if self.files and {"config_name", "split"} & self.model_fields_set:
             raise ValueError(f"source '{self.name}': give either `files` or `config_name`/`split`, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _fields_fit_the_kind(self) -> "SourceSettings":
+        if self.kind != "text" and (given := sorted(self.model_fields_set & set(FIELDS_OF_TEXT))):
+            raise ValueError(
+                f"source '{self.name}': `{given[0]}` has no meaning for kind {self.kind}, whose records are kept as"
+                " they are (only for text); remove it"
+            )
         return self
 
     @model_validator(mode="after")
