@@ -167,6 +167,37 @@ def test_run_that_started_on_one_commit_ends_on_it(hub, entry, bench, server):
     assert texts(HubSource(entry(), Workbench(bench.scratch / "other run", bench.say))) == ["new"]
 
 
+def switch_hub_off(monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+def test_a_resumed_run_asks_nothing_of_a_hub_that_is_switched_off(hub, entry, bench, server, monkeypatch):
+    hub.put(REPO, FIRST, {"a.jsonl": b'{"text": "here"}\n', "b.jsonl": b'{"text": "there"}\n'})
+    first = HubSource(entry(), bench)
+    [unit] = first.units()
+    assert next(first.read(unit))["text"] == "here"
+    switch_hub_off(monkeypatch)
+    asked = len(server.requests)
+    rest = HubSource(entry(), bench).read(unit)
+    assert next(rest)["text"] == "here", "what has been downloaded needs no hub"
+    with pytest.raises(UserError, match=f"data set {REPO} is on the hub, and HF_HUB_OFFLINE is set"):
+        next(rest)
+    assert len(server.requests) == asked
+
+
+def test_nothing_is_read_in_place_from_a_hub_that_is_switched_off(hub, entry, bench, server, small_shares, monkeypatch):
+    hub.put(REPO, FIRST, {SHARD: parquet(TEXTS)})
+    first = HubSource(entry(), bench)
+    list(first.read(first.units()[0]))
+    switch_hub_off(monkeypatch)
+    asked = len(server.requests)
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
+        texts(HubSource(entry(), bench))
+    assert len(server.requests) == asked
+
+
 def test_units_read_in_any_process_give_the_whole(hub, entry, bench, small_shares):
     files = {
         f"part-{number}.jsonl": b"".join(b'{"text": "%d"}\n' % n for n in range(number * 900, number * 900 + 900))

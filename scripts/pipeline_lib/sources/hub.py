@@ -8,6 +8,7 @@ needed. Every other file is downloaded whole, checked against the hub's digest, 
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -17,7 +18,7 @@ from .base import Dropped, Record, Workbench
 from .downloads import Downloads
 from .file_kinds import split_suffix
 from .file_rows import check_readable, parquet_fields, rows_of_file, shares_of
-from .hub_listing import HubFile, Listing, endpoint, list_data_files
+from .hub_listing import HubFile, Listing, endpoint, list_data_files, refuse_offline
 from .records import records_of
 from .rows import Row
 from .table_rows import read_parquet
@@ -99,5 +100,6 @@ class HubSource:
         if self._transfer is None:
             from huggingface_hub.utils import build_hf_headers
 
-            self._transfer = Transfer(self.settings, self._bench, build_hf_headers())
+            permit = partial(refuse_offline, self.settings)
+            self._transfer = Transfer(self.settings, self._bench, build_hf_headers(), permit)
         return self._transfer

@@ -64,23 +64,38 @@ def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
+def refuse_offline(settings: SourceSettings) -> None:
+    """Raise UserError when HF_HUB_OFFLINE forbids any request to the hub."""
+    import huggingface_hub
+
+    if huggingface_hub.is_offline_mode():
+        raise _offline(settings)
+
+
+def _offline(settings: SourceSettings) -> UserError:
+    return UserError(
+        f"{_where(settings)} is on the hub, and HF_HUB_OFFLINE is set; unset it to download, or use sources of type"
+        " local"
+    )
+
+
+def _where(settings: SourceSettings) -> str:
+    return f"source '{settings.name}': data set {settings.repo}"
+
+
 def list_data_files(settings: SourceSettings, patience: Patience) -> Listing:
     """Ask the hub. Raises UserError when it is switched off, or the repository, configuration or split is unknown."""
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    where = f"source '{settings.name}': data set {settings.repo}"
-    offline = UserError(
-        f"{where} is on the hub, and HF_HUB_OFFLINE is set; unset it to download, or use sources of type local"
-    )
-    if huggingface_hub.is_offline_mode():
-        raise offline
+    where = _where(settings)
+    refuse_offline(settings)
     api = huggingface_hub.HfApi(endpoint=endpoint())
     while True:
         try:
             return _list(api, settings, where)
         except OfflineModeIsEnabled as error:
-            raise offline from error
+            raise _offline(settings) from error
         except HfHubHTTPError as error:
             failure = _judge(error, where, settings)
         except _transport_errors() as error:

@@ -9,7 +9,7 @@ versions of a file. Wrong bytes are thrown away and fetched anew once; twice wro
 import hashlib
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,8 +64,15 @@ class Expected:
 class Transfer:
     """Downloads for one source, over one connection pool."""
 
-    def __init__(self, settings: SourceSettings, bench: Workbench, headers: dict[str, str] | None = None):
-        self._settings, self._bench = settings, bench
+    def __init__(
+        self,
+        settings: SourceSettings,
+        bench: Workbench,
+        headers: dict[str, str] | None = None,
+        permit: Callable[[], None] = lambda: None,
+    ):
+        """permit: called before every request; raises what forbids it."""
+        self._settings, self._bench, self._permit = settings, bench, permit
         self._headers = {"Accept-Encoding": "identity", **(headers or {})}
         self._pool: httpx.Client | None = None
 
@@ -174,6 +181,7 @@ class Transfer:
         """
         import httpx
 
+        self._permit()
         try:
             with (
                 self._bench.while_waiting(),
