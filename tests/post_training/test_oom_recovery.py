@@ -33,8 +33,9 @@ def make_trainer(kind: str, tiny_run, folder):
     examples = read_examples([tiny_run / data / "train.parquet"], rows, tokenizer, 96, Ledger(), "flow")
     model = load_model(tiny_run / "05_pretrain" / "final")
     torch.set_num_threads(1)
-    module = {"sft": supervised, "dpo": preference}[kind]
-    return module.make_trainer(stage, model, tokenizer, examples)
+    if kind == "dpo":
+        return preference.make_trainer(stage, model, tokenizer, examples, steps=2)
+    return supervised.make_trainer(stage, model, tokenizer, examples)
 
 
 def first_gradient(trainer, monkeypatch, largest: int | None, fail_in: int = 0):

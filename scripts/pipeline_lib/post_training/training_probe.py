@@ -1,16 +1,22 @@
-"""The probe behind `--plan` of stages 07, 09 and 10: a few real steps on the real model, extrapolated."""
+"""The probe behind `--plan` of stages 07, 09 and 10: a few real steps on the real model, extrapolated.
+
+The passes are those of training: on its device, in its number format, with its activation checkpointing. The memory is
+that of the GPU where training uses one, and of this process otherwise.
+"""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import torch
 
-from pipeline_lib.stage import Estimate, Stage
+from pipeline_lib.config.fine_tuning import FineTuningSettings
+from pipeline_lib.oom_handler import is_out_of_memory
+from pipeline_lib.pretraining.machine import choose_device, timed
+from pipeline_lib.stage import Estimate, Stage, StageFailure
 from pipeline_lib.stage.memory import own_peak_bytes
 
-from .training_setup import check_context, horizon, load_model, prepare_libraries
+from .training_setup import check_context, horizon, load_model, matmul_dtype, prepare_libraries
 
 _LIBRARIES_SECONDS = 8.0
 """Importing TRL, and loading and saving a small model."""
@@ -24,42 +30,65 @@ def estimate_training(
     """Time forward and backward passes of one micro-batch and extrapolate to all steps.
 
     examples: how many there are; mean_tokens: of one sequence; sequences: per example (2 for pairs); forward_share:
-    further forward passes per step, as a share of a whole step (the reference model of DPO).
+    further forward passes per step, as a share of a whole step (the reference model of DPO). Raises StageFailure when
+    memory runs out.
     """
     prepare_libraries(stage)
     settings = stage.settings
     model = load_model(model_folder)
     check_context(model, settings, stage.spec.section)
+    rows = settings.micro_batch * sequences
     length = max(2, min(round(mean_tokens), settings.max_length))
-    ids = torch.randint(model.config.vocab_size, (settings.micro_batch * sequences, length))
-    seconds = _seconds_per_micro_batch(model, ids) * (1 + forward_share)
+    dtype = matmul_dtype(settings, stage)
+    try:
+        passes = TrainingPasses(model, settings, dtype)
+        seconds = passes.seconds(rows, length) * (1 + forward_share)
+        peak = passes.peak_bytes(rows, settings.max_length)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise StageFailure(
+            f"out of memory with micro-batches of {rows:,} x {settings.max_length:,} tokens, which training would cut"
+            f" into halves; lower {stage.spec.section}.micro_batch or max_length, or switch activation_checkpointing on"
+        ) from None
     steps = horizon(examples, settings).steps
     weights = sum(weight.numel() * 4 for weight in model.parameters())
-    longest = torch.randint(model.config.vocab_size, (settings.micro_batch * sequences, settings.max_length))
-    peak = _peak_of_one_pass(model, longest)
     return Estimate(
         seconds=_LIBRARIES_SECONDS + steps * settings.accumulation * seconds,
         memory_bytes=peak + 2 * weights,
         disk_bytes=weights * (1 + 3 * (settings.keep_checkpoints + 1)),
-        basis=f"{steps:,} steps; micro-batches of {len(ids)} x {length} tokens took {seconds:.2f} s each",
+        basis=f"{steps:,} steps; micro-batches of {rows} x {length} tokens took {seconds:.2f} s each on"
+        f" {passes.device.type} in {dtype}",
     )
 
 
-def _peak_of_one_pass(model: torch.nn.Module, ids: torch.Tensor) -> int:
-    """Return the peak of this process, in bytes, after a pass over the longest micro-batch with TRL in memory."""
-    from trl import DPOTrainer, SFTTrainer  # noqa: F401 for the memory that their libraries take
+class TrainingPasses:
+    """Forward and backward passes as the trainer makes them, without an update."""
 
-    model(input_ids=ids, labels=ids).loss.backward()
-    model.zero_grad(set_to_none=True)
-    return own_peak_bytes()
+    def __init__(self, model: torch.nn.Module, settings: FineTuningSettings, dtype: str):
+        """dtype: of the matrix products, float32 or bfloat16; the weights stay in float32."""
+        self.device = choose_device()
+        self._model = model.to(self.device).train()
+        self._lower_precision = dtype == "bfloat16"
+        if settings.activation_checkpointing:
+            self._model.activation_checkpointing_enable()
 
+    def seconds(self, rows: int, length: int) -> float:
+        """Return the mean time of a pass over random tokens [rows, length], the device waited for."""
+        times = [timed(lambda: self.run(rows, length), self.device) for _ in range(1 + _TIMED_STEPS)]
+        return sum(times[1:]) / _TIMED_STEPS  # the first one also warms up
 
-def _seconds_per_micro_batch(model: torch.nn.Module, ids: torch.Tensor) -> float:
-    model.train()
-    times = []
-    for _ in range(1 + _TIMED_STEPS):  # the first one also warms up
-        started = time.monotonic()
-        model(input_ids=ids, labels=ids).loss.backward()
-        model.zero_grad(set_to_none=True)
-        times.append(time.monotonic() - started)
-    return sum(times[1:]) / _TIMED_STEPS
+    def peak_bytes(self, rows: int, length: int) -> int:
+        """Return the peak of the GPU, or of this process, in bytes, after one more pass with TRL in memory."""
+        from trl import DPOTrainer, SFTTrainer  # noqa: F401 for the memory that their libraries take
+
+        self.run(rows, length)
+        return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else own_peak_bytes()
+
+    def run(self, rows: int, length: int) -> None:
+        """Do one pass over random tokens [rows, length]."""
+        ids = torch.randint(self._model.config.vocab_size, (rows, length), device=self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._lower_precision):
+            loss = self._model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        self._model.zero_grad(set_to_none=True)
