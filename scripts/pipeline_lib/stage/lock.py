@@ -44,25 +44,54 @@ class StageLock:
     def __init__(self, path: Path, say: Callable[[str], None]):
         """Take the lock at `path`. Raises StageIsLocked when another live process holds it."""
         self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            holder = self._holder()
+        self._descriptor = self._take()
+        while not self._is_the_file():  # the owner before us removed the file that we opened
             os.close(self._descriptor)
-            raise StageIsLocked(
-                f"{path.parent} is being written by process {holder or 'unknown'}; wait for it or stop it"
-            ) from None
-        if stale := self._holder():
+            self._descriptor = self._take()
+        if stale := _holder(self._descriptor):
             say(f"took over the lock of process {stale}, which ended without releasing it")
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, str(os.getpid()).encode(), 0)
 
-    def _holder(self) -> str:
-        return os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip()
+    def _take(self) -> int:
+        """Return a descriptor of the file, opened and locked."""
+        while True:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            except FileNotFoundError:
+                if self._path.is_symlink():
+                    raise
+                continue  # the owner before us removed the folder in this very moment
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                holder = _holder(descriptor)
+                os.close(descriptor)
+                raise StageIsLocked(
+                    f"{self._path.parent} is being written by process {holder or 'unknown'}; wait for it or stop it"
+                ) from None
+            return descriptor
 
-    def release(self) -> None:
-        """Give the lock back; the emptied file stays, because removing a locked file would allow two owners."""
-        os.ftruncate(self._descriptor, 0)
+    def _is_the_file(self) -> bool:
+        """Say whether the path still names the file that is locked, which removing it changes."""
+        try:
+            there = self._path.stat()
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(os.fstat(self._descriptor), there)
+
+    def release(self, *, remove: bool = False) -> None:
+        """Give the lock back; the emptied file stays unless `remove`.
+
+        It is removed while it is locked: who opened it before finds that it is gone, and takes the lock anew.
+        """
+        if remove:
+            self._path.unlink(missing_ok=True)
+        else:
+            os.ftruncate(self._descriptor, 0)
         os.close(self._descriptor)
+
+
+def _holder(descriptor: int) -> str:
+    return os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
