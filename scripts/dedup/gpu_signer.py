@@ -74,6 +74,7 @@ class GpuSigner:
                 *permutations(parameters.permutations, parameters.seed),
             )
         ]
+        cupy.cuda.get_current_stream().synchronize()  # the buffers' streams do not wait for these uploads
         self.cupy = cupy
         self.buffers = [Buffer(cupy, cupy.cuda.Stream(non_blocking=True)) for _ in range(2)]
 

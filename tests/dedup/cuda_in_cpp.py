@@ -2,7 +2,8 @@
 
 Threads of a warp run one after the other from one barrier (`__syncwarp`, `__ballot_sync`) to the next, in rising or in
 falling order: a missing barrier shows in one of them. A warp whose threads stand at different barriers aborts. Streams
-of the stand-in CuPy do nothing before they are synchronised, so a buffer that is used too early shows as well.
+of the stand-in CuPy do nothing before they are synchronised, so a buffer or an upload that is used too early shows as
+well.
 """
 
 import ctypes
@@ -150,6 +151,10 @@ class DeviceArray:
 
 def stand_in_cupy(kernels: Kernels) -> SimpleNamespace:
     """Return the functions of CuPy that dedup calls."""
+    default = Stream()
+
+    def current() -> Stream:
+        return Stream.entered[-1] if Stream.entered else default
 
     class RawKernel:
         def __init__(self, source: str, name: str, options: tuple):
@@ -157,11 +162,17 @@ def stand_in_cupy(kernels: Kernels) -> SimpleNamespace:
 
         def __call__(self, grid, block, arguments, *, shared_mem=0):
             plain = tuple(value.values if isinstance(value, DeviceArray) else value for value in arguments)
-            work = lambda: kernels.launch(self.name, self.define, grid, block, plain)  # noqa: E731
-            Stream.entered[-1].waiting.append(work) if Stream.entered else work()
+            current().waiting.append(lambda: kernels.launch(self.name, self.define, grid, block, plain))
+
+    def asarray(values: np.ndarray) -> DeviceArray:
+        """Upload on the current stream: whoever uses the array from another one must wait for this one."""
+        host, array = np.array(values), DeviceArray(np.zeros_like(values))
+        current().waiting.append(lambda: np.copyto(array.values, host))
+        return array
 
     def asnumpy(array, stream=None, *, out=None, blocking=True):
         if stream is None:
+            current().synchronize()
             return array.values.copy()
         assert not blocking
         stream.waiting.append(lambda: np.copyto(out, array.values))
@@ -170,7 +181,7 @@ def stand_in_cupy(kernels: Kernels) -> SimpleNamespace:
     return SimpleNamespace(
         RawKernel=RawKernel,
         asnumpy=asnumpy,
-        asarray=lambda values: DeviceArray(np.array(values)),
+        asarray=asarray,
         empty=lambda shape, kind: DeviceArray(np.full(shape, 0x5A, kind)),
-        cuda=SimpleNamespace(Stream=Stream),
+        cuda=SimpleNamespace(Stream=Stream, get_current_stream=current),
     )

@@ -216,6 +216,12 @@ def test_slices_of_any_size_pass_through_two_buffers_with_the_bits_of_the_cpu(st
     same(gpu_signer.sign(nothing, parameters), parameters, nothing)
 
 
+def test_the_constants_are_there_before_streams_that_wait_for_nobody_use_them(stand_in):
+    parameters = DedupParameters()
+    found = [array.values for array in gpu_signer.GpuSigner(parameters).constants]
+    assert all(map(np.array_equal, found, constants(parameters)))
+
+
 def test_slices_hold_whole_documents_within_the_limits(monkeypatch):
     monkeypatch.setattr(gpu_signer, "SLICE_BYTES", 10)
     monkeypatch.setattr(gpu_signer, "SLICE_DOCUMENTS", 3)
