@@ -30,9 +30,13 @@ from .receipts import Removals
 from .removals import collect
 from .shingles import shingle_sets
 from .sketch import band_name
+from .unicode_fold import SPACELESS_BLOCKS
 from .verify import is_duplicate, shared_shingles
 
-WORD = re.compile(r"\S+")
+_SPACELESS = "".join(f"{chr(low)}-{chr(high)}" for low, high in SPACELESS_BLOCKS)
+WORD = re.compile(rf"(?=\w)[{_SPACELESS}](?:(?!\w)[{_SPACELESS}])*|[^\s{_SPACELESS}]+|[{_SPACELESS}]")
+"""A letter of a script without spaces, with its marks; a run of anything else but white space."""
+BETWEEN_SPACELESS = re.compile(rf"(?<=[{_SPACELESS}]) (?=[{_SPACELESS}])")
 LEAST_SHINGLES = 30
 LEAST_EDIT, MOST_EDIT = 0.05, 0.30
 
@@ -99,8 +103,14 @@ def _edit(text: str, other: str, rng: random.Random) -> str:
     words, foreign = list(WORD.finditer(text)), WORD.findall(other)
     count = max(1, round(len(words) * LEAST_EDIT * (MOST_EDIT / LEAST_EDIT) ** rng.random()))
     first = rng.randrange(max(len(words) - count, 0) + 1)
-    passage = " ".join(rng.choice(foreign) for _ in range(count))
+    passage = _joined([rng.choice(foreign) for _ in range(count)])
     return text[: words[first].start()] + passage + text[words[first + count - 1].end() :]
+
+
+def _joined(words: list[str]) -> str:
+    """Write words as a text: with a blank in between, except where both sides are of a script without spaces."""
+    text = " ".join(words)
+    return text if text.isascii() else BETWEEN_SPACELESS.sub("", text)
 
 
 def _are_duplicates(job: DedupJob, texts: list[str], edited: list[str]) -> np.ndarray:
