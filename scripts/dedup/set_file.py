@@ -64,6 +64,8 @@ def write_sets(job: DedupJob, unit: int) -> None:
                 sizes[at : at + count] = np.diff(starts)
                 seen.update(hashes[: starts[-1]])
             first, at = first + len(table), at + count
+        if at < len(rows):  # the file has become shorter
+            raise _changed_text(piece, int(rows[at]))
     finally:
         os.close(descriptor)
     save_arrays(job.size_file(unit), size=sizes, digest=_digest_words(seen))

@@ -56,6 +56,13 @@ def test_a_text_that_is_not_the_sketched_one_is_named(job, oracle):
         write_sets(job, 0)
 
 
+def test_a_file_that_became_shorter_is_found_out(job, oracle):
+    rows = job.candidates["row"]
+    oracle.write_shards(job.corpus.files[0].parent, oracle.Planted(seed=3, originals=12).records[: int(rows[-2]) + 1])
+    with pytest.raises(StageFailure, match=rf"part-00000.parquet:{rows[-1]} is not the one that was sketched"):
+        write_sets(job, 0)
+
+
 def test_every_step_is_finished_after_a_run_and_waits_again_when_its_result_goes(job):
     assert [steps.waiting(job, name) for name in steps.STEPS] == [[]] * len(steps.STEPS)
     job.band_file(3).unlink()
