@@ -51,7 +51,7 @@ class Corpus:
     """Where text that was read is kept for the next reading; None: it is read from the files each time."""
 
     def check(self) -> None:
-        """Raise UserError for no files, a file that cannot be read or a missing or non-text text column."""
+        """Raise UserError for no files, a file that cannot be read, and a column that is missing or of no use."""
         if not self.files:
             raise UserError("dedup: no input files; give at least one parquet file")
         for file in self.files:
@@ -64,9 +64,17 @@ class Corpus:
             if self.text_column not in schema.names:
                 names = ", ".join(schema.names)
                 raise UserError(f"dedup: {file} has no column {self.text_column!r}; it has {names}")
-            if not _is_text(schema.field(self.text_column).type):
-                found = schema.field(self.text_column).type
-                raise UserError(f"dedup: column {self.text_column!r} of {file} is {found}; it must hold strings")
+            self._check_types(file, schema)
+
+    def _check_types(self, file: Path, schema: pa.Schema) -> None:
+        for name, fits, what in (
+            (self.text_column, _is_text, "strings"),
+            (self.id_column, _can_be_spelled, "strings or numbers"),
+            (self.source_column, _can_be_spelled, "strings or numbers"),
+            (self.quality_column, _is_numeric, "numbers"),
+        ):
+            if name in schema.names and not fits(schema.field(name).type):
+                raise UserError(f"dedup: column {name!r} of {file} is {schema.field(name).type}; it must hold {what}")
 
     def rows(self) -> int:
         """Return the number of documents (from the files' footers)."""
@@ -115,9 +123,31 @@ class Corpus:
             raise UserError(f"dedup: {piece.file} cannot be read from row {read} on ({error}); make it again") from None
 
 
+def _values(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
 def _is_text(kind: pa.DataType) -> bool:
-    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    value = _values(kind)
     return pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
+
+
+def _is_numeric(kind: pa.DataType) -> bool:
+    value = _values(kind)
+    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean, pa.types.is_null)
+    return any(test(value) for test in tests) and _casts(kind, pa.float32())
+
+
+def _can_be_spelled(kind: pa.DataType) -> bool:
+    return (_is_text(kind) or _is_numeric(kind) or pa.types.is_temporal(kind)) and _casts(kind, pa.large_string())
+
+
+def _casts(kind: pa.DataType, target: pa.DataType) -> bool:
+    try:
+        pa.nulls(0, kind).cast(target)
+    except pa.ArrowNotImplementedError:
+        return False
+    return True
 
 
 def large_strings(column: pa.ChunkedArray) -> pa.Array:

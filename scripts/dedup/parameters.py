@@ -1,6 +1,7 @@
 """What a dedup run is asked to do: one frozen value, so that the answer is a function of (documents, parameters)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Any
 
 from pipeline_lib.stage import UserError
@@ -16,7 +17,7 @@ class DedupParameters:
     """Parameters of exact and fuzzy dedup. The number of permutations is `bands * rows`.
 
     `bands` and `rows` decide which pairs are *looked at* (see `candidate_probability`), the two thresholds decide which
-    of them are duplicates. Raises UserError when a value is out of range.
+    of them are duplicates. Raises UserError when a value is of another type or out of range.
     """
 
     shingle: str = "word"
@@ -52,6 +53,8 @@ class DedupParameters:
     """Where signatures are computed: "cpu", "gpu", or "auto" (the GPU when there is one); the bits are the same."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            _of_type(field.name, getattr(self, field.name), field.type)
         _one_of("shingle", self.shingle, ("word", "character"))
         _one_of("device", self.device, ("auto", "cpu", "gpu"))
         for kind in self.exact_kinds:
@@ -110,6 +113,20 @@ class DedupParameters:
         pairs below the threshold) 92 % and 99.96 % with as many, 20 x 13 68 % and 99.7 % with 260.
         """
         return 1.0 - (1.0 - jaccard**self.rows) ** self.bands
+
+
+_WHAT = {int: (Integral, "a whole number"), float: (Real, "a number"), str: (str, "a text")}
+
+
+def _of_type(name: str, value: Any, kind: Any) -> None:
+    if kind in _WHAT:
+        types, what = _WHAT[kind]
+        fits = isinstance(value, types) and not isinstance(value, bool)
+    else:  # tuple[str, ...]; JSON and YAML have lists
+        what = "a list of texts"
+        fits = isinstance(value, (tuple, list)) and all(isinstance(each, str) for each in value)
+    if not fits:
+        raise UserError(f"dedup: {name} is {value!r}; it must be {what}")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

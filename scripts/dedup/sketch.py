@@ -153,7 +153,7 @@ def _strings(table: pa.Table, name: str) -> pa.Array:
 def _qualities(table: pa.Table, name: str) -> np.ndarray:
     if name not in table.column_names:
         return np.full(len(table), -np.inf, np.float32)
-    values = pc.fill_null(table.column(name).cast(pa.float32()), float("-inf")).to_numpy()
+    values = pc.fill_null(table.column(name).cast(pa.float32(), safe=False), float("-inf")).to_numpy()
     return np.where(np.isnan(values), np.float32(-np.inf), values)
 
 

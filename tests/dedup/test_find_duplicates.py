@@ -74,7 +74,7 @@ def test_batches_spills_and_groups_of_any_size_do_not_change_the_answer(oracle, 
 def test_scratch_is_empty_afterwards(oracle, planted, tmp_path):
     files = oracle.write_shards(tmp_path / "in", planted.records)
     find_duplicates(files, DedupParameters(), 1, tmp_path / "scratch")
-    assert not (tmp_path / "scratch").exists()
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 def keep_one(oracle, tmp_path, records, **parameters) -> str:
@@ -176,6 +176,60 @@ def test_bad_input_is_a_user_error_that_names_the_place(tmp_path):
         find_duplicates([], DedupParameters(), 1, tmp_path / "s")
     pq.write_table(pa.table(good), tmp_path / "good.parquet")
     assert find_duplicates([tmp_path / "good.parquet"], DedupParameters(), 1, tmp_path / "s").num_rows == 0
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "kind"),
+    [
+        ("id", [{"a": 1}, {"a": 2}], "struct<a: int64>"),
+        ("id", [b"a", b"b"], "binary"),
+        ("source", [["web"], ["books"]], "list<"),
+        ("quality", ["0.5", "0.7"], "string"),
+        ("quality", [[0.5], [0.7]], "list<"),
+    ],
+)
+def test_a_column_of_no_use_is_named_with_its_file_and_type(tmp_path, column, values, kind):
+    table = pa.table({"id": ["a", "b"], "text": ["x", "y"]} | {column: values})
+    pq.write_table(table, tmp_path / "in.parquet")
+    with pytest.raises(UserError, match=rf"column '{column}' of .*in.parquet is {kind}.*; it must hold .*numbers"):
+        find_duplicates([tmp_path / "in.parquet"], DedupParameters(), 1, tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("qualities", "kept"),
+    [
+        (pa.array([5, 2**53 + 1], pa.int64()), "b"),
+        (pa.array([2**40, 7], pa.uint64()), "a"),
+        (pa.array([0.5, 0.25], pa.float64()), "a"),
+        (pa.array([False, True]), "b"),
+        (pa.array([None, None]), "a"),
+        (pa.array([1.5, 2.5], pa.float32()).dictionary_encode(), "b"),
+    ],
+)
+def test_quality_is_any_kind_of_number(tmp_path, qualities, kept):
+    numbers = {"id": [1, 2], "source": [True, False]} if kept == "b" else {"id": ["1", "2"]}
+    pq.write_table(pa.table({**numbers, "text": [LONG, LONG], "quality": qualities}), tmp_path / "in.parquet")
+    (receipt,) = find_duplicates([tmp_path / "in.parquet"], DedupParameters(), 1, tmp_path / "s").to_pylist()
+    assert (receipt["survivor_id"], receipt["id"]) == (("1", "2") if kept == "a" else ("2", "1"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("exact_sources", "web"),
+        ("source_rank", ("web", 1)),
+        ("exact_kinds", None),
+        ("rows", 7.0),
+        ("bands", "16"),
+        ("ngram", True),
+        ("jaccard", "0.8"),
+        ("jaccard", True),
+        ("shingle", 1),
+    ],
+)
+def test_parameters_of_another_type_are_user_errors(name, value):
+    with pytest.raises(UserError, match=rf"dedup: {name} is .*; it must be a "):
+        DedupParameters(**{name: value})
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from finished_download import asking_tasks, document, finish_download, write_task
 
+from dedup import gpu_device
 from dedup.memory_limit import MemoryLimit
 from pipeline_lib.config.clean import CleanSettings
 from pipeline_lib.stage import Ledger, UserError, file_digest
@@ -214,6 +215,22 @@ def test_asking_other_tasks_makes_the_stage_run_again(finished, tmp_path):
     assert "up to date" in start(tmp_path).stdout
     write_task(tmp_path, "others")
     assert "cleans and deduplicates" in start(tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dedup.bands", "200"], "bands x rows is 1400, more than 1024; lower one"),
+        (["--dedup.device", "gpu"], "device is gpu, but CuPy"),
+    ],
+)
+def test_deduplication_that_cannot_be_done_is_refused_before_anything_is_cleaned(tmp_path, flags, message):
+    if "gpu" in flags and gpu_device.is_available():
+        pytest.skip("this machine has a GPU")
+    finish_download(tmp_path, corpus(), {"questions": EVALUATION})
+    done = start(tmp_path, *flags)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "02_clean" / "work").exists()
 
 
 def test_killed_again_and_again_it_ends_with_the_same_files(finished, tmp_path):

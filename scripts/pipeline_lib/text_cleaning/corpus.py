@@ -51,16 +51,27 @@ def evaluation_files(stage: Stage) -> list[Path]:
 
 
 def check_inputs(stage: Stage, shards: list[Shard]) -> None:
-    """Refuse shards without the columns of a document and ids that repeat, before any work is done."""
+    """Refuse what cannot be used, before any work is done: settings of deduplication, shards without the columns of a
+    document, ids that repeat."""
     from .document_ids import check_ids
     from .shard import check_columns
 
+    if stage.settings.dedup.enabled:
+        _check_dedup(stage)
     for key in stage.todo(["ids"], "checking ids", "passes"):
         with stage.unit(key):
             for shard in shards:
                 check_columns(shard.source)
             room = memory_limit(stage.settings).room() // 2
             check_ids([shard.source for shard in shards], stage.work / SCRATCH / "ids", room)
+
+
+def _check_dedup(stage: Stage) -> None:
+    from dedup import gpu_device
+
+    parameters = dedup_parameters(stage.settings.dedup, stage.seed)
+    if parameters.device == "gpu" and not engines.works_elsewhere(stage):  # whose machines can have other devices
+        gpu_device.require()
 
 
 def train_quality_model(stage: Stage, shards: list[Shard]) -> Path | None:
