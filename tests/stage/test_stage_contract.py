@@ -290,6 +290,7 @@ def test_an_array_that_a_full_disk_cut_short_is_told_as_such(tmp_path: Path):
 def test_a_full_disk_behind_a_librarys_own_error_is_found():
     wrapped = RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
     assert tells_of_a_full_disk(wrapped) and not tells_of_a_full_disk(RuntimeError("shape mismatch"))
+    assert tells_of_a_full_disk(OSError("Not enough free space to write 4096 bytes after offset 0"))  # numpy's tofile
     outer = ValueError("could not save")
     outer.__cause__ = OSError(errno.ENOSPC, "No space left on device")
     assert tells_of_a_full_disk(outer)

@@ -3,11 +3,13 @@
 import errno
 import re
 
+_FULL = r"No space left|os error 28|\d+ requested and \d+ written|Not enough free space to write"
+
 
 def tells_of_a_full_disk(error: BaseException) -> bool:
     """Say whether a full disk is behind an error without an errno: numpy's short write, or a library's own words."""
     behind = [error, error.__cause__, error.__context__]
-    return any(re.search(r"No space left|os error 28|\d+ requested and \d+ written", str(one)) for one in behind if one)
+    return any(re.search(_FULL, str(one)) for one in behind if one)
 
 
 def spell_system_error(error: OSError) -> str:
