@@ -8,6 +8,7 @@ python scripts/dedup_files.py index undo INDEX NAME                as if the sou
 """
 
 import argparse
+import errno
 import sys
 from pathlib import Path
 from typing import Any
@@ -140,28 +141,29 @@ def _corpus(options: argparse.Namespace, path: Path, output: Path) -> Any:
 
 
 def _subtract(options: argparse.Namespace, parameters: Any, run: Any) -> None:
-    import shutil
-
-    from dedup.cpu_dedup import RECEIPTS_NAME, SCRATCH_NAME, write_kept_shards
+    from dedup.cpu_dedup import RECEIPTS_NAME, check_outputs, write_kept_shards
     from dedup.index import DedupIndex, subtract
+    from dedup.leftovers import empty, scratch_folder
     from pipeline_lib.stage import write_json_atomic
     from pipeline_lib.stage.workspace import read_json
 
-    scratch = options.output / SCRATCH_NAME
-    known = _corpus(options, options.known, options.output)
-    known.check()
-    made_from = _identity(known, parameters)
-    if read_json(scratch / "known.json") != made_from:  # a stopped start of other files or parameters left it
-        shutil.rmtree(scratch, ignore_errors=True)
-        write_json_atomic(scratch / "known.json", made_from)
-    index = DedupIndex.open(scratch / "known", parameters)
-    if not index.sources:
-        index.add("known", known, run, keep_all=True)
     corpus = _corpus(options, options.input, options.output)
-    removals = subtract(corpus, index.known(), parameters, scratch / "work", run)
-    write_kept_shards(corpus, removals.stays(), options.output, run.workers)
-    removals.write_receipts(options.output / RECEIPTS_NAME)
-    shutil.rmtree(scratch)
+    known = _corpus(options, options.known, options.output)
+    check_outputs(corpus, options.output, must_stay=known.files)
+    corpus.check()
+    known.check()
+    with scratch_folder(options.output, print) as scratch:
+        made_from = _identity(known, parameters)
+        if read_json(scratch / "known.json") != made_from:  # a stopped start of other files or parameters left it
+            empty(scratch)
+            write_json_atomic(scratch / "known.json", made_from)
+        index = DedupIndex.open(scratch / "known", parameters)
+        if not index.sources:
+            index.add("known", known, run, keep_all=True)
+        removals = subtract(corpus, index.known(), parameters, scratch / "work", run)
+        write_kept_shards(corpus, removals.stays(), options.output, run.workers)
+        removals.write_receipts(options.output / RECEIPTS_NAME)
+        empty(scratch)
     print(f"dedup: {len(removals)} of {removals.documents} documents are in {options.known} and were removed")
 
 
@@ -169,9 +171,11 @@ def _identity(corpus: Any, parameters: Any) -> dict[str, Any]:
     """Return what an index of these files depends on, as JSON."""
     import json
 
+    from dedup.index_record import FORMAT
+
     status = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in corpus.files]
     columns = [corpus.text_column, corpus.id_column, corpus.source_column, corpus.quality_column]
-    made_from = {"files": status, "columns": columns, "parameters": parameters.decisive()}
+    made_from = {"format": FORMAT, "files": status, "columns": columns, "parameters": parameters.decisive()}
     return json.loads(json.dumps(made_from))  # as it is read back: lists instead of tuples
 
 
@@ -190,21 +194,22 @@ def _change_index(options: argparse.Namespace, index: Any, run: Any) -> None:
 
 def exit_code(arguments: list[str] | None = None) -> int:
     """Run the command line; returns 0, 1 (the guard, damage, a full disk) or 2 (usage, unusable input)."""
-    import errno
-
     from pipeline_lib.stage import StageFailure, UserError
+    from pipeline_lib.stage.system_errors import spell_system_error, tells_of_a_full_disk
 
     try:
         main(parser().parse_args(arguments))
         return 0
     except UserError as error:
-        message, code = error, 2
+        message, code = str(error), 2
     except StageFailure as error:
-        message, code = error, 1
+        message, code = str(error), 1
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error)
-        what = f"disk full ({error}): free some space" if full else f"the system refused ({error}): mend that"
-        message, code = f"{what} and start again; what is finished stays", 1
+        message, code = spell_system_error(error), 1
+    except Exception as error:
+        if not tells_of_a_full_disk(error):
+            raise
+        message, code = spell_system_error(OSError(errno.ENOSPC, str(error))), 1
     print(f"error: {message}", file=sys.stderr)
     return code
 

@@ -1,5 +1,6 @@
 """The command line of dedup: every command, its exit codes, and a run that is killed or finds the disk full."""
 
+import json
 import os
 import resource
 import signal
@@ -15,6 +16,7 @@ import pytest
 import dedup_files
 
 SCRIPT = Path(dedup_files.__file__)
+UNGUARDED = ["--parameters", '{"max_removed_fraction": 1.0}']
 
 
 def text(seed: int, tail: str = "") -> str:
@@ -108,12 +110,114 @@ def test_an_index_from_the_command_line(shards, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "{data}/part-0.parquet", "{data}"],
+        ["run", "{data}/part-0.parquet", "{data}", "--engine", "local"],
+        ["subtract", "{data}/part-0.parquet", "{data}", "--known", "{other}"],
+        ["subtract", "{data}/part-0.parquet", "{other}", "--known", "{other}/part-0.parquet"],
+        ["index", "export", "{index}", "one", "{data}"],
+        ["index", "export", "{index}", "one", "{other}"],
+    ],
+)
+def test_a_file_that_is_read_is_never_overwritten(shards, tmp_path, capsys, arguments):
+    other, index = tmp_path / "other", tmp_path / "index"
+    other.mkdir()
+    for file in shards.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    for name, folder in (("one", shards), ("two", other)):
+        assert dedup_files.exit_code(["index", "add", str(index), name, str(folder), *UNGUARDED]) == 0
+    before = {path: path.read_bytes() for folder in (shards, other) for path in folder.iterdir()}
+    given = [each.format(data=shards, other=other, index=index) for each in arguments]
+    assert dedup_files.exit_code(given) == 2
+    error = capsys.readouterr().err
+    assert "part-0.parquet, which is read; choose another folder" in error and error.count("\n") == 1
+    assert {path: path.read_bytes() for folder in (shards, other) for path in folder.iterdir()} == before
+
+
+def test_a_second_process_is_refused(shards, tmp_path, capsys):
+    scripts = str(SCRIPT.parent)
+    program = "import sys; sys.path.insert(0, sys.argv[1]); from pipeline_lib.stage.lock import *"
+    program += "; lock = StageLock(Path(sys.argv[2]) / LOCK, print); print('held', flush=True); input()"
+    for command in (
+        ["run", str(shards), str(tmp_path / "out")],
+        ["subtract", str(shards), str(tmp_path / "out"), "--known", str(shards / "part-0.parquet")],
+    ):
+        held = [sys.executable, "-c", program, scripts, str(tmp_path / "out" / ".dedup-work")]
+        with subprocess.Popen(held, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+            assert holder.stdout.readline() == "held\n"
+            assert dedup_files.exit_code(command) == 2
+            assert f"is being written by process {holder.pid}" in capsys.readouterr().err
+            holder.communicate("\n")
+    assert not list((tmp_path / "out").glob("*.parquet"))
+
+
+def test_two_sources_added_at_once_are_both_there(shards, tmp_path):
+    index = str(tmp_path / "index")
+    first, second = (str(shards / f"part-{n}.parquet") for n in range(2))
+    assert dedup_files.exit_code(["index", "add", index, "one", first]) == 0
+    adding = [
+        subprocess.Popen([sys.executable, str(SCRIPT), "index", "add", index, name, second], stderr=subprocess.PIPE)
+        for name in ("two", "three")
+    ]
+    said = {process.returncode: err for process in adding for err in [process.communicate()[1]]}
+    for name in ("two", "three") if 2 in said else ():  # the later one found the index locked: it comes again
+        assert b"is being written by process" in said[2]
+        dedup_files.exit_code(["index", "add", index, name, second])
+    sources = json.loads((tmp_path / "index" / "index.json").read_text())["sources"]
+    assert sorted(source["name"] for source in sources) == ["one", "three", "two"]
+
+
+@pytest.mark.parametrize("arguments", [["show"], ["undo", "one"], ["forget", "one"], ["export", "one", "out"]])
+def test_the_index_of_something_else_is_one_line(tmp_path, capsys, arguments):
+    (tmp_path / "index.json").write_text('{"format": "packed-cache", "version": 2, "chunks": []}')
+    action, *rest = arguments
+    assert dedup_files.exit_code(["index", action, str(tmp_path), *rest]) == 2
+    error = capsys.readouterr().err
+    assert "is no dedup index" in error and "delete" not in error and error.count("\n") == 1
+
+
+SPILLS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import dedup.external_sort, dedup_files
+dedup.external_sort.BYTES_PER_RECORD = 1 << 60  # as if there were no room for more than the least run
+sys.exit(dedup_files.exit_code(sys.argv[2:]))
+"""
+
+
+def test_a_disk_that_is_full_during_a_spill_is_one_line_and_the_next_start_finishes(tmp_path):
+    """The limit is larger than every sketch and smaller than a run of the sort."""
+    (tmp_path / "in").mkdir()
+    for number in range(70):
+        texts = [f"text {number} number {n % 55}" for n in range(60)]
+        pq.write_table(pa.table({"text": texts}), tmp_path / "in" / f"part-{number:02d}.parquet")
+    command = ["run", str(tmp_path / "in"), str(tmp_path / "out"), "--workers", "1"]
+    assert dedup_files.exit_code([*command[:2], str(tmp_path / "reference")]) == 0  # which compiles what there is
+    small = lambda: (  # noqa: E731
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY)),
+    )
+    started = [sys.executable, "-c", SPILLS, str(SCRIPT.parent), *command]
+    stopped = subprocess.run(started, capture_output=True, text=True, preexec_fn=small)
+    work = tmp_path / "out" / ".dedup-work"
+    assert len(list((work / "sketches").glob("*.json"))) == 70 and list((work / "runs").glob("digest-*.run"))
+    assert stopped.returncode == 1 and stopped.stderr.count("\n") == 1, stopped.stderr
+    assert stopped.stderr.startswith("error: disk full while writing") and "start again" in stopped.stderr
+    assert subprocess.run(started, capture_output=True).returncode == 0
+    assert kept(tmp_path / "out") == kept(tmp_path / "reference") and not work.exists()
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--parameters", "{"], "cannot be used"),
         (["--parameters", '{"jacard": 1}'], "jacard"),
         (["--max-ram", "lots"], "no memory size"),
         (["--max-ram", "10M"], "give at least"),
+        (["--parameters", '{"exact_sources": "web"}'], "must be a list of texts"),
+        (["--parameters", '{"rows": 7.5}'], "must be a whole number"),
+        (["--engine", "local", "--engine-options", '{"partition": "cpu"}'], "no option 'partition' to set"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_two(shards, tmp_path, capsys, arguments, message):
@@ -137,7 +241,7 @@ def test_a_full_disk_stops_cleanly_and_the_next_start_finishes(shards, tmp_path)
     out = tmp_path / "out"
     stopped = start(shards, out, preexec_fn=small)
     error = stopped.communicate()[1]
-    assert stopped.returncode == 1 and "disk full" in error and "Traceback" not in error
+    assert stopped.returncode == 1 and "file size limit" in error and "Traceback" not in error
     assert list(out.glob("*.parquet")) == []
     assert dedup_files.exit_code(["run", str(shards), str(out)]) == 0
     assert kept(out) == kept(reference)

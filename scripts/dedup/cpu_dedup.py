@@ -8,7 +8,7 @@ was killed, or stopped on a full disk or by the guard, goes on. Works with a GPU
 signatures, and they have the same bits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,13 +20,13 @@ from pipeline_lib.stage import UserError, atomic_path, ordered_threads
 
 from .corpus import Corpus
 from .held_text import HeldText
+from .leftovers import scratch_folder
 from .memory_limit import MemoryLimit, parse_size
 from .parameters import DedupParameters
 from .removals import find_removals, finished
 
 OUTPUT_NAME = "deduplicated.parquet"
 RECEIPTS_NAME = "removed.parquet"
-SCRATCH_NAME = ".dedup-work"
 GIB = 1024**3
 
 
@@ -62,11 +62,11 @@ def fuzzy_dedup(
     """Write `input_path` (a parquet file or a folder of them) without exact and fuzzy duplicates to `output_path`.
 
     A file without `id_column` is fine: its receipts carry the digest of the normalised text as id; one without the
-    others is of the source "" and without quality. Ids may repeat: rows
-    are told apart by position. `scratch` (default: a folder in the output folder) takes temporary files, about 0.4 KB
-    per document and 1.3 times the text of the candidates. `max_ram` ("512M") is the resident memory that the process
-    may reach; it changes nothing but the time. Raises UserError for unusable input, StageFailure from the wipe-out
-    guard; then nothing is written.
+    others is of the source "" and without quality. Ids may repeat: rows are told apart by position. Temporary files,
+    about 0.4 KB per document and 1.3 times the text of the candidates, lie in our own folder in `scratch` (default:
+    the output folder). `max_ram` ("512M") is the resident memory that the process may reach; it changes nothing but the
+    time. Raises UserError for unusable input, for an output that would overwrite it, and while another process works in
+    the same folder, StageFailure from the wipe-out guard; then nothing is written.
     """
     parameters = parameters or DedupParameters()
     say = say or (lambda line: None)
@@ -75,21 +75,22 @@ def fuzzy_dedup(
     held = HeldText(MemoryLimit().room() // 2) if limit is None else None  # under a limit the sort needs the room
     columns = (text_column, id_column, source_column, quality_column)
     corpus = Corpus(input_files(Path(input_path), output), *columns, held=held)
+    check_outputs(corpus, output, one_file=one_file)
     corpus.check()
     if one_file:
         _check_one_schema(corpus)
     say(f"dedup: {corpus.rows()} documents in {len(corpus.files)} files")
-    folder = Path(scratch) if scratch else output / SCRATCH_NAME
-    removals = find_removals(corpus, parameters, workers, folder, limit, say)
-    fuzzy = len(removals) - removals.exact
-    kept = removals.documents - len(removals)
-    say(f"dedup: {removals.exact} exact and {fuzzy} fuzzy duplicates, {kept} documents stay")
-    if one_file:
-        write_kept(corpus, removals.stays(), output / OUTPUT_NAME)
-    else:
-        write_kept_shards(corpus, removals.stays(), output, workers)
-    removals.write_receipts(output / RECEIPTS_NAME)
-    finished(folder)
+    with scratch_folder(scratch or output, say) as folder:
+        removals = find_removals(corpus, parameters, workers, folder, limit, say)
+        fuzzy = len(removals) - removals.exact
+        kept = removals.documents - len(removals)
+        say(f"dedup: {removals.exact} exact and {fuzzy} fuzzy duplicates, {kept} documents stay")
+        if one_file:
+            write_kept(corpus, removals.stays(), output / OUTPUT_NAME)
+        else:
+            write_kept_shards(corpus, removals.stays(), output, workers)
+        removals.write_receipts(output / RECEIPTS_NAME)
+        finished(folder)
     return DedupSummary(
         documents=removals.documents,
         kept=kept,
@@ -110,6 +111,23 @@ def input_files(path: Path, output: Path) -> tuple[Path, ...]:
     return files
 
 
+def check_outputs(corpus: Corpus, output: Path, *, one_file: bool = False, must_stay: Iterable[Path] = ()) -> None:
+    """Raise UserError when a file that will be written would replace one that is read, or another one that is written.
+
+    What is written to `output`: a shard per file of the corpus or, with `one_file`, OUTPUT_NAME; and RECEIPTS_NAME.
+    `must_stay`: what is read beside the corpus.
+    """
+    names = [OUTPUT_NAME] if one_file else [file.name for file in corpus.files]
+    if not one_file:
+        for number, name in enumerate(names):
+            if name == RECEIPTS_NAME or name in names[:number]:
+                raise UserError(f"dedup: cannot write a shard named {name} ({corpus.files[number]}); rename that file")
+    read = {file.resolve() for file in (*corpus.files, *must_stay)}
+    for name in (*names, RECEIPTS_NAME):
+        if (output / name).resolve() in read:
+            raise UserError(f"dedup: the output would overwrite {output / name}, which is read; choose another folder")
+
+
 def _check_one_schema(corpus: Corpus) -> None:
     first = pq.read_schema(corpus.files[0])
     for file in corpus.files[1:]:
@@ -120,18 +138,29 @@ def _check_one_schema(corpus: Corpus) -> None:
 
 
 def write_kept(corpus: Corpus, stays: np.ndarray, path: Path, extra: dict[str, np.ndarray] | None = None) -> None:
-    """Write the rows of all files that stay (bool[rows]) to one file, with the `extra` columns (one value per row)."""
-    schema = pq.read_schema(corpus.files[0])
-    for name, values in (extra or {}).items():
-        schema = schema.append(pa.field(name, pa.from_numpy_dtype(values.dtype)))
+    """Write the rows of all files that stay (bool[rows]) to one file, with the `extra` columns (one value per row).
+
+    A column of the files that has the name of an extra one is replaced.
+    """
+    extra = extra or {}
+    schema = _with_columns(pq.read_schema(corpus.files[0]).empty_table(), extra, slice(0)).schema
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
         for piece in corpus.pieces():
             first = piece.first
             for table in corpus.read(piece):
-                for name, values in (extra or {}).items():
-                    table = table.append_column(name, pa.array(values[first : first + len(table)]))
-                writer.write_table(table.filter(pa.array(stays[first : first + len(table)])))
+                rows = slice(first, first + len(table))
+                writer.write_table(_with_columns(table, extra, rows).filter(pa.array(stays[rows])))
                 first += len(table)
+
+
+def _with_columns(table: pa.Table, columns: dict[str, np.ndarray], rows: slice) -> pa.Table:
+    for name, values in columns.items():
+        column = pa.array(values[rows])
+        if name in table.column_names:
+            table = table.set_column(table.column_names.index(name), name, column)
+        else:
+            table = table.append_column(name, column)
+    return table
 
 
 def write_kept_shards(
@@ -139,20 +168,11 @@ def write_kept_shards(
 ) -> None:
     """Write each file's rows that stay to a file of the same name in `folder`, on `workers` threads.
 
-    Raises UserError when two files have the same name, or one that is needed for the receipts.
+    Whether these names can be written is for `check_outputs` to say, before the work.
     """
-    check_shard_names(corpus)
     numbers = range(len(corpus.files))
     for _ in ordered_threads(lambda number: write_kept_shard(corpus, stays, folder, number, extra), numbers, workers):
         pass
-
-
-def check_shard_names(corpus: Corpus) -> None:
-    """Raise UserError when two files have the same name, or one that is needed for the receipts."""
-    names = [file.name for file in corpus.files]
-    for number, name in enumerate(names):
-        if name == RECEIPTS_NAME or name in names[:number]:
-            raise UserError(f"dedup: cannot write a shard named {name} ({corpus.files[number]}); rename that file")
 
 
 def write_kept_shard(

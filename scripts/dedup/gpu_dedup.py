@@ -58,7 +58,7 @@ def gpu_fuzzy_dedup(
     Returns `output_path`, where it writes deduplicated.parquet and removed.parquet. `similarity_threshold` is compared
     with the Jaccard similarity of the real sets. `num_buckets` bands of `hashes_per_bucket` permutations find the
     candidates; the line that `show_progress` prints says how many pairs at the threshold they can find. `cache_path`
-    takes the temporary file. Word 5-grams (`fuzzy_dedup`) are the better choice for natural language: records that
+    takes the temporary files. Word 5-grams (`fuzzy_dedup`) are the better choice for natural language: records that
     share a template agree on most of their character n-grams. Raises UserError for bad input or a GPU that is required
     and absent.
     """

@@ -5,23 +5,50 @@ of parameters, named in `run.json`; and a power cut can leave a file without its
 """
 
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pipeline_lib.stage import StageFailure
+from pipeline_lib.stage.atomic import remove
 from pipeline_lib.stage.digests import canonical_json
+from pipeline_lib.stage.lock import LOCK, StageLock
 
 from .array_files import is_whole, scratch_path
 from .job import DedupJob
 from .set_file import sets_are_whole
 
+SCRATCH_NAME = ".dedup-work"
+
+
+@contextmanager
+def scratch_folder(parent: str | Path, say: Callable[[str], None] = lambda line: None) -> Iterator[Path]:
+    """Yield a folder of our own below `parent`, which no other process writes meanwhile; empty, it goes at the end.
+
+    Raises StageIsLocked when another process works there.
+    """
+    folder = Path(parent) / SCRATCH_NAME
+    lock = StageLock(folder / LOCK, say)
+    try:
+        yield folder
+    finally:
+        lock.release(remove=True)
+        with suppress(OSError):  # what is unfinished stays for the next start
+            folder.rmdir()
+
 
 def forget_what_does_not_belong(job: DedupJob) -> None:
-    """Delete results of another run and results that are damaged. Once, before the steps after the first."""
+    """Delete results of another run, results that are damaged, and runs of a sort that was stopped.
+
+    Once, before the steps after the first.
+    """
     _forget_another_run(job)
     _forget_damage(job)
+    shutil.rmtree(job.folder / "runs", ignore_errors=True)
 
 
-def _forget_another_run(job: DedupJob) -> None:
-    identity = canonical_json(
+def _identity(job: DedupJob) -> bytes:
+    return canonical_json(
         {
             "sketches": [file.made_from for file in job.sketch_files],
             "known": [str(path) for path in job.known.sketches],
@@ -29,12 +56,32 @@ def _forget_another_run(job: DedupJob) -> None:
             "among_themselves": job.among_themselves,
         }
     )
+
+
+def _holds_results_of(job: DedupJob, identity: bytes) -> bool:
     mark = job.folder / "run.json"
-    if mark.is_file() and mark.read_bytes() == identity:
+    return mark.is_file() and mark.read_bytes() == identity
+
+
+def _forget_another_run(job: DedupJob) -> None:
+    identity = _identity(job)
+    if _holds_results_of(job, identity):
         return
     clear_results(job.folder)
-    with scratch_path(mark) as temporary:
+    with scratch_path(job.folder / "run.json") as temporary:
         temporary.write_bytes(identity)
+
+
+def refuse_another_run(job: DedupJob) -> None:
+    """Raise StageFailure when the results in the folder are not those of this job.
+
+    For a step that nobody waits for: since its run was submitted, another one may have begun in the folder.
+    """
+    if not _holds_results_of(job, _identity(job)):
+        raise StageFailure(
+            f"dedup: {job.folder} holds the work of another run, of other files or parameters; give each run an output"
+            " folder of its own, and start this one again"
+        )
 
 
 def _forget_damage(job: DedupJob) -> None:
@@ -42,8 +89,10 @@ def _forget_damage(job: DedupJob) -> None:
     for path in (job.copies_file, job.groups_file, *results):
         if path.exists() and not is_whole(path):
             path.unlink()
-    if not job.groups_file.exists():
-        shutil.rmtree(job.folder / "resolved", ignore_errors=True)  # the next grouping can be another one
+    if not job.groups_file.exists():  # the next grouping can be another one, with the sets at other places
+        for name in ("sets", "resolved"):
+            shutil.rmtree(job.folder / name, ignore_errors=True)
+        job.sets_path.unlink(missing_ok=True)
         return
     for unit in job.pieces_with_candidates:
         if job.size_file(unit).exists() and not sets_are_whole(job, unit):
@@ -56,3 +105,10 @@ def clear_results(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("copies.npz", "groups.npz", "shingles.u64", "run.json"):
         (folder / name).unlink(missing_ok=True)
+
+
+def empty(folder: Path) -> None:
+    """Delete everything in a scratch folder but its lock."""
+    for path in folder.iterdir():
+        if path.name != LOCK:
+            remove(path)

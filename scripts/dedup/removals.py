@@ -25,7 +25,7 @@ from .corpus import Corpus
 from .external_sort import repeated
 from .guard import check_limits
 from .job import DedupJob
-from .leftovers import clear_results
+from .leftovers import clear_results, scratch_folder
 from .memory_limit import MemoryLimit
 from .parameters import DedupParameters
 from .receipts import Removals
@@ -134,11 +134,13 @@ def finished(scratch: Path) -> None:
 def find_duplicates(files: list[Path], settings: DedupParameters, workers: int, scratch: Path) -> pa.Table:
     """Return one row per document to remove (receipts.RECEIPT_SCHEMA), sorted by id.
 
-    `files` are parquet with id, text and, optionally, source and quality. Raises what `identified_removals` raises.
+    `files` are parquet with id, text and, optionally, source and quality; temporary files lie in a folder of our own in
+    `scratch`. Raises what `identified_removals` raises, and UserError while another process works there.
     """
-    job = DedupJob(Corpus(tuple(Path(file) for file in files)), settings, Path(scratch), MemoryLimit(), workers)
-    receipts = identified_removals(job).receipts()
-    finished(Path(scratch))
+    corpus = Corpus(tuple(Path(file) for file in files))
+    with scratch_folder(scratch) as folder:
+        receipts = identified_removals(DedupJob(corpus, settings, folder, MemoryLimit(), workers)).receipts()
+        finished(folder)
     return receipts
 
 

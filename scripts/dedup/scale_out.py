@@ -1,12 +1,13 @@
 """Dedup on many machines: the steps of steps.py as datatrove pipelines, local, on Slurm or on Ray.
 
 Every step of a job is one executor that depends on the one before; rank r of n does the units r, r + n, r + 2 n, ...
-that have no result yet. After the six steps of a job come `decide` (one task, no text: guard and receipts) and `filter`
-(one shard per unit: writes what stays). All ranks see one shared folder. No rank holds more than its unit: a piece of
-the corpus, one band's keys (sorted within --max-ram), a group of candidates, a shard. Which documents stay does not
-depend on the number of tasks or the engine.
+that have no result yet. After the six steps of a job come `decide` (one task, no text: guard and receipts), `filter`
+(one shard per unit: writes what stays) and `clean` (one task: deletes the results of all steps). All ranks see one
+shared folder. No rank holds more than its unit: a piece of the corpus, one band's keys (sorted within --max-ram), a
+group of candidates, a shard. Which documents stay does not depend on the number of tasks or the engine.
 """
 
+import inspect
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,22 @@ from typing import Any
 from datatrove.pipeline.base import PipelineStep
 
 from pipeline_lib.stage import UserError
+from pipeline_lib.stage.node_environment import search_paths
 
 from . import steps
 from .array_files import load_arrays, save_arrays
 from .corpus import Corpus
-from .cpu_dedup import RECEIPTS_NAME, SCRATCH_NAME, check_shard_names, write_kept_shard
+from .cpu_dedup import RECEIPTS_NAME, check_outputs, write_kept_shard
 from .guard import check_limits
 from .job import DedupJob
-from .leftovers import forget_what_does_not_belong
+from .leftovers import SCRATCH_NAME, forget_what_does_not_belong, refuse_another_run, scratch_folder
 from .memory_limit import MemoryLimit
 from .parameters import DedupParameters
-from .removals import collect
+from .removals import collect, finished
 
 ENGINES = ("local", "slurm", "ray")
-AFTER = ("decide", "filter")
-SINGLE = ("exact", "group", "decide")
+AFTER = ("decide", "filter", "clean")
+SINGLE = ("exact", "group", "decide", "clean")
 
 
 @dataclass(frozen=True)
@@ -62,17 +64,22 @@ class DedupStep(PipelineStep):
         self.step = step
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
-        """Do this rank's units."""
+        """Do this rank's units. Raises StageFailure when another run has taken the folder since `exact`."""
         job = self.shared.job()
         job.limit.prepare()
+        if self.step == "exact":
+            forget_what_does_not_belong(job)
+        elif self.step != "sketch":
+            refuse_another_run(job)
         if self.step == "decide":
             _decide(self.shared, job)
         elif self.step == "filter":
             for number in range(len(job.corpus.files))[rank::world_size]:
                 _filter(self.shared, number)
+        elif self.step == "clean":
+            self.shared.stays_file.unlink(missing_ok=True)
+            finished(job.folder)
         else:
-            if self.step == "exact":
-                forget_what_does_not_belong(job)
             mine = {unit for unit in steps.waiting(job, self.step) if unit % world_size == rank}
             for unit in sorted(mine):
                 steps.do(job, self.step, unit, 1)
@@ -93,22 +100,26 @@ def _filter(run: ScaledRun, number: int) -> None:
 def executors(run: ScaledRun, engine: str, tasks: int, workers: int, options: dict[str, Any] | None = None) -> list:
     """Return one executor per step, each depending on the one before; running them in order runs everything.
 
-    `tasks` ranks per step (one for `exact`, `group` and `decide`), at most `workers` at a time (-1: all). `options` go
-    to datatrove's executor: Slurm needs `partition` and `time`. Raises UserError for unusable files or options.
+    `tasks` ranks per step (one for those of SINGLE), at most `workers` at a time (-1: all). `options` go to datatrove's
+    executor: Slurm needs `partition` and `time`. Raises UserError for unusable files or options, and for an output that
+    would overwrite its input.
     """
     if engine not in ENGINES:
         raise UserError(f"dedup: engine is {engine!r}; choose one of {', '.join(ENGINES)}")
+    check_outputs(run.corpus, run.output)
     run.corpus.check()
-    check_shard_names(run.corpus)
     options = dict(options or {})
     if engine == "slurm" and not {"partition", "time"} <= options.keys():
         raise UserError("dedup: engine slurm needs the options partition and time")
+    kind = _executor_class(engine)
+    _refuse_unknown(options, kind, engine)
+    if engine == "slurm":
+        options["env_command"] = "\n".join([*search_paths(), *filter(None, [options.get("env_command")])])
     made: list = []
     for number, step in enumerate([*steps.STEPS, *AFTER]):
-        count = 1 if step in SINGLE else tasks
         common = {
             "pipeline": [DedupStep(run, step)],
-            "tasks": count,
+            "tasks": 1 if step in SINGLE else tasks,
             "workers": workers,
             "logging_dir": str(run.output / SCRATCH_NAME / f"log-{number}-{step}"),
             "skip_completed": False,  # every unit looks for itself whether it has a result
@@ -116,8 +127,20 @@ def executors(run: ScaledRun, engine: str, tasks: int, workers: int, options: di
         }
         if engine == "slurm":
             common["job_name"] = f"dedup-{step}"
-        made.append(_executor_class(engine)(**{**common, **options}))
+        made.append(kind(**{**common, **options}))
     return made
+
+
+OURS = ("pipeline", "tasks", "workers", "logging_dir", "skip_completed", "depends", "condaenv", "venv_path")
+"""Options of an executor that differ from step to step, that have a flag of their own, or that `env_command` makes
+datatrove ignore."""
+
+
+def _refuse_unknown(options: dict[str, Any], kind: type, engine: str) -> None:
+    known = sorted(inspect.signature(kind).parameters.keys() - set(OURS))
+    for name in options:
+        if name not in known:
+            raise UserError(f"dedup: engine {engine} has no option {name!r} to set; it has {', '.join(known)}")
 
 
 def _executor_class(engine: str) -> type:
@@ -144,7 +167,12 @@ def dedup_at_scale(
     max_ram: int | None = None,
     options: dict[str, Any] | None = None,
 ) -> None:
-    """Deduplicate `corpus` to `output`, shard by shard; on Slurm the jobs are submitted and this call returns."""
+    """Deduplicate `corpus` to `output`, shard by shard; on Slurm the jobs are submitted and this call returns.
+
+    Until it returns, no other process can work on this output. Raises what `executors` raises.
+    """
     absolute = replace(corpus, files=tuple(file.resolve() for file in corpus.files))
     run = ScaledRun(absolute, output.resolve(), parameters, max_ram)
-    executors(run, engine, tasks, workers, options)[-1].run()  # runs or submits what it depends on first
+    made = executors(run, engine, tasks, workers, options)
+    with scratch_folder(run.output, print):
+        made[-1].run()  # runs or submits what it depends on first

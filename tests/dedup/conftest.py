@@ -1,6 +1,7 @@
 """Oracles for dedup: the same definitions in plain Python, slow and obvious, and corpora whose answer is known."""
 
 import random
+import subprocess
 import sys
 import unicodedata
 from pathlib import Path
@@ -156,3 +157,23 @@ def oracle() -> SimpleNamespace:
         Planted=Planted,
         write_shards=write_shards,
     )
+
+
+@pytest.fixture
+def held_elsewhere():
+    """Return a function that has another process take the lock of a folder, and returns its process id."""
+    program = "import sys; sys.path.insert(0, sys.argv[1]); from pipeline_lib.stage.lock import *"
+    program += "; lock = StageLock(Path(sys.argv[2]) / LOCK, print); print('held', flush=True); input()"
+    holders = []
+
+    def hold(folder: Path) -> int:
+        scripts = Path(__file__).resolve().parents[2] / "scripts"
+        command = [sys.executable, "-c", program, str(scripts), str(folder)]
+        holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        holders.append(holder)
+        assert holder.stdout.readline() == "held\n"
+        return holder.pid
+
+    yield hold
+    for holder in holders:
+        holder.communicate("\n")

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dedup import DedupParameters, cpu_dedup_streaming, fuzzy_dedup
+from dedup import DedupParameters, cpu_dedup_streaming, find_duplicates, fuzzy_dedup
 from pipeline_lib.stage import StageFailure, UserError
 
 LONG = " ".join(f"word{n}" for n in range(200))
@@ -76,3 +76,39 @@ def test_the_streaming_entry_gives_the_same_documents_and_refuses_a_machine_that
     fuzzy_dedup(tmp_path / "in", tmp_path / "direct", DedupParameters())
     direct = pq.read_table(tmp_path / "direct" / "deduplicated.parquet")
     assert pq.read_table(f"{folder}/deduplicated.parquet").equals(direct)
+
+
+@pytest.mark.parametrize(("name", "one_file"), [("deduplicated", True), ("a", False), ("removed", True)])
+def test_an_output_that_would_overwrite_its_input_is_refused_before_any_work(tmp_path, name, one_file):
+    file = tmp_path / f"{name}.parquet"
+    pq.write_table(pa.table({"id": ["a", "b"], "text": [LONG, LONG]}), file)
+    (tmp_path / "link").symlink_to(tmp_path)
+    before = file.read_bytes()
+    for output in (tmp_path, tmp_path / "link"):
+        with pytest.raises(UserError, match=f"would overwrite .*{name}.parquet, which is read; choose another folder"):
+            fuzzy_dedup(file, output, one_file=one_file)
+    assert file.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([file.name, "link"])
+
+
+def test_the_users_own_files_in_the_scratch_folder_stay(oracle, tmp_path):
+    files = oracle.write_shards(tmp_path / "in", oracle.Planted(seed=3, originals=12).records)
+    names = ["bands", "sets", "resolved", "runs", "sketches", "planted"]
+    for name in names:
+        (tmp_path / "cache" / name).mkdir(parents=True)
+        (tmp_path / "cache" / name / "mine.txt").write_text("years of work")
+    (tmp_path / "cache" / "run.json").write_text("mine")
+    fuzzy_dedup(tmp_path / "in", tmp_path / "out", scratch=tmp_path / "cache")
+    find_duplicates(files, DedupParameters(), 1, tmp_path / "cache")
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == sorted([*names, "run.json"])
+    assert all((tmp_path / "cache" / name / "mine.txt").read_text() == "years of work" for name in names)
+
+
+def test_a_folder_in_which_another_process_works_is_refused(oracle, tmp_path, held_elsewhere):
+    files = oracle.write_shards(tmp_path / "in", oracle.Planted(seed=3, originals=12).records)
+    holder = held_elsewhere(tmp_path / "out" / ".dedup-work")
+    with pytest.raises(UserError, match=f"is being written by process {holder}; wait for it or stop it"):
+        fuzzy_dedup(tmp_path / "in", tmp_path / "out")
+    with pytest.raises(UserError, match=f"is being written by process {holder}"):
+        find_duplicates(files, DedupParameters(), 1, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".dedup-work"]

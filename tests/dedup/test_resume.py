@@ -2,8 +2,10 @@
 
 import pytest
 
-from dedup import DedupParameters
+from dedup import DedupParameters, steps
 from dedup.corpus import Corpus
+from dedup.job import DedupJob
+from dedup.leftovers import forget_what_does_not_belong
 from dedup.removals import find_removals
 
 
@@ -76,3 +78,21 @@ def test_results_of_other_documents_or_parameters_are_not_taken_over(oracle, pla
     other = oracle.write_shards(tmp_path / "in", oracle.Planted(seed=9, originals=10).records)
     fresh = receipts(Corpus(tuple(other)), tmp_path / "fresh")
     assert receipts(Corpus(tuple(other)), scratch).equals(fresh)
+
+
+def test_sets_and_decisions_go_with_the_grouping_they_were_made_for(planted_corpus, small_units, tmp_path):
+    job = DedupJob(planted_corpus, DedupParameters(), tmp_path)
+    steps.run(job)
+    job.groups_file.write_bytes(job.groups_file.read_bytes()[:-9])
+    forget_what_does_not_belong(DedupJob(planted_corpus, DedupParameters(), tmp_path))
+    assert not any((tmp_path / name).exists() for name in ("groups.npz", "sets", "resolved", "shingles.u64"))
+    assert len(list((tmp_path / "bands").iterdir())) == DedupParameters().bands
+
+
+def test_runs_of_a_sort_that_was_stopped_are_deleted_by_the_next_start(planted_corpus, tmp_path):
+    job = DedupJob(planted_corpus, DedupParameters(), tmp_path)
+    steps.run(job)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "digest-elsewhere-1-00000.run").write_bytes(bytes(1000))
+    forget_what_does_not_belong(job)
+    assert not (tmp_path / "runs").exists() and job.copies_file.exists()

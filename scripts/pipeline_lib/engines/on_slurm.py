@@ -6,10 +6,8 @@ executor.pik; the tasks unpickle that file, which only this process wrote.
 """
 
 import re
-import shlex
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,13 +18,12 @@ from loguru import logger
 from pipeline_lib.config.scale_out import ScaleOutSettings
 from pipeline_lib.stage import Stage, StageFailure, UserError, write_json_atomic
 from pipeline_lib.stage.atomic import remove
+from pipeline_lib.stage.node_environment import search_paths
 from pipeline_lib.stage.workspace import read_json
 
 from .batch import Batch, UnitsOfStep
 
-SCRIPTS = Path(__file__).resolve().parents[2]
 RECORD = "job.json"
-LAUNCHER = "launch_pickled_pipeline"  # of datatrove
 ASKING_SECONDS = 60.0
 
 
@@ -182,14 +179,7 @@ def executor_of(settings: ScaleOutSettings, batch: Batch, name: str) -> OneJob:
 
 def environment(settings: ScaleOutSettings) -> list[str]:
     """Return the shell lines after which a node finds datatrove's launcher and the modules below scripts/."""
-    programs = Path(sys.executable).parent
-    if not (programs / LAUNCHER).is_file():
-        raise UserError(f"{programs / LAUNCHER} is missing; install requirements.txt into this Python's environment")
-    return [
-        *settings.setup,
-        f"export PATH={shlex.quote(str(programs))}:$PATH",
-        f"export PYTHONPATH={shlex.quote(str(SCRIPTS))}${{PYTHONPATH:+:$PYTHONPATH}}",
-    ]
+    return [*settings.setup, *search_paths()]
 
 
 def job_id(words: str) -> str:
