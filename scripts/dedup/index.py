@@ -5,28 +5,32 @@ keys of what stayed. A new source is compared with the kept documents of all ear
 before stays, whatever the new copy's quality. Its text is read; of earlier text only the candidates' row groups are.
 Undo: the source goes, and the sources added after it are decided again from their sketches, so that the index is the
 one that would have come about without it.
+One writer: who changes an index holds its lock, and begins by reading the record again, which another process may have
+written since the index was opened.
 Cost: 0.6 KB on disk per document; opening verifies the checksum of every file, about 10 GB/s.
 Traps: the input files are not copied. One that was moved or changed is found out (every text that is read again must
 have the digest it had) and refused by name.
 """
 
-import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipeline_lib.stage import UserError, file_digest, write_json_atomic
+from pipeline_lib.stage import UserError, file_digest
 from pipeline_lib.stage.atomic import fsync_folder, fsync_tree
+from pipeline_lib.stage.lock import LOCK, StageLock
 
 from . import steps
 from .array_files import load_arrays, save_arrays
 from .corpus import Corpus, Piece
-from .cpu_dedup import RECEIPTS_NAME, write_kept_shards
+from .cpu_dedup import RECEIPTS_NAME, check_outputs, write_kept_shards
 from .guard import check_limits
+from .index_record import RECORD, IndexRecord, check_files, check_inputs, read_record
 from .job import DedupJob
 from .known import Known, Table
 from .leftovers import clear_results
@@ -35,9 +39,8 @@ from .parameters import DedupParameters
 from .receipts import Removals
 from .removals import collect
 from .sketch import SketchSet, band_name
+from .weights import DUPLICATES, own_counts, refuse_other_columns
 
-FORMAT = 1
-RECORD = "index.json"
 WORK = "work"
 
 
@@ -53,11 +56,15 @@ class Run:
 class DedupIndex:
     """An index in a folder. Sources are dicts as they stand in index.json, in the order in which they were added."""
 
-    def __init__(self, folder: Path, parameters: DedupParameters, sources: list[dict], pending: list[dict]):
+    def __init__(self, folder: Path, parameters: DedupParameters, record: IndexRecord):
         self.folder = folder
         self.parameters = parameters
-        self.sources = sources
-        self.pending = pending  # sources that an interrupted undo must still decide again
+        self.record = record
+
+    @property
+    def sources(self) -> list[dict[str, Any]]:
+        """What was added and decided."""
+        return self.record.sources
 
     # Opening ---------------------------------------------------------------------------------------------------------
 
@@ -66,46 +73,31 @@ class DedupIndex:
         """Open or begin an index. Raises UserError for damage (which file, and what to do) and for other parameters."""
         folder = Path(folder)
         if not (folder / RECORD).exists():
-            return cls(folder, parameters, [], [])
-        try:
-            record = json.loads((folder / RECORD).read_text())
-            stored, sources, pending = record["parameters"], record["sources"], record["pending"]
-        except (ValueError, KeyError, TypeError, UnicodeDecodeError):
-            raise UserError(f"dedup: {folder / RECORD} is damaged; delete {folder} and add its sources again") from None
-        _refuse_other_parameters(folder, stored, parameters.decisive())
-        index = cls(folder, parameters, sources, pending)
-        for source in sources:
-            index._check_files(source)
+            return cls(folder, parameters, IndexRecord(parameters.decisive()))
+        index = cls(folder, parameters, read_record(folder, parameters))
+        for source in index.sources:
+            check_files(folder, source)
         return index
 
-    def _check_files(self, source: dict) -> None:
-        for name, digest in source["files"].items():
-            path = self.folder / name
-            if not path.is_file() or file_digest(path) != digest:
-                raise UserError(
-                    f"dedup: {path} of source {source['name']!r} is missing or damaged; rebuild with: python"
-                    f" scripts/dedup_files.py index forget {self.folder} {source['name']}, then add that source again"
-                )
+    @contextmanager
+    def _alone(self, run: Run) -> Iterator[None]:
+        """Keep other processes from changing the index, and know what they have changed."""
+        lock = StageLock(self.folder / LOCK, run.say)
+        try:
+            if self.record.sources or self.record.pending or (self.folder / RECORD).exists():
+                seen = self.sources
+                self.record = read_record(self.folder, self.parameters)
+                for source in self.sources:
+                    if source not in seen:
+                        check_files(self.folder, source)
+            yield
+        finally:
+            lock.release()
 
-    def _check_inputs(self, source: dict) -> None:
-        for path in source["sketches"]:
-            made = json.loads((self.folder / path).with_suffix(".json").read_text())["made_from"]
-            file = Path(made["file"])
-            status = file.stat() if file.is_file() else None
-            if status is None or (status.st_size, status.st_mtime_ns) != (made["bytes"], made["modified_ns"]):
-                raise UserError(
-                    f"dedup: {file} is gone or not as it was when it was added as {source['name']!r}; put it back with"
-                    " its time of modification, or undo that source and add it again"
-                )
-
-    def _write(self) -> None:
-        record = {
-            "format": FORMAT,
-            "parameters": self.parameters.decisive(),
-            "sources": self.sources,
-            "pending": self.pending,
-        }
-        write_json_atomic(self.folder / RECORD, record)
+    def _commit(self, sources: list[dict[str, Any]], pending: list[dict[str, Any]]) -> None:
+        record = IndexRecord(self.record.parameters, sources, pending)
+        record.write(self.folder)
+        self.record = record
 
     # What is known ---------------------------------------------------------------------------------------------------
 
@@ -130,10 +122,13 @@ class DedupIndex:
         return self.folder / "sources" / name
 
     def _source(self, name: str) -> int:
-        for number, source in enumerate(self.sources):
+        return self._place(name, self.sources)
+
+    def _place(self, name: str, sources: list[dict[str, Any]]) -> int:
+        for number, source in enumerate(sources):
             if source["name"] == name:
                 return number
-        have = ", ".join(source["name"] for source in self.sources) or "none"
+        have = ", ".join(source["name"] for source in sources) or "none"
         raise UserError(f"dedup: {self.folder} has no source {name!r}; it has {have}")
 
     # Changing --------------------------------------------------------------------------------------------------------
@@ -146,13 +141,15 @@ class DedupIndex:
         """
         if not name or name != Path(name).name or name.startswith("."):
             raise UserError(f"dedup: {name!r} cannot be the name of a source; use letters, digits, - and _")
-        self.finish_pending(run)
-        if any(source["name"] == name for source in self.sources):
-            raise UserError(f"dedup: {self.folder} has a source {name!r} already; undo it first or choose another name")
-        entry = self._decide(name, corpus, run, keep_all)
-        self.sources.append(entry)
-        self._write()
-        clear_results(self.folder / WORK)
+        with self._alone(run):
+            self._decide_pending(run)
+            if any(source["name"] == name for source in self.sources):
+                raise UserError(
+                    f"dedup: {self.folder} has a source {name!r} already; undo it first or choose another name"
+                )
+            entry = self._decide(name, corpus, run, keep_all)
+            self._commit([*self.sources, entry], [])
+            clear_results(self.folder / WORK)
         return entry
 
     def _decide(self, name: str, corpus: Corpus, run: Run, keep_all: bool) -> dict[str, Any]:
@@ -184,9 +181,11 @@ class DedupIndex:
             shared=removals.shared,
             size=removals.size,
             other_size=removals.other_size,
+            weight=1 + own_counts(corpus)[removals.row - job.first_new],
         )
         sketches = [file.path for file in job.sketch_files]
-        for path in [*written, *sketches, folder / "tables", folder / "sketches", folder]:
+        written += [*sketches, *(file.record for file in job.sketch_files)]
+        for path in [*written, folder / "tables", folder / "sketches", folder]:
             fsync_tree(path) if path.is_file() else fsync_folder(path)
         return {
             "name": name,
@@ -194,10 +193,10 @@ class DedupIndex:
             "columns": [corpus.text_column, corpus.id_column, corpus.source_column, corpus.quality_column],
             "documents": removals.documents,
             "removed": len(removals),
-            "inputs": [str(file.resolve()) for file in corpus.files],
+            "inputs": _input_records(job),
             "pieces": [_piece_record(_shifted(piece, -job.first_new)) for piece in job.new_pieces],
             "sketches": [str(path.relative_to(self.folder)) for path in sketches],
-            "files": {str(path.relative_to(self.folder)): file_digest(path) for path in [*written, *sketches]},
+            "files": {str(path.relative_to(self.folder)): file_digest(path) for path in written},
         }
 
     def _origin(self, rows: np.ndarray, job: DedupJob) -> tuple[np.ndarray, np.ndarray]:
@@ -209,39 +208,45 @@ class DedupIndex:
     def undo(self, name: str, run: Run = Run()) -> list[str]:
         """Take a source out, and decide all later ones again as if it had never been; returns their names.
 
-        Their text is not sketched again. Raises UserError for a name that is not there.
+        Their text is not sketched again, but that of candidates is read: the files of all sources that stay must be as
+        they were added. Raises UserError, and changes nothing, when one is not, and for a name that is not there.
         """
-        self.finish_pending(run)
-        number = self._source(name)
-        self.pending = self.sources[number + 1 :]
-        self.sources = self.sources[:number]
-        later = [source["name"] for source in self.pending]
-        self._write()
-        shutil.rmtree(self._folder(name), ignore_errors=True)
-        self.finish_pending(run)
-        return later
+        if not (self.folder / RECORD).exists():
+            self._source(name)  # which is not there; a folder that is no index gets no lock
+        with self._alone(run):
+            everything = [*self.sources, *self.record.pending]
+            number = self._place(name, everything)
+            for source in everything if number + 1 < len(everything) else ():
+                if source["name"] != name:
+                    check_inputs(source)
+            decided = min(number, len(self.sources))  # a source can be pending itself
+            again = [source for source in everything[decided:] if source["name"] != name]
+            self._commit(everything[:decided], again)
+            shutil.rmtree(self._folder(name), ignore_errors=True)
+            self._decide_pending(run)
+        return [source["name"] for source in again]
 
     def finish_pending(self, run: Run = Run()) -> None:
-        """Decide again what an undo left to do, if one was interrupted."""
-        while self.pending:
-            source = self.pending[0]
-            self.sources.append(self._decide(source["name"], _corpus(source), run, source["keep_all"]))
-            self.pending = self.pending[1:]
-            self._write()
+        """Decide again what an interrupted undo left to do. Raises UserError for a file that is not as it was."""
+        if self.record.pending:
+            with self._alone(run):
+                self._decide_pending(run)
+
+    def _decide_pending(self, run: Run) -> None:
+        while self.record.pending:
+            source = self.record.pending[0]
+            check_inputs(source)
+            entry = self._decide(source["name"], _corpus(source), run, source["keep_all"])
+            self._commit([*self.sources, entry], self.record.pending[1:])
             clear_results(self.folder / WORK)
 
     @classmethod
     def forget(cls, folder: str | Path, name: str, run: Run, parameters: DedupParameters) -> list[str]:
-        """Undo a source of which files are damaged; the other sources' files are still checked. Raises UserError."""
-        try:
-            record = json.loads((Path(folder) / RECORD).read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"dedup: {Path(folder) / RECORD} cannot be read ({error}): is {folder} an index?") from None
-        _refuse_other_parameters(Path(folder), record["parameters"], parameters.decisive())
-        index = cls(Path(folder), parameters, record["sources"], record["pending"])
-        number = index._source(name)
+        """Undo a source of which files are damaged; those of earlier ones are still checked. Raises UserError."""
+        index = cls(Path(folder), parameters, read_record(Path(folder), parameters))
+        number = index._place(name, [*index.sources, *index.record.pending])
         for source in index.sources[:number]:
-            index._check_files(source)
+            check_files(index.folder, source)
         return index.undo(name, run)
 
     # Reading ---------------------------------------------------------------------------------------------------------
@@ -265,22 +270,34 @@ class DedupIndex:
         )
 
     def cluster_sizes(self, name: str) -> np.ndarray:
-        """int32[documents of the source]: how many documents of all sources were removed in favour of each."""
+        """int64[documents of the source]: how many documents of all sources were removed in favour of each.
+
+        A removed document that stood for others, by its own column `duplicates`, counts for these as well.
+        """
         number = self._source(name)
-        sizes = np.zeros(self.sources[number]["documents"], np.int32)
+        sizes = np.zeros(self.sources[number]["documents"], np.int64)
         for source in self.sources[number:]:
             stored = load_arrays(self._folder(source["name"]) / "removed.npz")
-            np.add.at(sizes, stored["survivor_row"][stored["survivor_source"] == number], 1)
+            mine = stored["survivor_source"] == number
+            np.add.at(sizes, stored["survivor_row"][mine], stored["weight"][mine])
         return sizes
 
     def export(self, name: str, output: Path, workers: int = 1) -> None:
         """Write what stays of a source, shard by shard, with the column `duplicates` (cluster sizes), and receipts.
 
-        Raises UserError when a file of it is no longer the one that was added: what stays is known by its row.
+        What the files' own column of that name says is added in. Raises UserError when a file of the source is not
+        the one that was added (what stays is known by its row), when its column `duplicates` is not of whole numbers,
+        and when a file of the index's sources would be overwritten.
         """
-        self._check_inputs(self.sources[self._source(name)])
-        corpus, removals = _corpus(self.sources[self._source(name)]), self.removals(name)
-        write_kept_shards(corpus, removals.stays(), output, workers, {"duplicates": self.cluster_sizes(name)})
+        self.finish_pending(Run(workers))
+        source = self.sources[self._source(name)]
+        check_inputs(source)
+        corpus = _corpus(source)
+        check_outputs(corpus, output, must_stay=[file for each in self.sources for file in _corpus(each).files])
+        refuse_other_columns(corpus)
+        removals = self.removals(name)
+        counts = self.cluster_sizes(name) + own_counts(corpus)
+        write_kept_shards(corpus, removals.stays(), output, workers, {DUPLICATES: counts})
         removals.write_receipts(output / RECEIPTS_NAME)
 
 
@@ -319,21 +336,19 @@ def _write_tables(job: DedupJob, removals: Removals, folder: Path) -> list[Path]
     return written
 
 
-def _refuse_other_parameters(folder: Path, stored: dict, wanted: dict) -> None:
-    for name, value in wanted.items():
-        if stored.get(name) != value:
-            raise UserError(
-                f"dedup: {folder} was made with {name} = {stored.get(name)!r}, not {value!r}; use the same parameters,"
-                " or make a new index"
-            )
-
-
 def _corpus(source: dict) -> Corpus:
-    return Corpus(tuple(Path(file) for file in source["inputs"]), *source["columns"])
+    return Corpus(tuple(Path(each["file"]) for each in source["inputs"]), *source["columns"])
+
+
+def _input_records(job: DedupJob) -> list[dict]:
+    """Return what the files were when they were sketched (index_record.check_inputs)."""
+    made = {file.made_from["file"]: file.made_from for file in job.sketch_files}
+    names = ("file", "bytes", "modified_ns")
+    return [{name: made[str(file.resolve())][name] for name in names} for file in job.corpus.files]
 
 
 def _piece_record(piece: Piece) -> dict:
-    return {**piece.__dict__, "file": str(piece.file.resolve())}
+    return {**piece.__dict__, "file": str(piece.file.resolve()), "groups": list(piece.groups)}
 
 
 def _piece(record: dict) -> Piece:

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -118,17 +119,127 @@ def test_undo_leaves_the_index_that_would_have_come_about_without_the_source(par
         assert reopened.removals(name).receipts().equals(never.removals(name).receipts())
 
 
+def copied(parts, folder, names: str) -> dict[str, Corpus]:
+    """The sources as files of the test's own, which it may change."""
+    made = {}
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        made[name] = Corpus(tuple(Path(shutil.copy(file, folder / name / file.name)) for file in parts[name].files))
+    return made
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def undo_killed_half_way(index: DedupIndex, name: str, monkeypatch) -> DedupIndex:
+    """Undo a source, and end before the first of the later ones is decided again; returns the index as it is left."""
+
+    def die(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(DedupIndex, "_decide", die)
+        index.undo(name)
+    return DedupIndex.open(index.folder, PARAMETERS)
+
+
 def test_an_interrupted_undo_is_finished_by_the_next_change(parts, tmp_path, monkeypatch):
-    index = index_of(tmp_path / "index", parts, "abc")
-    monkeypatch.setattr(DedupIndex, "finish_pending", lambda *a: None)
-    index.undo("a")
-    monkeypatch.undo()
-    reopened = DedupIndex.open(tmp_path / "index", PARAMETERS)
+    reopened = undo_killed_half_way(index_of(tmp_path / "index", parts, "abc"), "a", monkeypatch)
     assert [source["name"] for source in reopened.sources] == []
     reopened.add("a", parts["a"])
     assert [source["name"] for source in reopened.sources] == ["b", "c", "a"]
     expected = index_of(tmp_path / "other", parts, "bca")
     assert kept_ids(reopened, "a") == kept_ids(expected, "a")
+
+
+def test_an_interrupted_undo_is_finished_before_an_export(parts, tmp_path, monkeypatch):
+    reopened = undo_killed_half_way(index_of(tmp_path / "index", parts, "abc"), "a", monkeypatch)
+    reopened.export("c", tmp_path / "out")
+    exported = pa.concat_tables(pq.read_table(tmp_path / "out" / file.name) for file in parts["c"].files)
+    assert sorted(exported["id"].to_pylist()) == kept_ids(index_of(tmp_path / "other", parts, "bc"), "c")
+
+
+@pytest.mark.parametrize("harm", ["changed", "missing"])
+@pytest.mark.parametrize("whose", "ac")
+def test_an_undo_that_could_not_be_finished_is_refused_before_it_begins(parts, tmp_path, harm, whose):
+    mine = copied(parts, tmp_path / "in", "abc")
+    index = index_of(tmp_path / "index", mine, "abc")
+    before = (index.folder / "index.json").read_bytes()
+    file = mine[whose].files[1]
+    content = file.read_bytes()
+    file.unlink()
+    if harm == "changed":
+        file.write_bytes(content + b"x")
+    for undo in (index.undo, lambda name: DedupIndex.forget(index.folder, name, Run(), PARAMETERS)):
+        with pytest.raises(UserError, match=f"{file} is gone or not as it was when it was added as '{whose}'"):
+            undo("b")
+    assert (index.folder / "index.json").read_bytes() == before
+    assert DedupIndex.open(index.folder, PARAMETERS).removals("b").receipts().num_rows > 0
+    index.undo(whose)  # the way out that the message names
+    assert kept_ids(index, "b") == kept_ids(index_of(tmp_path / "other", parts, "abc".replace(whose, "")), "b")
+
+
+@pytest.mark.parametrize("by", ["undo", "forget"])
+def test_a_source_that_cannot_be_read_any_more_goes_also_after_an_interrupted_undo(parts, tmp_path, monkeypatch, by):
+    mine = copied(parts, tmp_path / "in", "abc")
+    reopened = undo_killed_half_way(index_of(tmp_path / "index", mine, "abc"), "b", monkeypatch)
+    assert [source["name"] for source in reopened.sources] == ["a"]
+    mine["a"].files[0].unlink()
+    if by == "undo":
+        assert reopened.undo("a") == ["c"]
+    else:
+        assert DedupIndex.forget(reopened.folder, "a", Run(), PARAMETERS) == ["c"]
+    left = DedupIndex.open(reopened.folder, PARAMETERS)
+    assert [source["name"] for source in left.sources] == ["c"]
+    assert kept_ids(left, "c") == kept_ids(index_of(tmp_path / "other", mine, "c"), "c")
+
+
+@pytest.mark.parametrize("by", ["undo", "forget"])
+def test_a_source_that_waits_to_be_decided_again_can_be_taken_out(parts, tmp_path, monkeypatch, by):
+    mine = copied(parts, tmp_path / "in", "abc")
+    reopened = undo_killed_half_way(index_of(tmp_path / "index", mine, "abc"), "a", monkeypatch)
+    mine["b"].files[0].unlink()
+    for change in (reopened.finish_pending, lambda: reopened.add("d", parts["a"])):
+        with pytest.raises(UserError, match=f"{mine['b'].files[0]} is gone"):
+            change()
+    if by == "undo":
+        assert reopened.undo("b") == ["c"]
+    else:
+        assert DedupIndex.forget(reopened.folder, "b", Run(), PARAMETERS) == ["c"]
+    left = DedupIndex.open(reopened.folder, PARAMETERS)
+    assert [source["name"] for source in left.sources] == ["c"]
+    assert not (left.folder / "sources" / "b").exists()
+
+
+def test_what_another_process_added_meanwhile_is_not_lost(parts, tmp_path):
+    """Three that opened the index before any of them changed it."""
+    first, second, third = (DedupIndex.open(tmp_path / "index", PARAMETERS) for _ in range(3))
+    first.add("a", parts["a"])
+    second.add("b", parts["b"])
+    third.add("c", parts["c"])
+    second.undo("a")
+    reopened = DedupIndex.open(tmp_path / "index", PARAMETERS)
+    assert [source["name"] for source in reopened.sources] == ["b", "c"]
+    expected = index_of(tmp_path / "other", parts, "bc")
+    for name in "bc":
+        assert reopened.removals(name).receipts().equals(expected.removals(name).receipts())
+
+
+def test_an_index_that_another_process_changes_is_left_alone(parts, tmp_path, held_elsewhere):
+    index = index_of(tmp_path / "index", parts, "ab")
+    before = (index.folder / "index.json").read_bytes()
+    holder = held_elsewhere(index.folder)
+    changes = (
+        lambda: index.add("c", parts["c"]),
+        lambda: index.undo("a"),
+        lambda: DedupIndex.forget(index.folder, "a", Run(), PARAMETERS),
+    )
+    for change in changes:
+        with pytest.raises(UserError, match=f"is being written by process {holder}"):
+            change()
+    assert (index.folder / "index.json").read_bytes() == before
+    index.export("a", tmp_path / "out")
 
 
 def test_cluster_sizes_count_what_went_in_favour_of_each_and_are_exported(parts, tmp_path):
@@ -141,6 +252,58 @@ def test_cluster_sizes_count_what_went_in_favour_of_each_and_are_exported(parts,
     assert sorted(exported["id"].to_pylist()) == kept_ids(index, "a")
     assert sum(exported["duplicates"].to_pylist()) == int(index.cluster_sizes("a").sum()) > 0
     assert pq.read_table(tmp_path / "out" / "removed.parquet").num_rows == index.sources[0]["removed"]
+
+
+def numbered(folder, name: str, texts: list[str], duplicates: pa.Array | None) -> Corpus:
+    columns = {"id": [f"{name}{n}" for n in range(len(texts))], "duplicates": duplicates, "text": texts}
+    table = pa.table({key: values for key, values in columns.items() if values is not None})
+    folder.mkdir(exist_ok=True)
+    pq.write_table(table, folder / f"{name}.parquet")
+    return Corpus((folder / f"{name}.parquet",))
+
+
+def test_what_a_document_stood_for_before_is_added_to_what_it_stands_for(tmp_path):
+    one, other, third = (" ".join(f"{seed}word{n}" for n in range(60)) for seed in "xyz")
+    first = numbered(tmp_path / "in", "a", [one, one + " longer", other], pa.array([4, 2, None], pa.int32()))
+    second = numbered(tmp_path / "in", "b", [other, third, one], pa.array([10, 3, 5], pa.uint8()))
+    plain = numbered(tmp_path / "in", "c", [third, third], None)
+    index = DedupIndex.open(tmp_path / "index", PARAMETERS)
+    for name, corpus in (("a", first), ("b", second), ("c", plain)):
+        index.add(name, corpus)
+    found = {}
+    for name in "abc":
+        index.export(name, tmp_path / "out" / name)
+        table = pq.read_table(tmp_path / "out" / name / f"{name}.parquet")
+        assert table.column_names == pq.read_schema(tmp_path / "in" / f"{name}.parquet").names + ["duplicates"] * (
+            name == "c"
+        )
+        assert table.schema.field("duplicates").type == pa.int64()
+        found |= dict(zip(table["id"].to_pylist(), table["duplicates"].to_pylist(), strict=True))
+    assert found == {"a1": 2 + (1 + 4) + (1 + 5), "a2": 0 + (1 + 10), "b1": 3 + 1 + 1}
+    everything = 6 + 2 + (4 + 2) + (10 + 3 + 5)
+    assert sum(found.values()) + len(found) == everything
+
+
+def test_a_column_duplicates_that_holds_no_whole_numbers_is_not_written_over(tmp_path):
+    text = " ".join(f"word{n}" for n in range(60))
+    corpus = numbered(tmp_path / "in", "a", [text, text], pa.array(["none", "many"]))
+    index = DedupIndex.open(tmp_path / "index", PARAMETERS)
+    index.add("a", corpus)
+    assert index.cluster_sizes("a").tolist() == [1, 0]
+    with pytest.raises(UserError, match=r"column 'duplicates' of .*a.parquet is string, not of whole numbers"):
+        index.export("a", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_never_overwrites_a_file_of_the_index(parts, tmp_path):
+    mine = copied(parts, tmp_path / "in", "ab")
+    index = index_of(tmp_path / "index", mine, "ab")
+    before = {file: file.read_bytes() for name in "ab" for file in mine[name].files}
+    for folder in "ab":
+        with pytest.raises(UserError, match=f"would overwrite .*{folder}/part-00000.parquet, which is read"):
+            index.export("a", tmp_path / "in" / folder)
+    assert {file: file.read_bytes() for file in before} == before
+    assert not (tmp_path / "in" / "a" / "removed.parquet").exists()
 
 
 def test_files_that_changed_after_they_were_added_are_not_exported_by_row(parts, tmp_path):
@@ -193,8 +356,85 @@ def test_damage_is_named_with_the_command_that_mends_it(parts, tmp_path):
     mended = DedupIndex.open(index.folder, PARAMETERS)
     assert kept_ids(mended, "b") == kept_ids(index_of(tmp_path / "never", parts, "b"), "b")
     (index.folder / "index.json").write_text("{")
-    with pytest.raises(UserError, match=r"index.json is damaged; delete"):
+    with pytest.raises(UserError, match=r"index.json is damaged; put back a copy"):
         DedupIndex.open(index.folder, PARAMETERS)
+
+
+def opened_or_forgotten(folder: Path) -> set[str]:
+    """What is said when the index is opened, and when a source is to be forgotten."""
+    said = set()
+    for attempt in (
+        lambda: DedupIndex.open(folder, PARAMETERS),
+        lambda: DedupIndex.forget(folder, "a", Run(), PARAMETERS),
+    ):
+        with pytest.raises(UserError) as refused:
+            attempt()
+        said.add(str(refused.value))
+    return said
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "7", "{}", '{"format": "packed-cache", "version": 2, "chunks": []}', '{"sources": []}']
+)
+def test_the_index_of_another_program_is_told_from_a_damaged_one(tmp_path, content):
+    (tmp_path / "index.json").write_text(content)
+    (said,) = opened_or_forgotten(tmp_path)
+    assert f"{tmp_path} is no dedup index, its index.json is something else" in said and "delete" not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["index.json"]
+
+
+def test_an_index_of_another_format_is_named(parts, tmp_path):
+    index = index_of(tmp_path, parts, "a")
+    record = json.loads((index.folder / "index.json").read_text())
+    assert record["format"] == 2
+    (index.folder / "index.json").write_text(json.dumps({**record, "format": 1}))
+    (said,) = opened_or_forgotten(tmp_path)
+    assert "index.json has the format 1, and this program reads 2; make a new index, in another folder" in said
+
+
+def test_a_record_that_was_changed_is_damaged(parts, tmp_path):
+    index = index_of(tmp_path, parts, "a")
+    record = json.loads((index.folder / "index.json").read_text())
+    for change in ({"sources": []}, {"pending": [{}]}, {"digest": ""}, {"more": 1}):
+        (index.folder / "index.json").write_text(json.dumps(record | change))
+        (said,) = opened_or_forgotten(tmp_path)
+        assert "index.json is damaged; put back a copy of it, or make a new index, in another folder" in said
+    del record["sources"][0]["files"]
+    (index.folder / "index.json").write_text(json.dumps(record))
+    assert "index.json is damaged" in next(iter(opened_or_forgotten(tmp_path)))
+
+
+def test_every_file_of_a_source_is_checked(parts, tmp_path):
+    index = index_of(tmp_path, parts, "a")
+    files = [path for path in (tmp_path / "sources").rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".arrow", ".json", ".npy", ".npz"}
+    assert {str(path.relative_to(tmp_path)) for path in files} == set(index.sources[0]["files"])
+    for path in files:
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(UserError, match=f"{path.name} of source 'a' is missing or damaged"):
+            DedupIndex.open(tmp_path, PARAMETERS)
+        path.write_bytes(content)
+    DedupIndex.open(tmp_path, PARAMETERS)
+
+
+def test_an_index_that_is_not_there_is_not_begun_by_taking_a_source_out(tmp_path):
+    with pytest.raises(UserError, match="has no source 'a'; it has none"):
+        DedupIndex.open(tmp_path / "index", PARAMETERS).undo("a")
+    with pytest.raises(UserError, match=r"there is no .*index.json; give the folder of an index"):
+        DedupIndex.forget(tmp_path / "index", "a", Run(), PARAMETERS)
+    assert not (tmp_path / "index").exists()
+
+
+def test_a_known_file_that_became_shorter_is_found_out_when_its_text_is_read_again(tmp_path):
+    texts = [" ".join(f"{seed}word{n}" for n in range(80)) for seed in range(3)]
+    pq.write_table(pa.table({"id": ["1", "2", "3"], "text": texts}), tmp_path / "a.parquet")
+    index = DedupIndex.open(tmp_path / "index", PARAMETERS)
+    index.add("a", Corpus((tmp_path / "a.parquet",)))
+    pq.write_table(pa.table({"id": ["1", "2"], "text": texts[:2]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"id": ["4"], "text": [texts[2] + " and more"]}), tmp_path / "b.parquet")
+    with pytest.raises(StageFailure, match=r"a.parquet:2 is not the one that was sketched"):
+        index.add("b", Corpus((tmp_path / "b.parquet",)))
 
 
 @pytest.mark.parametrize(("name", "value"), [("ngram", 4), ("jaccard", 0.7), ("seed", 2), ("bands", 10)])

@@ -1,0 +1,96 @@
+"""The record of an index, index.json: its parameters, its sources with the digests of their files, and what is pending.
+
+It carries its format and a digest of itself, and is believed only with both: an index whose record cannot be trusted is
+refused, and so is a folder in which another program keeps an index.json.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline_lib.stage import UserError, file_digest, json_digest, write_json_atomic
+
+from .parameters import DedupParameters
+
+FORMAT = 2
+RECORD = "index.json"
+
+
+@dataclass
+class IndexRecord:
+    """What index.json says beside its format and digest. Sources are JSON objects, in the order of their addition."""
+
+    parameters: dict[str, Any]
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    pending: list[dict[str, Any]] = field(default_factory=list)
+    """Sources that an interrupted undo must still decide again."""
+
+    def write(self, folder: Path) -> None:
+        """Write the record, whole or not at all."""
+        content = {"format": FORMAT, **self.__dict__}
+        write_json_atomic(folder / RECORD, {**content, "digest": json_digest(content)})
+
+
+def read_record(folder: Path, parameters: DedupParameters) -> IndexRecord:
+    """Return the record of an index that was made with these parameters.
+
+    Raises UserError for a folder without a record, for another program's index, another format, damage and other
+    parameters.
+    """
+    path = folder / RECORD
+    try:
+        record = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"dedup: there is no {path}; give the folder of an index") from None
+    except ValueError:
+        raise _damaged(path) from None
+    if not isinstance(record, dict) or not isinstance(record.get("format"), int) or "sources" not in record:
+        raise UserError(f"dedup: {folder} is no dedup index, its {RECORD} is something else; give another folder")
+    if record["format"] != FORMAT:
+        raise UserError(
+            f"dedup: {path} has the format {record['format']!r}, and this program reads {FORMAT}; make a new index, in"
+            " another folder, of the same sources"
+        )
+    if record.pop("digest", None) != json_digest(record):
+        raise _damaged(path)
+    _refuse_other_parameters(folder, record["parameters"], parameters.decisive())
+    return IndexRecord(record["parameters"], record["sources"], record["pending"])
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(
+        f"dedup: {path} is damaged; put back a copy of it, or make a new index, in another folder, of the same sources"
+    )
+
+
+def _refuse_other_parameters(folder: Path, stored: dict, wanted: dict) -> None:
+    for name, value in wanted.items():
+        if stored.get(name) != value:
+            raise UserError(
+                f"dedup: {folder} was made with {name} = {stored.get(name)!r}, not {value!r}; use the same parameters,"
+                " or make a new index"
+            )
+
+
+def check_files(folder: Path, source: dict) -> None:
+    """Raise UserError when a file of the index about a source is not as it was written (reads all of them)."""
+    for name, digest in source["files"].items():
+        path = folder / name
+        if not path.is_file() or file_digest(path) != digest:
+            raise UserError(
+                f"dedup: {path} of source {source['name']!r} is missing or damaged; rebuild with: python"
+                f" scripts/dedup_files.py index forget {folder} {source['name']}, then add that source again"
+            )
+
+
+def check_inputs(source: dict) -> None:
+    """Raise UserError when an input file of a source is gone, or not the one that was added."""
+    for made in source["inputs"]:
+        file = Path(made["file"])
+        status = file.stat() if file.is_file() else None
+        if status is None or (status.st_size, status.st_mtime_ns) != (made["bytes"], made["modified_ns"]):
+            raise UserError(
+                f"dedup: {file} is gone or not as it was when it was added as {source['name']!r}; put it back with"
+                " its time of modification, or undo that source (of several such the last one first) and add it again"
+            )
