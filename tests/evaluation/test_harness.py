@@ -150,6 +150,20 @@ def test_records_that_lack_what_the_templates_name_are_a_user_error(evaluated):
             run_task(evaluated, read_task_file(FOLDER, "heldout_docs"), [{"id": "x", "text": text}], False, None)
 
 
+def test_a_later_record_that_breaks_a_template_or_has_an_empty_answer_is_a_user_error(evaluated):
+    """The first record is tried before any model is asked; the others show when their turn comes."""
+    task = TaskFile(
+        task="sums", source="x", metrics={"exact_match": "exact_match"}, output_type="generate_until",
+        doc_to_text="question", doc_to_target="{{ steps[1] }}", generation_kwargs={"max_gen_toks": 4},
+    )  # fmt: skip
+    records = [{"id": "a", "question": "?", "steps": ["1", "2"]}, {"id": "b", "question": "?", "steps": ["1"]}]
+    with pytest.raises(UserError, match="task sums: a record does not fit its templates: list object has no element 1"):
+        run_task(evaluated, task, records, False, None)
+    records = [QUESTIONS[0], {**QUESTIONS[1], "choices": ["Add", "", "Sort", "Stop"]}]
+    with pytest.raises(UserError, match="an item has an empty answer, so there is nothing to score after"):
+        run_task(evaluated, read_task_file(FOLDER, "python_choice"), records, True, None)
+
+
 def test_a_right_choice_that_does_not_exist_is_a_user_error_and_not_a_wrong_answer(evaluated):
     for answer in (4, -1):
         records = [QUESTIONS[0], {**QUESTIONS[1], "answer": answer}]

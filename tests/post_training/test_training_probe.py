@@ -15,8 +15,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def test_a_pass_multiplies_in_the_format_and_recomputes_as_training_does(tiny_run, dtype, checkpointing):
     model = load_model(tiny_run / "05_pretrain" / "final")
     products = []
-    last = model.model.layers[-1].mlp.down_proj
-    last.register_forward_hook(lambda module, inputs, output: products.append((output.dtype, output.device.type)))
+    inside = model.model.layers[-1].mlp.gate_proj
+    inside.register_forward_hook(lambda module, inputs, output: products.append((output.dtype, output.device.type)))
     passes = TrainingPasses(model, SftSettings(activation_checkpointing=checkpointing), dtype)
     passes.run(2, 8)
     assert products == [(getattr(torch, dtype), DEVICE)] * (2 if checkpointing else 1)

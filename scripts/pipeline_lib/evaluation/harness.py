@@ -65,7 +65,7 @@ def run_task(
             fewshot_as_multiturn=True,
         )
     except TemplateError as error:
-        raise UserError(f"task {task_file.task}: a record does not fit its templates: {error}") from None
+        raise UserError(f"task {task_file.task}: a record does not fit its templates: {error.message}") from None
     by_position = {sample["doc_id"]: sample for sample in answers["samples"][task_file.task]}
     if sorted(by_position) != list(range(len(records))):
         raise StageFailure(f"{task_file.task}: lm-eval returned {len(by_position)} of {len(records)} items")
@@ -111,7 +111,7 @@ def _check_records(config: dict[str, Any], records: Sequence[dict[str, Any]]) ->
         try:
             needed |= meta.find_undeclared_variables(Environment().parse(template))
         except TemplateError as error:
-            raise UserError(f"task {config['task']}: {field} is not a valid template: {error}") from None
+            raise UserError(f"task {config['task']}: {field} is not a valid template: {error.message}") from None
     for record in records:
         if missing := sorted(key for key in needed if record.get(key) is None):
             raise UserError(f"task {config['task']}: item {record[ID]} lacks {missing[0]!r}, which the task file names")
