@@ -136,19 +136,16 @@ def test_a_file_that_is_read_is_never_overwritten(shards, tmp_path, capsys, argu
 
 
 def test_a_second_process_is_refused(shards, tmp_path, capsys):
-    scripts = str(SCRIPT.parent)
     program = "import sys; sys.path.insert(0, sys.argv[1]); from pipeline_lib.stage.lock import *"
     program += "; lock = StageLock(Path(sys.argv[2]) / LOCK, print); print('held', flush=True); input()"
-    for command in (
-        ["run", str(shards), str(tmp_path / "out")],
-        ["subtract", str(shards), str(tmp_path / "out"), "--known", str(shards / "part-0.parquet")],
-    ):
-        held = [sys.executable, "-c", program, scripts, str(tmp_path / "out" / ".dedup-work")]
-        with subprocess.Popen(held, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-            assert holder.stdout.readline() == "held\n"
-            assert dedup_files.exit_code(command) == 2
+    held = [sys.executable, "-c", program, str(SCRIPT.parent), str(tmp_path / "out" / ".dedup-work")]
+    known = ["--known", str(shards / "part-0.parquet")]
+    with subprocess.Popen(held, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        for command in (["run"], ["run", "--engine", "local"], ["subtract", *known]):
+            assert dedup_files.exit_code([*command, str(shards), str(tmp_path / "out")]) == 2
             assert f"is being written by process {holder.pid}" in capsys.readouterr().err
-            holder.communicate("\n")
+        holder.communicate("\n")
     assert not list((tmp_path / "out").glob("*.parquet"))
 
 
@@ -157,13 +154,15 @@ def test_two_sources_added_at_once_are_both_there(shards, tmp_path):
     first, second = (str(shards / f"part-{n}.parquet") for n in range(2))
     assert dedup_files.exit_code(["index", "add", index, "one", first]) == 0
     adding = [
-        subprocess.Popen([sys.executable, str(SCRIPT), "index", "add", index, name, second], stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), "index", "add", index, name, second, *UNGUARDED], stderr=subprocess.PIPE
+        )
         for name in ("two", "three")
     ]
     said = {process.returncode: err for process in adding for err in [process.communicate()[1]]}
     for name in ("two", "three") if 2 in said else ():  # the later one found the index locked: it comes again
         assert b"is being written by process" in said[2]
-        dedup_files.exit_code(["index", "add", index, name, second])
+        dedup_files.exit_code(["index", "add", index, name, second, *UNGUARDED])
     sources = json.loads((tmp_path / "index" / "index.json").read_text())["sources"]
     assert sorted(source["name"] for source in sources) == ["one", "three", "two"]
 

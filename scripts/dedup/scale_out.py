@@ -106,8 +106,8 @@ def executors(run: ScaledRun, engine: str, tasks: int, workers: int, options: di
     """
     if engine not in ENGINES:
         raise UserError(f"dedup: engine is {engine!r}; choose one of {', '.join(ENGINES)}")
-    check_outputs(run.corpus, run.output)
     run.corpus.check()
+    check_outputs(run.corpus, run.output)
     options = dict(options or {})
     if engine == "slurm" and not {"partition", "time"} <= options.keys():
         raise UserError("dedup: engine slurm needs the options partition and time")

@@ -56,11 +56,11 @@ class StageLock:
     def _take(self) -> int:
         """Return a descriptor of the file, opened and locked."""
         while True:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
             try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
                 descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            except FileNotFoundError:
-                if self._path.is_symlink():
+            except (FileExistsError, FileNotFoundError):
+                if self._path.is_symlink() or self._path.parent.is_symlink() or self._path.parent.is_file():
                     raise
                 continue  # the owner before us removed the folder in this very moment
             try:
