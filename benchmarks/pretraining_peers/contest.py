@@ -55,7 +55,9 @@ def run_ours(config: Path, run: Path, tokens: int, seed: int, *flags: str, valid
         every = ["--validation_steps", str(max(1, steps // validations))]
         command = [sys.executable, str(ROOT / "scripts" / "05_pretrain.py"), "--config", str(config)]
         command += ["--run-dir", str(copy), "--tokens", str(tokens), "--seed", str(seed), *every, *flags]
-        subprocess.run(command, check=True, stdout=sys.stderr)
+        # The machine is ours alone, so waiting threads may spin (docs/pretraining.md), as the peers' do.
+        environment = {"OMP_WAIT_POLICY": "ACTIVE", **os.environ}
+        subprocess.run(command, check=True, stdout=sys.stderr, env=environment)
         return read_result(copy / "05_pretrain")
 
 
