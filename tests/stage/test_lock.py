@@ -49,14 +49,15 @@ def test_processes_that_remove_the_lock_with_its_folder_are_never_there_together
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_was_removed_between_opening_and_locking_is_opened_anew(tmp_path: Path, monkeypatch):
+@pytest.mark.parametrize("then", ["gone", "another"])
+def test_a_file_that_was_removed_between_opening_and_locking_is_opened_anew(tmp_path: Path, monkeypatch, then):
     path, lock_file = tmp_path / "work" / LOCK, fcntl.lockf
     removed = []
 
     def lock_late(descriptor: int, how: int) -> None:
         if not removed:
             removed.append(path.unlink())
-            path.parent.rmdir()
+            path.parent.rmdir() if then == "gone" else path.touch()
         lock_file(descriptor, how)
 
     monkeypatch.setattr(fcntl, "lockf", lock_late)
