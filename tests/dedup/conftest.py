@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dedup.corpus import Corpus
+
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # for cuda_in_cpp
 
 MASK = 2**64 - 1
@@ -177,3 +179,14 @@ def held_elsewhere():
     yield hold
     for holder in holders:
         holder.communicate("\n")
+
+
+@pytest.fixture(scope="module")
+def parts(oracle, tmp_path_factory):
+    """Three sources that share documents, each in two files."""
+    folder = tmp_path_factory.mktemp("sources")
+    records = oracle.Planted(seed=21, originals=80).records
+    return {
+        name: Corpus(tuple(oracle.write_shards(folder / name, records[number::3], 2, row_group=9)))
+        for number, name in enumerate("abc")
+    }

@@ -1,4 +1,4 @@
-"""The index on disk: additions, undo, direction, cluster sizes, and every way in which it refuses to lie."""
+"""The index on disk: additions, undo, direction, cluster sizes, files and texts that changed."""
 
 import json
 import os
@@ -17,17 +17,6 @@ from dedup.index import DedupIndex, Run, subtract
 from pipeline_lib.stage import StageFailure, UserError
 
 PARAMETERS = DedupParameters(max_removed_fraction=1.0)
-
-
-@pytest.fixture(scope="module")
-def parts(oracle, tmp_path_factory):
-    """Three sources that share documents, each in two files."""
-    folder = tmp_path_factory.mktemp("sources")
-    records = oracle.Planted(seed=21, originals=80).records
-    return {
-        name: Corpus(tuple(oracle.write_shards(folder / name, records[number::3], 2, row_group=9)))
-        for number, name in enumerate("abc")
-    }
 
 
 def kept_ids(index: DedupIndex, name: str) -> list[str]:
@@ -180,18 +169,21 @@ def test_an_undo_that_could_not_be_finished_is_refused_before_it_begins(parts, t
     assert kept_ids(index, "b") == kept_ids(index_of(tmp_path / "other", parts, "abc".replace(whose, "")), "b")
 
 
+def c_is_left_without(index: DedupIndex, name: str, by: str) -> DedupIndex:
+    """Take a source out in one of the two ways, after which only c is left; return the index opened again."""
+    again = index.undo(name) if by == "undo" else DedupIndex.forget(index.folder, name, Run(), PARAMETERS)
+    left = DedupIndex.open(index.folder, PARAMETERS)
+    assert again == [source["name"] for source in left.sources] == ["c"]
+    return left
+
+
 @pytest.mark.parametrize("by", ["undo", "forget"])
 def test_a_source_that_cannot_be_read_any_more_goes_also_after_an_interrupted_undo(parts, tmp_path, monkeypatch, by):
     mine = copied(parts, tmp_path / "in", "abc")
     reopened = undo_killed_half_way(index_of(tmp_path / "index", mine, "abc"), "b", monkeypatch)
     assert [source["name"] for source in reopened.sources] == ["a"]
     mine["a"].files[0].unlink()
-    if by == "undo":
-        assert reopened.undo("a") == ["c"]
-    else:
-        assert DedupIndex.forget(reopened.folder, "a", Run(), PARAMETERS) == ["c"]
-    left = DedupIndex.open(reopened.folder, PARAMETERS)
-    assert [source["name"] for source in left.sources] == ["c"]
+    left = c_is_left_without(reopened, "a", by)
     assert kept_ids(left, "c") == kept_ids(index_of(tmp_path / "other", mine, "c"), "c")
 
 
@@ -203,12 +195,7 @@ def test_a_source_that_waits_to_be_decided_again_can_be_taken_out(parts, tmp_pat
     for change in (reopened.finish_pending, lambda: reopened.add("d", parts["a"])):
         with pytest.raises(UserError, match=f"{mine['b'].files[0]} is gone"):
             change()
-    if by == "undo":
-        assert reopened.undo("b") == ["c"]
-    else:
-        assert DedupIndex.forget(reopened.folder, "b", Run(), PARAMETERS) == ["c"]
-    left = DedupIndex.open(reopened.folder, PARAMETERS)
-    assert [source["name"] for source in left.sources] == ["c"]
+    left = c_is_left_without(reopened, "b", by)
     assert not (left.folder / "sources" / "b").exists()
 
 
@@ -345,87 +332,6 @@ def test_workers_and_memory_do_not_show(parts, tmp_path, monkeypatch):
         assert index.removals(name).receipts().equals(reference.removals(name).receipts())
 
 
-def test_damage_is_named_with_the_command_that_mends_it(parts, tmp_path):
-    index = index_of(tmp_path / "index", parts, "ab")
-    damaged = index.folder / "sources" / "a" / "removed.npz"
-    content = damaged.read_bytes()
-    damaged.write_bytes(content[:-3] + b"xxx")
-    with pytest.raises(UserError, match=r"removed.npz of source 'a' is missing or damaged; .* index forget .* a"):
-        DedupIndex.open(index.folder, PARAMETERS)
-    assert DedupIndex.forget(index.folder, "a", Run(), PARAMETERS) == ["b"]
-    mended = DedupIndex.open(index.folder, PARAMETERS)
-    assert kept_ids(mended, "b") == kept_ids(index_of(tmp_path / "never", parts, "b"), "b")
-    (index.folder / "index.json").write_text("{")
-    with pytest.raises(UserError, match=r"index.json is damaged; put back a copy"):
-        DedupIndex.open(index.folder, PARAMETERS)
-
-
-def opened_or_forgotten(folder: Path) -> set[str]:
-    """What is said when the index is opened, and when a source is to be forgotten."""
-    said = set()
-    for attempt in (
-        lambda: DedupIndex.open(folder, PARAMETERS),
-        lambda: DedupIndex.forget(folder, "a", Run(), PARAMETERS),
-    ):
-        with pytest.raises(UserError) as refused:
-            attempt()
-        said.add(str(refused.value))
-    return said
-
-
-@pytest.mark.parametrize(
-    "content", ["[]", "7", "{}", '{"format": "packed-cache", "version": 2, "chunks": []}', '{"sources": []}']
-)
-def test_the_index_of_another_program_is_told_from_a_damaged_one(tmp_path, content):
-    (tmp_path / "index.json").write_text(content)
-    (said,) = opened_or_forgotten(tmp_path)
-    assert f"{tmp_path} is no dedup index, its index.json is something else" in said and "delete" not in said
-    assert [path.name for path in tmp_path.iterdir()] == ["index.json"]
-
-
-def test_an_index_of_another_format_is_named(parts, tmp_path):
-    index = index_of(tmp_path, parts, "a")
-    record = json.loads((index.folder / "index.json").read_text())
-    assert record["format"] == 2
-    (index.folder / "index.json").write_text(json.dumps({**record, "format": 1}))
-    (said,) = opened_or_forgotten(tmp_path)
-    assert "index.json has the format 1, and this program reads 2; make a new index, in another folder" in said
-
-
-def test_a_record_that_was_changed_is_damaged(parts, tmp_path):
-    index = index_of(tmp_path, parts, "a")
-    record = json.loads((index.folder / "index.json").read_text())
-    for change in ({"sources": []}, {"pending": [{}]}, {"digest": ""}, {"more": 1}):
-        (index.folder / "index.json").write_text(json.dumps(record | change))
-        (said,) = opened_or_forgotten(tmp_path)
-        assert "index.json is damaged; put back a copy of it, or make a new index, in another folder" in said
-    del record["sources"][0]["files"]
-    (index.folder / "index.json").write_text(json.dumps(record))
-    assert "index.json is damaged" in next(iter(opened_or_forgotten(tmp_path)))
-
-
-def test_every_file_of_a_source_is_checked(parts, tmp_path):
-    index = index_of(tmp_path, parts, "a")
-    files = [path for path in (tmp_path / "sources").rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".arrow", ".json", ".npy", ".npz"}
-    assert {str(path.relative_to(tmp_path)) for path in files} == set(index.sources[0]["files"])
-    for path in files:
-        content = path.read_bytes()
-        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        with pytest.raises(UserError, match=f"{path.name} of source 'a' is missing or damaged"):
-            DedupIndex.open(tmp_path, PARAMETERS)
-        path.write_bytes(content)
-    DedupIndex.open(tmp_path, PARAMETERS)
-
-
-def test_an_index_that_is_not_there_is_not_begun_by_taking_a_source_out(tmp_path):
-    with pytest.raises(UserError, match="has no source 'a'; it has none"):
-        DedupIndex.open(tmp_path / "index", PARAMETERS).undo("a")
-    with pytest.raises(UserError, match=r"there is no .*index.json; give the folder of an index"):
-        DedupIndex.forget(tmp_path / "index", "a", Run(), PARAMETERS)
-    assert not (tmp_path / "index").exists()
-
-
 def test_a_known_file_that_became_shorter_is_found_out_when_its_text_is_read_again(tmp_path):
     texts = [" ".join(f"{seed}word{n}" for n in range(80)) for seed in range(3)]
     pq.write_table(pa.table({"id": ["1", "2", "3"], "text": texts}), tmp_path / "a.parquet")
@@ -435,13 +341,6 @@ def test_a_known_file_that_became_shorter_is_found_out_when_its_text_is_read_aga
     pq.write_table(pa.table({"id": ["4"], "text": [texts[2] + " and more"]}), tmp_path / "b.parquet")
     with pytest.raises(StageFailure, match=r"a.parquet:2 is not the one that was sketched"):
         index.add("b", Corpus((tmp_path / "b.parquet",)))
-
-
-@pytest.mark.parametrize(("name", "value"), [("ngram", 4), ("jaccard", 0.7), ("seed", 2), ("bands", 10)])
-def test_another_parameter_is_refused_by_name(parts, tmp_path, name, value):
-    index_of(tmp_path / "index", parts, "a")
-    with pytest.raises(UserError, match=rf"was made with {name}\w* = .*, not .*; use the same parameters"):
-        DedupIndex.open(tmp_path / "index", DedupParameters(**{name: value}))
 
 
 def test_text_that_changed_after_it_was_added_is_refused(oracle, tmp_path):
