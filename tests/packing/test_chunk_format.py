@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline_lib.packing.chunk_format import ChunkContent, ChunkDamaged, ChunkFile, encode_chunk
-from pipeline_lib.packing.token_code import SLACK, best_code
+from pipeline_lib.packing.token_code import SHORT_CODE_COST, SLACK, best_code
 from pipeline_lib.stage import UserError
 
 in_one_folder = settings(
@@ -152,6 +152,22 @@ def test_every_id_of_every_vocabulary_has_a_code(vocabulary: int):
     np.testing.assert_array_equal(decoded, tokens)
 
 
+def test_codes_of_three_bytes_are_left_out_where_that_costs_little():
+    generator = np.random.default_rng(5)
+    tokens = (32_768 * generator.random(300_000) ** 9).astype(np.uint16)
+    short = best_code(tokens, 32_768)
+    free = best_code(tokens, 60_000)  # the same tokens among more ids, all of which need a code
+    assert not (short.width == 3).any() and (free.width == 3).any()
+    fewest = min(_size(tokens, narrow, 256 * (255 - narrow)) for narrow in range(255))  # one first byte of three
+    assert fewest < len(short.encode(tokens)[0]) <= SHORT_CODE_COST * fewest
+
+
+def _size(tokens: np.ndarray, narrow: int, middle: int) -> int:
+    """Return the bytes of the tokens if the `narrow` most frequent ids took one byte, the next `middle` two."""
+    counts = np.sort(np.bincount(tokens, minlength=32_768))[::-1]
+    return int(counts.sum() * 3 - counts[:narrow].sum() - counts[: narrow + middle].sum())
+
+
 @in_one_folder
 @given(st.integers(0, 60_000), st.integers(0, 60_000), st.integers(1, 3))
 def test_any_range_is_read_alone(tmp_path: Path, start: int, size: int, threads: int):
@@ -166,10 +182,13 @@ def test_any_range_is_read_alone(tmp_path: Path, start: int, size: int, threads:
     np.testing.assert_array_equal(ChunkFile(path).read(start, stop), tokens[start:stop])
 
 
-@pytest.mark.parametrize("tail", [0, 1, 2047, 2048, 2049, 4095, 4096, 4097, 6143, 6144, 6145, 8191])
-def test_lanes_that_are_left_at_the_end_are_decoded(tail: int):
-    tokens = np.random.default_rng(tail).integers(0, 3000, 8192 + tail).astype(np.uint16)
-    code = best_code(tokens, 3000)
+@pytest.mark.parametrize("vocabulary", [3000, 65_536])
+@pytest.mark.parametrize("tail", [0, 1, 2047, 2048, 2049, 4095, 4096, 4097, 6143, 6144, 6145, 8191, 8192, 8193, 10_239])
+def test_lanes_that_are_left_at_the_end_are_decoded(tail: int, vocabulary: int):
+    generator = np.random.default_rng(tail)
+    tokens = (vocabulary * generator.random(10_240 + tail) ** 8).astype(np.uint16)  # small ids are frequent
+    code = best_code(tokens, vocabulary)
+    assert (code.width == 3).any() == (vocabulary == 65_536)  # each has a kernel of its own
     coded, lanes = code.encode(tokens)
     decoded = np.empty_like(tokens)
     code.decoder(tokens.dtype).decode(np.concatenate([coded, np.zeros(SLACK, np.uint8)]), lanes, decoded)

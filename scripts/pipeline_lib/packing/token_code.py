@@ -6,16 +6,20 @@ of one byte, S..T-1 the first of two, T..255 the first of three. S and T are tho
 How: a chunk stores the width of every id (uint8, mostly runs, a few hundred bytes compressed) and nothing else; ids of
 one width are numbered in ascending order, which both sides can compute. Phrases stay byte sequences, so LZ4 after it
 finds them, which it could not do behind a bit-wise entropy coder.
-Cost: 1.58 bytes per token on web text with 32,768 ids before LZ4. Decoding takes under a nanosecond per token: the
+Cost: 1.58 bytes per token on web text with 32,768 ids before LZ4. Decoding takes about a nanosecond per token: the
 length of a token must be known before the next one begins, so a chunk is cut into lanes of 2,048 tokens, whose starts
-are stored, and four lanes are decoded at once to keep the processor busy while it waits for each.
-Trap: numba checks signed indices for being negative; with unsigned ones the same loop is twice as fast.
+are stored, and five lanes are decoded at once to keep the processor busy while it waits for each.
+Traps: numba checks signed indices for being negative; with unsigned ones the same loop is twice as fast. A branch for
+three bytes costs a third of the time even where it is never taken, so codes without them have a kernel of their own,
+and a chunk does without them where that costs little. Four or eight lanes write 4 KiB apart, which collides in the
+cache.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numba.extending import overload
 
 from pipeline_lib.compiled import kernel
 
@@ -23,8 +27,10 @@ LANE = 2048
 """Tokens per lane."""
 SLACK = 2
 """Bytes that a decoder may read past the last token."""
-_ONE, _TWO, _THREE, _EIGHT = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(8)
-_LANE, _BUNDLE = np.uint64(LANE), np.uint64(4 * LANE)
+_ONE, _TWO, _THREE, _FOUR, _FIVE, _EIGHT = (np.uint64(number) for number in (1, 2, 3, 4, 5, 8))
+_LANE = np.uint64(LANE)
+SHORT_CODE_COST = 1.02
+"""A chunk without codes of three bytes may be so many times as large as one with them: it is decoded faster."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,9 @@ class TokenCode:
 
     def decoder(self, kind: np.dtype) -> "TokenDecoder":
         """Return what decodes to ids of that integer type."""
-        return TokenDecoder(*self._tables(kind))
+        if (self.width == 3).any():
+            return TokenDecoder(self._tables(kind))
+        return TokenDecoder(self._short_tables(kind))
 
     @cached_property
     def _codes(self) -> np.ndarray:
@@ -87,22 +95,36 @@ class TokenCode:
         ids[: len(self.width)] = np.argsort(self.width, kind="stable")
         return ids, base, shift
 
+    def _short_tables(self, kind: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+        """For each two bytes, the first one lowest: the id they begin with; for each first byte: the width of its ids.
+
+        Only for a code without ids of three bytes.
+        """
+        narrow, _ = self.bounds
+        ids = np.zeros(narrow + (1 << 16), kind)  # so that no damaged code can point outside
+        ids[: len(self.width)] = np.argsort(self.width, kind="stable")
+        begun = np.empty((256, 256), kind)  # [second byte, first byte]
+        begun[:, :narrow] = ids[:narrow]
+        begun[:, narrow:] = ids[narrow : narrow + ((256 - narrow) << 8)].reshape(256 - narrow, 256).T
+        return begun.reshape(-1), np.where(np.arange(256) < narrow, 1, 2).astype(np.uint8)
+
 
 @dataclass(frozen=True)
 class TokenDecoder:
-    """The tables of a code: ids by number, and per first byte where its numbers begin and how far to shift down."""
+    """The tables of a code: three, or two if no id takes three bytes."""
 
-    ids: np.ndarray
-    base: np.ndarray
-    shift: np.ndarray
+    tables: tuple[np.ndarray, ...]
 
     def decode(self, code: np.ndarray, lanes: np.ndarray, tokens: np.ndarray) -> None:
         """Decode into `tokens` [n]; `code` has SLACK bytes after the last lane; `lanes` says where each one begins."""
-        _decode(code, lanes, self.ids, self.base, self.shift, tokens)
+        _decode(code, lanes, self.tables, tokens)
 
 
 def best_code(tokens: np.ndarray, vocabulary: int) -> TokenCode:
-    """Return the code of `vocabulary` ids under which these tokens take the fewest bytes; ties favour fewer widths."""
+    """Return the code of `vocabulary` ids under which these tokens take the fewest bytes; ties favour fewer widths.
+
+    One without ids of three bytes is taken when it needs at most SHORT_CODE_COST times as many.
+    """
     counts = np.zeros(vocabulary, np.int64)
     _count(tokens, counts)
     order = np.argsort(-counts, kind="stable")
@@ -115,8 +137,9 @@ def best_code(tokens: np.ndarray, vocabulary: int) -> TokenCode:
         ones = np.minimum(narrow, vocabulary)
         cost = np.where(fits, -reached[ones] - reached[two], 1)
         place = int(np.argmin(cost))
-        if fits.any() and (best is None or cost[place] < best[0]):
-            best = (int(cost[place]), int(ones[place]), int(two[place]))
+        size = 3 * len(tokens) + int(cost[place])
+        if fits.any() and (best is None or size < best[0]):
+            best = (size * (1 if three else 1 / SHORT_CODE_COST), int(ones[place]), int(two[place]))
         if 65536 * three >= vocabulary:
             break
     if best is None:
@@ -148,43 +171,72 @@ def _encode(tokens, codes, out, lanes):
     lanes[len(lanes) - 1] = place
 
 
-@kernel(inline="always")
-def _next_token(code, place, ids, base, shift):
-    first = code[place]
-    drop = np.uint64(shift[first])
-    behind = (np.uint64(code[place + _ONE]) << _EIGHT) | np.uint64(code[place + _TWO])
-    return ids[np.uint64(base[first]) + (behind >> drop)], place + _THREE - (drop >> _THREE)
+def _next_token(code, place, tables):
+    """Return (the id that begins at `place`, where the next one begins)."""
+    return _reader_for(tables)(code, place, tables)
+
+
+def _reader_for(tables):
+    """Return what reads a token: of a code with ids of three bytes (three tables), or of one without (two)."""
+
+    def any_width(code, place, tables):
+        ids, base, shift = tables
+        first = code[place]
+        drop = np.uint64(shift[first])
+        behind = (np.uint64(code[place + _ONE]) << _EIGHT) | np.uint64(code[place + _TWO])
+        return ids[np.uint64(base[first]) + (behind >> drop)], place + _THREE - (drop >> _THREE)
+
+    def one_or_two(code, place, tables):
+        begun, width = tables
+        first = np.uint64(code[place])
+        return begun[first | (np.uint64(code[place + _ONE]) << _EIGHT)], place + np.uint64(width[first])
+
+    return any_width if len(tables) == 3 else one_or_two
+
+
+overload(_next_token, inline="always")(lambda code, place, tables: _reader_for(tables))
 
 
 @kernel
-def _decode(code, lanes, ids, base, shift, tokens):
-    count = np.uint64(len(tokens))
-    bundles = count // _BUNDLE
-    for bundle in range(bundles):
-        lane = np.uint64(4) * np.uint64(bundle)
+def _decode(code, lanes, tables, tokens):
+    """Decode five lanes at once; of those that are left four, two, and the last one."""
+    lane, place, count = np.uint64(0), np.uint64(0), np.uint64(len(tokens))
+    while place + _FIVE * _LANE <= count:
+        a, b, c = np.uint64(lanes[lane]), np.uint64(lanes[lane + _ONE]), np.uint64(lanes[lane + _TWO])
+        d, e = np.uint64(lanes[lane + _THREE]), np.uint64(lanes[lane + _FOUR])
+        for i in range(_LANE):
+            here = place + np.uint64(i)
+            tokens[here], a = _next_token(code, a, tables)
+            tokens[here + _LANE], b = _next_token(code, b, tables)
+            tokens[here + _TWO * _LANE], c = _next_token(code, c, tables)
+            tokens[here + _THREE * _LANE], d = _next_token(code, d, tables)
+            tokens[here + _FOUR * _LANE], e = _next_token(code, e, tables)
+        place += _FIVE * _LANE
+        lane += _FIVE
+    if place + _FOUR * _LANE <= count:  # a whole LZ4 block
         a, b = np.uint64(lanes[lane]), np.uint64(lanes[lane + _ONE])
         c, d = np.uint64(lanes[lane + _TWO]), np.uint64(lanes[lane + _THREE])
-        first = lane * _LANE
         for i in range(_LANE):
-            place = first + np.uint64(i)
-            tokens[place], a = _next_token(code, a, ids, base, shift)
-            tokens[place + _LANE], b = _next_token(code, b, ids, base, shift)
-            tokens[place + _TWO * _LANE], c = _next_token(code, c, ids, base, shift)
-            tokens[place + _THREE * _LANE], d = _next_token(code, d, ids, base, shift)
-    lane, place = np.uint64(4) * bundles, bundles * _BUNDLE
+            here = place + np.uint64(i)
+            tokens[here], a = _next_token(code, a, tables)
+            tokens[here + _LANE], b = _next_token(code, b, tables)
+            tokens[here + _TWO * _LANE], c = _next_token(code, c, tables)
+            tokens[here + _THREE * _LANE], d = _next_token(code, d, tables)
+        place += _FOUR * _LANE
+        lane += _FOUR
     while place + _LANE < count:  # two at once, of which the second may be the short last one
         a, b = np.uint64(lanes[lane]), np.uint64(lanes[lane + _ONE])
         both = min(count - place - _LANE, _LANE)
         for i in range(both):
             here = place + np.uint64(i)
-            tokens[here], a = _next_token(code, a, ids, base, shift)
-            tokens[here + _LANE], b = _next_token(code, b, ids, base, shift)
+            tokens[here], a = _next_token(code, a, tables)
+            tokens[here + _LANE], b = _next_token(code, b, tables)
         for i in range(both, _LANE):
-            tokens[place + np.uint64(i)], a = _next_token(code, a, ids, base, shift)
+            tokens[place + np.uint64(i)], a = _next_token(code, a, tables)
         place += _LANE + both
         lane += _TWO
     if place < count:
         a = np.uint64(lanes[lane])
         while place < count:
-            tokens[place], a = _next_token(code, a, ids, base, shift)
+            tokens[place], a = _next_token(code, a, tables)
             place += _ONE
