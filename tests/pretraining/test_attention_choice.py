@@ -9,7 +9,7 @@ import torch.nn.functional as functional
 
 from pipeline_lib.kernel_optimizations import flash_attention_problem
 from pipeline_lib.pretraining.attention import _end_to_end, choose_attention, sequence_starts
-from pipeline_lib.pretraining.cpu_attention import document_attention, document_runs
+from pipeline_lib.pretraining.cpu_attention import alike, document_attention, document_runs
 from pipeline_lib.stage import StageFailure
 
 CPU = torch.device("cpu")
@@ -79,6 +79,26 @@ def test_runs_and_starts_of_documents():
     assert starts.dtype is torch.int32
     # Padding counts as a document, and an empty one fills up to a power of two.
     assert starts.tolist() == [0, 3, 5, 8, 16, 17, 22, 24, 24]
+
+
+def test_documents_that_lie_alike_in_consecutive_rows_go_as_one_and_are_computed_as_if_alone():
+    rows = [[1] * 8, [1] * 8, [1, 1, 1, 2, 2, 2, 2, 2], [3, 3, 3, 4, 4, 4, 0, 0], [1] * 8, [2] * 8, [1] * 8]
+    documents = torch.tensor(rows)
+    assert [(rows.start, rows.stop, places.start, places.stop) for rows, _, places in alike(documents)] == [
+        (0, 2, 0, 8), (2, 4, 0, 3), (2, 3, 3, 8), (3, 4, 3, 6), (4, 7, 0, 8),
+    ]  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(7, 3, 8, 16, generator=generator, requires_grad=True) for _ in range(3)]
+    aim = torch.randn(7, 3, 8, 16, generator=generator)
+
+    def attended(first: int, stop: int) -> list[torch.Tensor]:
+        output = document_attention(*(tensor[first:stop] for tensor in tensors), documents[first:stop], 0.25)[0]
+        return [output, *torch.autograd.grad((output * aim[first:stop]).sum(), tensors)]
+
+    together, alone = attended(0, 7), [attended(row, row + 1) for row in range(7)]
+    torch.testing.assert_close(together[0], torch.cat([results[0] for results in alone]), rtol=0, atol=0)
+    for place in (1, 2, 3):
+        torch.testing.assert_close(together[place], sum(results[place] for results in alone), rtol=0, atol=0)
 
 
 def plain_kernel(query, key, value, starts, longest, scale):

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_lib.config.fine_tuning import FineTuningSettings
+from pipeline_lib.memory_reuse import keep_freed_memory
 from pipeline_lib.packing.tokenizer_folder import copy_tokenizer
 from pipeline_lib.stage import Stage, UserError
 
 from .batch_order import epoch_order
-from .memory_reuse import keep_freed_memory
 
 if TYPE_CHECKING:
     from torch import dtype as TorchType

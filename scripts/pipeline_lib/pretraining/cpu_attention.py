@@ -9,10 +9,10 @@ no mask exists, and padding costs nothing.
 Both passes are one opaque operator each (torch.library), so torch.compile neither looks inside nor compiles anew for
 another arrangement of documents. Cost: about 20 microseconds per document and call.
 
-Traps: the kernel shares heads times rows out among the threads, so three heads of one document keep two threads busy for
-as long as four would. A document must be one unbroken run of equal numbers; the packed cache promises that. And the products run in
-float32 even where the rest multiplies in bfloat16: in 16 bits the kernel has code generated for every new length of a
-document, which took 2.7 times as long here and a gigabyte of memory.
+Traps: the kernel shares heads times rows out among the threads, so three heads of one document keep two threads busy
+for as long as four would. A document must be one unbroken run of equal numbers; the packed cache promises that. And the
+products run in float32 even where the rest multiplies in bfloat16: in 16 bits the kernel has code generated for every
+new length of a document, which took 2.7 times as long here and a gigabyte of memory.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def document_runs(documents: Tensor) -> list[tuple[int, int, int]]:
     return [run[:3] for run in zip(rows, places, ends, is_document, strict=True) if run[3]]
 
 
-def _alike(documents: Tensor) -> list[tuple[slice, slice, slice]]:
-    """Return where each document lies in [batch, heads, length], those at the same places of consecutive rows as one."""
+def alike(documents: Tensor) -> list[tuple[slice, slice, slice]]:
+    """Return where documents lie in [batch, heads, length]; those lying alike in consecutive rows are one block."""
     latest: dict[tuple[int, int], list[int]] = {}
     blocks = []
     for row, start, end in document_runs(documents):
@@ -65,7 +65,7 @@ def document_attention(
     batch, heads, length, features = query.shape
     output = query.new_zeros(batch, length, heads, features).transpose(1, 2)
     normaliser = query.new_zeros(batch, length, heads, dtype=torch.float32).transpose(1, 2)
-    for part in _alike(documents):
+    for part in alike(documents):
         output[part], normaliser[part] = _forward(query[part], key[part], value[part], 0.0, True, scale=scale)
     return output, normaliser
 
@@ -90,7 +90,7 @@ def document_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of query, key and value; arguments as `document_attention` had and gave them."""
     results = _zeros_like_heads(query), _zeros_like_heads(key), _zeros_like_heads(value)
-    for part in _alike(documents):
+    for part in alike(documents):
         made = _backward(
             gradient[part], query[part], key[part], value[part], output[part], normaliser[part], 0.0, True, scale=scale
         )

@@ -16,6 +16,7 @@ from pipeline_lib.kernel_optimizations import (
     flash_attention_problem,
     setup_kernel_optimizations,
 )
+from pipeline_lib.memory_reuse import keep_freed_memory
 from pipeline_lib.oom_handler import SafeBatchSizes
 from pipeline_lib.stage import Stage, StageFailure, write_json_atomic
 from pipeline_lib.stage.workspace import read_json
@@ -72,6 +73,8 @@ def prepare_machine(settings: PretrainSettings, architecture: str, device: torch
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written
+    elif device.type == "cpu":
+        keep_freed_memory()
     try:
         return setup_kernel_optimizations(settings.use_liger_kernel, settings.use_cce, architecture)
     except KernelsUnavailable as error:

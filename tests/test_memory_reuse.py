@@ -11,7 +11,7 @@ import resource, sys
 import numpy
 sys.path.insert(0, sys.argv[1])
 if sys.argv[2] == "keep":
-    from pipeline_lib.post_training.memory_reuse import keep_freed_memory
+    from pipeline_lib.memory_reuse import keep_freed_memory
     assert keep_freed_memory()
 for _ in range(3):
     numpy.ones(16_000_000)
