@@ -3,14 +3,14 @@
 All start from the same initial weights (litgpt from its own initialisation of the same shape), read the same packed
 tokens and are judged on the same validation text. A peer gets its best batch, learning rate, number format and, in long
 runs, compiling from a sweep whose runs last a fifth of the time (25 seconds at least); we use the rates of
-docs/models.md, the demo's batch (4,096 tokens, the smallest of the sweep too) and no sweep. Then every peer trains for
-the whole time and we for half of it, three seeds each, in turn. Claimed is the time we needed over the peer's, where we
-arrived at the peer's final value or below it.
+docs/models.md and the smallest batch of the sweep, which was the best of 1,024, 2,048 and 4,096 tokens in short runs.
+Then every peer trains for the whole time and we for half of it, three seeds each, in turn. Claimed is the time we
+needed over the peer's, where we arrived at the peer's final value or below it.
 
     python benchmarks/pretrain_time_to_quality.py                10 minutes a run: about two hours with both peers
     python benchmarks/pretrain_time_to_quality.py --reduced      75 seconds a run: about twenty minutes with both
 
-The reduced contest is complete, with three seeds; its sweep has one batch size and runs of 25 seconds, so a peer's
+The reduced contest is complete, with three seeds; its sweep has two batch sizes and runs of 25 seconds, so a peer's
 settings are less finely tuned. Any of --seconds, --seeds, --batches and --our-share (of a peer's time) changes either
 contest, and --peers leaves one out. What is measured lies in contest.jsonl of the run folder: a contest that was
 stopped goes on there, with the same code on the same machine.
@@ -40,13 +40,13 @@ from run_all import machine
 RATES = (1e-3, 2e-3, 4e-3)
 # A run of the sweep takes a fifth of the time, and no less than calibration and a few validations need.
 SWEEP_SHARE, LEAST_SWEEP = 0.2, 25.0
-FULL = {"seconds": 600.0, "seeds": 3, "batches": [8, 16]}
-REDUCED = {"seconds": 75.0, "seeds": 3, "batches": [8]}
+FULL = {"seconds": 600.0, "seeds": 3, "batches": [4, 8, 16]}
+REDUCED = {"seconds": 75.0, "seeds": 3, "batches": [4, 8]}
 OUR_SHARE = 0.5
 PEERS = ("hf", "litgpt")
 # A run of the sweep shorter than this would be over before the compiler is.
 LEAST_COMPILED = 90.0
-OUR_FLAGS = ("--batch_tokens", "4096", "--micro_batch", "8", "--keep_best", "false")
+OUR_FLAGS = ("--batch_tokens", "2048", "--micro_batch", "4", "--keep_best", "false")
 
 
 def best_settings(program: str, python: str, seconds: float, batches: list[int], peer: Callable[..., Result]) -> dict:
