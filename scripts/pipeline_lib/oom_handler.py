@@ -60,8 +60,14 @@ class SafeBatchSizes:
         self.largest = largest
         self.grow_after = grow_after
         self.events = int(state["events"]) if state else 0
+        # How long to wait doubled with every failure; after how many successes it began may be set anew.
+        scale = grow_after / (state or {}).get("grow_after", grow_after)
         self._lengths: dict[str, dict[str, int]] = {
-            length: {**entry, "size": min(entry["size"], largest)}
+            length: {
+                **entry,
+                "size": min(entry["size"], largest),
+                "patience": max(1, round(scale * entry["patience"])),
+            }
             for length, entry in (state["lengths"] if state else {}).items()
         }
 
@@ -90,7 +96,8 @@ class SafeBatchSizes:
 
     def to_json(self) -> dict[str, Any]:
         """Return the state as JSON."""
-        return {"events": self.events, "lengths": {length: dict(entry) for length, entry in self._lengths.items()}}
+        lengths = {length: dict(entry) for length, entry in self._lengths.items()}
+        return {"events": self.events, "grow_after": self.grow_after, "lengths": lengths}
 
     def sizes(self) -> dict[str, int]:
         """Return {context length: sequences} of the lengths at which memory ever ran out."""

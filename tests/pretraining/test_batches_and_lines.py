@@ -65,6 +65,15 @@ def test_an_epoch_reads_every_sequence_once(cache):
     assert data.epochs(steps) == pytest.approx(steps * 8 / total)
 
 
+def test_epochs_are_those_that_were_read_whatever_the_batches_were(cache):
+    state = None
+    for sequences, steps in ((8, 3), (16, 2)):  # a batch that was changed between two starts
+        stream = PackedData(cache, 64, sequences, 5, 640).training_batches(state)
+        for _ in range(steps):
+            _, state = next(stream)
+    assert make_data(cache).epochs_read(state) == pytest.approx((3 * 8 + 2 * 16) / cache.sequences(64))
+
+
 def test_validation_is_always_the_same_sequences_whatever_the_batch(cache):
     def tokens(sequences: int) -> np.ndarray:
         parts = [batch.inputs.numpy() for batch in make_data(cache).validation_batches(sequences)]

@@ -45,6 +45,23 @@ def test_a_spike_leaves_a_bundle_of_the_state_before_it_and_training_goes_on(fre
     assert missing.code == 2 and "no bundle of step 1" in missing.output and "Traceback" not in missing.output
 
 
+def test_the_bundle_just_written_stays_when_the_run_went_back_before_older_ones(fresh_run, launcher):
+    config, run = fresh_run
+    abandoned, made = run / "05_pretrain" / "work" / "incidents" / "step-00000900", []
+    flags = ("--optimizer.lr", "1e30", "--keep_incidents", "1", "--checkpoint_steps", "1")
+
+    def put_one_there() -> bool:
+        if abandoned.parent.parent.is_dir() and not made:
+            abandoned.mkdir(parents=True)
+            made.append(abandoned)
+        return False  # no signal
+
+    done = launcher.start(config, run, *flags, when=put_one_there)
+    assert done.code == 1, done.output
+    step = int(re.search(r"--replay (\d+)", done.output)[1])
+    assert [path.name for path in abandoned.parent.iterdir()] == [f"step-{step:08d}"]
+
+
 def test_weights_that_are_not_finite_from_the_start_are_named(packed_run, launcher, tmp_path):
     from safetensors.torch import load_file, save_file
 

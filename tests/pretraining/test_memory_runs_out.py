@@ -179,9 +179,25 @@ def test_the_safe_size_is_in_the_checkpoint_grows_back_and_waits_longer_after_ea
     assert tried == [8, 4, 4, 4, 4, 8, 4, 4, 4, 4, 4, 4]  # 8 is tried again after two good steps, then after four
     save_checkpoint(tmp_path / checkpoint_name(run.step), *checkpoint_content(run))
     again = make_run(settings)
+    again.micro_batches.grow_after = 2
     restore_run(again, tmp_path, print)
     assert again.micro_batches.to_json() == run.micro_batches.to_json()
     assert again.micro_batches.size(64) == 4 and again.micro_batches.size(128) == 8
+
+
+def test_how_long_to_wait_before_growing_back_may_change_on_resume():
+    sizes = SafeBatchSizes(8, grow_after=200)
+    sizes.failed(64)
+    for _ in range(200):
+        sizes.succeeded(64)
+    sizes.failed(64)  # a failed try: 400 successes next time
+    sooner = SafeBatchSizes(8, grow_after=20, state=sizes.to_json())
+    for _ in range(39):
+        sooner.succeeded(64)
+    assert sooner.size(64) == 4
+    sooner.succeeded(64)
+    assert sooner.size(64) == 8
+    assert SafeBatchSizes(8, grow_after=20, state=sooner.to_json()).to_json() == sooner.to_json()
 
 
 def test_with_fsdp_the_next_start_takes_half_and_keeps_to_it(data, monkeypatch, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_05_pretrain import lines, metrics_of_unfinished, notes
 
+from fork_launcher import run_script
 from pipeline_lib.checkpoints import load_checkpoint, newest_valid_checkpoint
 from pipeline_lib.config.pretrain import ScheduleSettings
 from pipeline_lib.pretraining import setup
@@ -80,6 +81,27 @@ def test_the_resume_plan_shows_the_differences_and_the_learning_rates_and_does_n
                   f"^ step {step}", "none is repeated, none is skipped"):  # fmt: skip
         assert words in shown.output, (words, shown.output)
     assert {path: path.stat().st_mtime_ns for path in work.rglob("*")} == untouched
+
+
+def test_a_length_that_changed_because_the_cache_has_another_one_first_is_refused(stopped_run, launcher):
+    config, run = stopped_run
+    config.write_text(config.read_text().replace("contexts: [64]", "contexts: [32, 64]"))
+    assert run_script("03_tokenize_and_pack.py", config, run).returncode == 0
+    for flags in ([], ["--resume_plan"]):
+        refused = launcher.start(config, run, *flags)
+        assert refused.code == 2 and "was 64, now 32" in refused.output, refused.output
+    config.write_text(config.read_text().replace("contexts: [32, 64]", "contexts: [64, 32]"))
+    assert run_script("03_tokenize_and_pack.py", config, run).returncode == 0
+    done = launcher.start(config, run)
+    assert done.code == 0, done.output
+
+
+def test_the_resume_plan_of_a_finished_run_says_what_a_start_would_do(fresh_run, launcher):
+    config, run = fresh_run
+    assert launcher.start(config, run).code == 0
+    assert "--force would begin at step 0" in launcher.start(config, run, "--resume_plan").output
+    told = launcher.start(config, run, "--resume_plan", "--tokens", "20480").output
+    assert "as it would be another now (setting changed: tokens" in told and "a start would begin anew" in told
 
 
 def test_settings_of_then_and_now_that_contradict_each_other_are_one_line(stopped_run, launcher, tmp_path):

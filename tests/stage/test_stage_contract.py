@@ -337,3 +337,28 @@ def test_a_plan_whose_probe_fails_is_a_failure(toy: Toy):
     code, out, err = toy.run("--plan", TOY_BROKEN="probe")
     assert code == 1 and err == "" and "cost    the probe failed: no number could be squared" in out
     assert not toy.folder.exists()
+
+
+def test_an_interrupted_forced_start_is_continued_and_not_taken_for_up_to_date(toy: Toy):
+    assert toy.run()[0] == 0
+    first = toy.manifest()
+    process = toy.start("--force", TOY_SLEEP="0.2")
+    toy.wait_for_unit(2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 143
+    assert "would continue unfinished work: a start with --force has not finished" in toy.run("--plan")[1]
+    code, out, err = toy.run()
+    assert code == 0, err
+    assert "(a start with --force has not finished)" in out and "were finished before" in out
+    assert toy.manifest()["outputs_digest"] == first["outputs_digest"] and toy.manifest()["run"]["resumed"]
+    assert "up to date" in toy.run()[1]
+
+
+def test_force_begins_anew_even_over_its_own_unfinished_work_and_says_so(toy: Toy):
+    process = toy.start("--force", TOY_SLEEP="0.2")
+    toy.wait_for_unit(2)
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=30)
+    code, out, _ = toy.run("--force")
+    assert code == 0 and "unfinished work that --force does not continue was discarded" in out
+    assert "were finished before" not in out

@@ -119,6 +119,10 @@ class PackedData:
             total += max(0, last - phase.first + 1) * phase.sequences / self.cache.sequences(phase.context)
         return total
 
+    def epochs_read(self, state: dict[str, Any]) -> float:
+        """Return how often the training split was read up to `state`, whatever the batches were on the way."""
+        return sum((span[4] - span[3]) / self.cache.sequences(span[0]) for span in state["read"])
+
     def text_read(self, state: dict[str, Any]) -> TextRead:
         """Return what of the text was read up to `state`."""
         # A curriculum that was changed on the way may have left lengths behind.

@@ -56,9 +56,15 @@ def record(
         incident = {**what, "step": step, "documents": data.documents_of_next(run.data, run.step)}
         incident["settings"] = settings.model_dump(mode="json")
         save_checkpoint(bundle, tensors, {**state, "incident": incident})
-        for older in sorted(folder.iterdir())[: -settings.keep_incidents]:
+        # By age, not by step: a run that went back and took another way leaves bundles of later steps behind.
+        others = sorted((path for path in folder.iterdir() if path != bundle), key=_written)
+        for older in others[: max(0, len(others) + 1 - settings.keep_incidents)]:
             remove(older)
     return bundle
+
+
+def _written(path: Path) -> tuple[int, str]:
+    return path.stat().st_mtime_ns, path.name
 
 
 def broken_weights(run: TrainingRun) -> list[str]:

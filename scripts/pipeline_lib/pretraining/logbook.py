@@ -55,7 +55,7 @@ class Logbook:
         if self.metrics is None:
             return None
         self.metrics.append(line)
-        self.timings.append({"step": run.step, "seconds": seconds, **spent})
+        self.timings.append({"step": run.step, "seconds": seconds, "processes": run.processes.size, **spent})
         self.curves.add(line, {"tokens_per_second": run.horizon.step_tokens_at(run.step) / seconds})
         return self._verdict(line)
 
@@ -130,5 +130,5 @@ def _take_back_the_last_line(work: Path, run: TrainingRun) -> bool:
 
 
 def _identity(work: Path) -> str:
-    """Return a name that stays the same as long as the run can be continued."""
-    return str((read_json(work / "state.json") or {}).get("began", ""))[:16]
+    """Return a name that stays the same as long as the run can be continued: hexadecimal, W&B refuses colons."""
+    return str((read_json(work / "state.json") or {}).get("began", "")).rpartition(":")[2][:16]

@@ -75,7 +75,6 @@ def _train(stage: Stage, run: TrainingRun, data: PackedData, book: Logbook, savi
         if run.step:  # the checkpoint of this step, taken during its validation, does not know its score
             saving.save_if_due(run, last=run.step == run.horizon.steps)
     while run.step < run.horizon.steps:
-        began = time.monotonic()
         for phase in run.horizon.phases[1:]:
             if phase.first == run.step + 1:
                 stage.note(
@@ -86,6 +85,7 @@ def _train(stage: Stage, run: TrainingRun, data: PackedData, book: Logbook, savi
             what = f"step {run.step:,}: all that is packed so far has been read"
             with book.spending("text"):
                 wait_for_text(stage, data, run.processes, there, what, partial(saving.emergency, run))
+        began = time.monotonic()
         line = _next_step(run, batches, data, book, saving, settings)
         if "micro_batch_reduced_to" in line:
             stage.note(

@@ -62,7 +62,9 @@ class Outcome:
         before, after = lines[0], lines[-1]
         flops = flop_count(inputs.parameters["matmul"], inputs.layers, inputs.attention_width).of(run.tokens)
         spent = {name: sum(line.get(name, 0.0) for line in times[1:]) for name in ("loader", "text", "validation")}
-        stepping = sum(line["seconds"] for line in times[1:]) - sum(spent.values())
+        stepping = sum(_stepping(line) for line in times[1:])
+        # Another start may have had another number of processes.
+        used = sum(_stepping(line) * line.get("processes", run.processes.size) for line in times[1:])
         counts, useful = run.tokens, self.text.predicted_once
         return {
             "steps": run.step,
@@ -76,7 +78,7 @@ class Outcome:
             },
             "text_tokens_read": self.text.tokens_read,
             "tokens_per_step": run.horizon.step_tokens,
-            "epochs": round(inputs.data.epochs(run.step), 4),
+            "epochs": round(inputs.data.epochs_read(run.data), 4),
             "val_bits_per_byte_before": before["val_bits_per_byte"],
             "val_bits_per_byte_after": after["val_bits_per_byte"],
             "val_loss_before": before["val_loss"],
@@ -97,7 +99,7 @@ class Outcome:
                 "seconds": run.seconds,
                 "tokens_per_second": counts.total / run.seconds,
                 "model_flops_per_second": flops / run.seconds,
-                "step_mfu": round(flops / stepping / (run.choices.peak_flops * run.processes.size), 4),
+                "step_mfu": round(flops / used / run.choices.peak_flops, 4),
                 "loader_share": round(spent["loader"] / (stepping + spent["loader"]), 5),
                 "text_wait_seconds": round(spent["text"], 4),
                 "checkpoints_saved": self.saving.saver.saves,
@@ -116,6 +118,11 @@ class Outcome:
             seconds = self.run.seconds - stage.result[TIMING]["text_wait_seconds"]
             told = self.prediction.against(seconds, peak_memory(self.run.device), _bytes_below(stage.work) - unforeseen)
             stage.note(told + (f"; bundles of incidents take {size(unforeseen)} more" if unforeseen else ""))
+
+
+def _stepping(line: dict[str, Any]) -> float:
+    """Return the seconds of a step without its waiting and its validation."""
+    return line["seconds"] - sum(line.get(name, 0.0) for name in ("loader", "text", "validation"))
 
 
 def _bytes_below(folder: Path) -> int:

@@ -24,7 +24,7 @@ from pipeline_lib.packing.open_cache import open_cache
 from pipeline_lib.packing.reader import PackedCache
 from pipeline_lib.stage import ActionContext, Stage, StageInput, UserError
 from pipeline_lib.stage.inputs import open_input, repairing_command
-from pipeline_lib.stage.manifest import MANIFEST, Manifest
+from pipeline_lib.stage.manifest import MANIFEST, Manifest, describe_change
 from pipeline_lib.stage.workspace import WORK, Workspace
 
 from .horizon import Horizon, LearningRates, resolve_horizon
@@ -148,7 +148,8 @@ def continue_with(stage: Stage, saved: dict[str, Any], present: dict[str, Any]) 
     if state["data"] is None:  # not a single step was done
         return None
     plan = plan_resume(saved, present, section_keys(stage.origins), _growth(stage, state), _means(stage.settings))
-    plan.refusals.extend(_passed(horizon_of(stage, plan.settings, state["horizon"]["context"]), step))
+    plan.refusals.extend(_other_length(stage, plan.settings, state))
+    plan.refusals.extend(_passed(horizon_of(stage, plan.settings), step))
     if plan.refusals:
         raise UserError(
             f"unfinished training ({newest}, step {step:,}) cannot continue: {'; '.join(plan.refusals)}. Put that back,"
@@ -174,8 +175,13 @@ def print_resume_plan(context: ActionContext) -> int:
     newest = newest_valid_checkpoint(work / "checkpoints", print)
     state = None if newest is None else load_state(newest)
     if saved is None or state is None or state["data"] is None:
-        finished = Manifest.read(context.stage_folder / MANIFEST) is not None
-        what = "the training is finished; --force would begin" if finished else "a start would begin"
+        manifest = Manifest.read(context.stage_folder / MANIFEST)
+        what = "a start would begin"
+        if manifest is not None and manifest.fingerprint == context.fingerprint():
+            what = "the training is finished; --force would begin"
+        elif manifest is not None:
+            change = describe_change(manifest.fingerprint, context.fingerprint())
+            what = f"the training is finished; as it would be another now ({change}), a start would begin anew"
         print(f"{context.stage_folder}: no unfinished training with a checkpoint; {what} at step 0")
         return 0
     plan = plan_resume(
@@ -189,10 +195,11 @@ def print_resume_plan(context: ActionContext) -> int:
     for line in [*plan.table(), *(f"  note: {note}" for note in plan.notes)]:
         print(line)
     before = _saved_horizon(state)
-    after = horizon_of(context, plan.settings, before.context)
+    after = horizon_of(context, plan.settings)
     saved_schedule = ScheduleSettings.model_validate(saved["settings"]["schedule"])
     for line in learning_rate_lines(state["step"], (before, saved_schedule), (after, plan.settings.schedule)):
         print(line)
+    plan.refusals.extend(_other_length(context, plan.settings, state))
     plan.refusals.extend(_passed(after, state["step"]))
     for refusal in plan.refusals:
         print(f"  REFUSED {refusal}; --force would begin anew")
@@ -211,8 +218,20 @@ def _passed(horizon: Horizon, step: int) -> list[str]:
     return [f"step {step:,} is already beyond the horizon of {horizon.steps:,} steps that the settings ask for"]
 
 
-def horizon_of(place: ActionContext | Stage, settings: PretrainSettings, length: int) -> Horizon:
-    """Return the horizon that `settings` mean for the model of this run on sequences of `length` tokens."""
+def _other_length(place: ActionContext | Stage, settings: PretrainSettings, state: dict[str, Any]) -> list[str]:
+    """Refuse a length of sequences that changed because the packed cache has now another one first."""
+    first, saved = _cache(place).contexts[0], state["horizon"]["context"]
+    if settings.context is not None or settings.curriculum or first == saved:
+        return []
+    return [
+        f"pretrain.context is not set, and the first of pack.contexts was {saved}, now {first}: sequences of another"
+        f" length are another training; let {saved} be the first again"
+    ]
+
+
+def horizon_of(place: ActionContext | Stage, settings: PretrainSettings) -> Horizon:
+    """Return the horizon that `settings` mean for the model and the packed cache of this run."""
+    length = settings.context or _cache(place).contexts[0]
     initial = StageInput(place.run_folder, "04_init", place.arguments).result
     tokens = known_tokens(_cache(place), settings) if settings.epochs is not None else None
     shape = initial["shape"]

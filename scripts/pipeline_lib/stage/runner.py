@@ -199,7 +199,7 @@ def _status(stage: Stage, fingerprint: dict[str, Any], force: bool) -> str:
     reason = "forced" if force else _why_not_up_to_date(stage, manifest, fingerprint)
     if reason is None:
         return "up to date"
-    workspace = Workspace(stage.folder, _as_begun(stage, Workspace.made_from(stage.folder), fingerprint))
+    workspace = _unfinished(stage, fingerprint)
     from .workspace import read_json
 
     state = read_json(workspace.folder / "state.json") or {}
@@ -210,12 +210,18 @@ def _status(stage: Stage, fingerprint: dict[str, Any], force: bool) -> str:
 def _why_not_up_to_date(stage: Stage, manifest: Manifest | None, fingerprint: dict[str, Any]) -> str | None:
     if manifest is None:
         return "it has not finished before" if not (stage.folder / MANIFEST).exists() else "its manifest is damaged"
-    fingerprint = _as_begun(stage, manifest.fingerprint, fingerprint)
-    if manifest.fingerprint != fingerprint:
-        return describe_change(manifest.fingerprint, fingerprint)
+    as_finished = _as_begun(stage, manifest.fingerprint, fingerprint)
+    if manifest.fingerprint != as_finished:
+        return describe_change(manifest.fingerprint, as_finished)
     if damaged := manifest.damaged_files(stage.folder):
         return f"{len(damaged)} outputs are missing or damaged, first {damaged[0]}"
+    if _unfinished(stage, fingerprint).begun_by_force():
+        return "a start with --force has not finished"
     return None
+
+
+def _unfinished(stage: Stage, fingerprint: dict[str, Any]) -> Workspace:
+    return Workspace(stage.folder, _as_begun(stage, Workspace.made_from(stage.folder), fingerprint))
 
 
 def _execute(stage: Stage, spec: StageSpec, run: Callable[[Stage], None], inputs, join, continue_with) -> int:
@@ -243,6 +249,7 @@ def _execute(stage: Stage, spec: StageSpec, run: Callable[[Stage], None], inputs
         for line in superseded:
             stage.note(line)
         _warn_of_other_settings(stage)
+        stage.forced = force or _unfinished(stage, fingerprint).begun_by_force()
         fingerprint = _as_begun(stage, Workspace.made_from(stage.folder), fingerprint)
         if continue_with is not None and not force:
             fingerprint = _continue_other_work(stage, fingerprint, continue_with)
@@ -369,6 +376,7 @@ def _run_and_publish(stage: Stage, spec: StageSpec, run, fingerprint: dict[str, 
         raise
     except (UserError, StageFailure):
         workspace.discard_if_empty()
+        workspace.give_up_force()
         raise
     except (MemoryError, KeyboardInterrupt):
         raise

@@ -1,6 +1,7 @@
 """The folder of an unfinished stage, its journal, and the move that turns it into the finished stage.
 
-    runs/<run>/<stage>/work/state.json      fingerprint of the attempt, and that with which its work began
+    runs/<run>/<stage>/work/state.json      fingerprint of the attempt, that with which its work began, and
+                                            whether --force did
     runs/<run>/<stage>/work/journal.jsonl   finished units
     runs/<run>/<stage>/work/...             files of finished units, training checkpoints
     runs/<run>/<stage>/work/manifest.json   written when all is done: from here on only renames remain
@@ -44,27 +45,40 @@ class Workspace:
         """
         state = read_json(self.folder / _STATE)
         mine = state is not None and state.get("fingerprint") == self.fingerprint and not fresh
+        whose = "that --force does not continue" if fresh else "of other settings, inputs or code"
         if self.folder.exists() and not mine:
             if keep_superseded:
                 remove(self.stage_folder / SUPERSEDED)
                 os.replace(self.folder, self.stage_folder / SUPERSEDED)
-                say(f"unfinished work of other settings, inputs or code was moved to {self.stage_folder / SUPERSEDED}")
+                say(f"unfinished work {whose} was moved to {self.stage_folder / SUPERSEDED}")
             else:
                 remove(self.folder)
-                say("unfinished work of other settings, inputs or code was discarded")
+                say(f"unfinished work {whose} was discarded")
         self.folder.mkdir(parents=True, exist_ok=True)
         if not mine:
-            self._write_state(self.fingerprint)
+            self._write_state(self.fingerprint, fresh)
         self.journal = Journal(self.folder / _JOURNAL)
         self.resuming = mine
 
-    def _write_state(self, began: str) -> None:
-        state = {"fingerprint": self.fingerprint, "began": began, "made_from": self.made_from_now}
+    def _write_state(self, began: str, forced: bool) -> None:
+        state = {"fingerprint": self.fingerprint, "began": began, "made_from": self.made_from_now, "forced": forced}
         write_json_atomic(self.folder / _STATE, state)
 
     def take_over(self) -> None:
         """Make the unfinished work that lies here, of another fingerprint, the work of this one."""
-        self._write_state((read_json(self.folder / _STATE) or {}).get("began", self.fingerprint))
+        state = read_json(self.folder / _STATE) or {}
+        self._write_state(state.get("began", self.fingerprint), state.get("forced", False))
+
+    def give_up_force(self) -> None:
+        """Forget that --force began this work: it failed, so what was published before stays the finished stage."""
+        state = read_json(self.folder / _STATE)
+        if state is not None and state.get("forced", False):
+            self._write_state(state["began"], False)
+
+    def begun_by_force(self) -> bool:
+        """Say whether unfinished work of this very fingerprint lies here that a start with --force began."""
+        state = read_json(self.folder / _STATE) or {}
+        return state.get("fingerprint") == self.fingerprint and state.get("forced", False)
 
     @staticmethod
     def mark(folder: Path) -> str | None:
