@@ -186,7 +186,7 @@ def _change_index(options: argparse.Namespace, index: Any, run: Any) -> None:
     elif options.action == "undo":
         print("decided again:", ", ".join(index.undo(options.name, run)) or "nothing")
     elif options.action == "export":
-        index.export(options.name, options.output, run.workers)
+        index.export(options.name, options.output, run.workers, run.max_ram)
     else:
         for source in index.sources:
             print(f"{source['name']}: {source['documents']} documents, {source['removed']} removed")

@@ -152,7 +152,10 @@ class DedupIndex:
             clear_results(self.folder / WORK)
         return entry
 
-    def _decide(self, name: str, corpus: Corpus, run: Run, keep_all: bool) -> dict[str, Any]:
+    def _decide(
+        self, name: str, corpus: Corpus, run: Run, keep_all: bool, accepted: bool = False
+    ) -> dict[str, Any]:
+        """Decide a source and return its entry; one that was accepted once is not put before the guard again."""
         folder = self._folder(name)
         job = DedupJob(
             corpus,
@@ -169,7 +172,8 @@ class DedupIndex:
         else:
             steps.run(job, run.say)
             removals = collect(job)
-            check_limits(removals, self.parameters)
+            if not accepted:
+                check_limits(removals, self.parameters)
         written = [folder / "removed.npz", *_write_tables(job, removals, folder / "tables")]
         source, row = self._origin(removals.survivor, job)
         save_arrays(
@@ -236,7 +240,7 @@ class DedupIndex:
         while self.record.pending:
             source = self.record.pending[0]
             check_inputs(source)
-            entry = self._decide(source["name"], _corpus(source), run, source["keep_all"])
+            entry = self._decide(source["name"], _corpus(source), run, source["keep_all"], accepted=True)
             self._commit([*self.sources, entry], self.record.pending[1:])
             clear_results(self.folder / WORK)
 
@@ -282,14 +286,14 @@ class DedupIndex:
             np.add.at(sizes, stored["survivor_row"][mine], stored["weight"][mine])
         return sizes
 
-    def export(self, name: str, output: Path, workers: int = 1) -> None:
+    def export(self, name: str, output: Path, workers: int = 1, max_ram: int | None = None) -> None:
         """Write what stays of a source, shard by shard, with the column `duplicates` (cluster sizes), and receipts.
 
         What the files' own column of that name says is added in. Raises UserError when a file of the source is not
         the one that was added (what stays is known by its row), when its column `duplicates` is not of whole numbers,
         and when a file of the index's sources would be overwritten.
         """
-        self.finish_pending(Run(workers))
+        self.finish_pending(Run(workers, max_ram))
         source = self.sources[self._source(name)]
         check_inputs(source)
         corpus = _corpus(source)

@@ -108,7 +108,7 @@ def clear_results(folder: Path) -> None:
 
 
 def empty(folder: Path) -> None:
-    """Delete everything in a scratch folder but its lock."""
-    for path in folder.iterdir():
+    """Delete everything in a scratch folder but its lock, files first: without its record the rest is of nobody."""
+    for path in sorted(folder.iterdir(), key=lambda path: (path.is_dir(), path.name)):
         if path.name != LOCK:
             remove(path)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from pipeline_lib.stage import UserError
-from pipeline_lib.stage.memory import give_freed_memory_back
+from pipeline_lib.stage.memory import free_bytes, give_freed_memory_back
 
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 LEAST_ROOM = 48 << 20
@@ -58,6 +58,4 @@ class MemoryLimit:
 
     @cached_property
     def _half_of_free(self) -> int:
-        import psutil
-
-        return max(psutil.virtual_memory().available // 2, LEAST_ROOM)
+        return max(free_bytes() // 2, LEAST_ROOM)

@@ -8,13 +8,15 @@ group of candidates, a shard. Which documents stay does not depend on the number
 """
 
 import inspect
+import shutil
+import traceback
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from datatrove.pipeline.base import PipelineStep
 
-from pipeline_lib.stage import UserError
+from pipeline_lib.stage import StageFailure, UserError
 from pipeline_lib.stage.node_environment import search_paths
 
 from . import steps
@@ -64,7 +66,19 @@ class DedupStep(PipelineStep):
         self.step = step
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
-        """Do this rank's units. Raises StageFailure when another run has taken the folder since `exact`."""
+        """Do this rank's units. Raises StageFailure when another run has taken the folder since `exact`.
+
+        What goes wrong is also left as a file: on Ray an error of a rank reaches nobody.
+        """
+        try:
+            self._run(rank, world_size)
+        except Exception as error:
+            path = error_file(self.shared.output, self.step, rank)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{error}" if isinstance(error, (UserError, StageFailure)) else traceback.format_exc())
+            raise
+
+    def _run(self, rank: int, world_size: int) -> None:
         job = self.shared.job()
         job.limit.prepare()
         if self.step == "exact":
@@ -84,6 +98,11 @@ class DedupStep(PipelineStep):
             for unit in sorted(mine):
                 steps.do(job, self.step, unit, 1)
             self.stat_update("units", value=len(mine))
+
+
+def error_file(output: Path, step: str, rank: int) -> Path:
+    """Return where a rank of a step leaves what went wrong."""
+    return output / SCRATCH_NAME / "errors" / f"{step}-{rank:05d}.txt"
 
 
 def _decide(run: ScaledRun, job: DedupJob) -> None:
@@ -175,4 +194,25 @@ def dedup_at_scale(
     run = ScaledRun(absolute, output.resolve(), parameters, max_ram)
     made = executors(run, engine, tasks, workers, options)
     with scratch_folder(run.output, print):
-        made[-1].run()  # runs or submits what it depends on first
+        shutil.rmtree(run.output / SCRATCH_NAME / "errors", ignore_errors=True)
+        if engine == "ray":
+            for step, executor in zip([*steps.STEPS, *AFTER], made, strict=True):
+                _run_to_its_end(run, step, executor)
+        else:
+            made[-1].run()  # runs or submits what it depends on first
+
+
+def _run_to_its_end(run: ScaledRun, step: str, executor: Any) -> None:
+    """Run one step on Ray. Raises StageFailure with what went wrong in its first rank that did not finish.
+
+    datatrove's own order would wait for ever for a rank that failed, and take the marks of an earlier run for today's.
+    """
+    executor.depends = None
+    for name in executor.logging_dir.list_files("completions"):
+        executor.logging_dir.rm_file(name)
+    executor.run()
+    left = executor.get_incomplete_ranks(skip_completed=True)
+    if left:
+        path = error_file(run.output, step, left[0])
+        what = path.read_text().strip() if path.is_file() else f"no word of it; see {executor.logging_dir.path}"
+        raise StageFailure(f"dedup: {len(left)} of {executor.world_size} ranks of step {step} failed: {what}")

@@ -124,13 +124,25 @@ class Killed(BaseException):
 def undo_killed_half_way(index: DedupIndex, name: str, monkeypatch) -> DedupIndex:
     """Undo a source, and end before the first of the later ones is decided again; returns the index as it is left."""
 
-    def die(*_):
+    def die(*_, **__):
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(DedupIndex, "_decide", die)
         index.undo(name)
     return DedupIndex.open(index.folder, PARAMETERS)
+
+
+def test_a_source_that_the_guard_was_told_to_accept_is_not_refused_when_an_earlier_one_goes(oracle, parts, tmp_path):
+    copies = [{"id": f"c{number}", "text": "the same words in every one of them " * 9} for number in range(130)]
+    corpus = Corpus(tuple(oracle.write_shards(tmp_path / "copies", copies, 1)))
+    with pytest.raises(StageFailure, match="would lose"):
+        DedupIndex.open(tmp_path / "index", DedupParameters()).add("b", corpus)
+    index = index_of(tmp_path / "index", parts, "a")
+    index.add("b", corpus)
+    again = DedupIndex.open(tmp_path / "index", DedupParameters())  # without the limit that was raised for it
+    assert again.undo("a") == ["b"]
+    assert [source["name"] for source in again.sources] == ["b"] and again.sources[0]["removed"] == 129
 
 
 def test_an_interrupted_undo_is_finished_by_the_next_change(parts, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -48,6 +49,28 @@ def test_an_engine_keeps_what_one_process_keeps(corpus, tmp_path, engine, tasks,
     dedup_at_scale(corpus, tmp_path / "out", DedupParameters(), engine, tasks, 2, options=ray_options(engine))
     assert contents(tmp_path / "out") == expected(corpus, tmp_path)
     assert left_in(tmp_path / "out") == LOGS
+
+
+@pytest.mark.slow
+def test_on_ray_a_step_that_fails_ends_the_run_with_its_words_at_once_and_in_a_used_folder(tmp_path, monkeypatch):
+    """The guard stops `decide`; marks of an earlier run in the same folder are not taken for today's."""
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", str(SCRIPTS))
+    ray.init(num_cpus=2, include_dashboard=False, ignore_reinit_error=True)
+
+    def corpus_of(name: str, texts: list[str]) -> Corpus:
+        (tmp_path / name).mkdir()
+        pq.write_table(pa.table({"text": texts, "source": ["s"] * len(texts)}), tmp_path / name / "a.parquet")
+        return Corpus((tmp_path / name / "a.parquet",))
+
+    different = [" ".join(f"word{number}-{place}" for place in range(40)) for number in range(60)]
+    fine, copies = corpus_of("fine", different), corpus_of("copies", different[:2] * 80)
+    options = ray_options("ray")
+    for folder in ("fresh", "used"):
+        if folder == "used":
+            dedup_at_scale(fine, tmp_path / folder, DedupParameters(), "ray", 2, 2, options=options)
+        with pytest.raises(StageFailure, match="(?s)step decide failed: .*would lose"):
+            dedup_at_scale(copies, tmp_path / folder, DedupParameters(), "ray", 2, 2, options=options)
 
 
 def ray_options(engine: str) -> dict:

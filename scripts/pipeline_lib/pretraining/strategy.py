@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,14 +16,13 @@ import torch
 from pipeline_lib.config.pretrain import PretrainSettings
 from pipeline_lib.memory_estimate import MemoryEstimate, estimate_memory
 from pipeline_lib.stage import Stage
+from pipeline_lib.stage.memory import container_limit
 from pipeline_lib.stage.progress import size
 
 from .distribution import Processes
 
 if TYPE_CHECKING:
     from .inputs import TrainingInputs
-
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def choose_strategy(stage: Stage, processes: Processes, inputs: TrainingInputs) -> Processes:
@@ -74,6 +72,6 @@ def device_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.is_file() else "max"
-    allowed = machine if limit == "max" else min(machine, int(limit))
+    limit = container_limit()
+    allowed = machine if limit is None else min(machine, limit)
     return allowed // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -13,6 +13,7 @@ import os
 import resource
 import sys
 import threading
+from pathlib import Path
 
 _SAMPLE_SECONDS = 0.25
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -76,6 +77,28 @@ class PeakMemory:
         self._done.set()
         self._thread.join()
         return max(self._peak, own_peak_bytes())
+
+
+CGROUP = Path("/sys/fs/cgroup")
+"""Where a container sees its limits (cgroup v2)."""
+
+
+def container_limit(cgroup: Path = CGROUP) -> int | None:
+    """Return how much memory this container may use, in bytes; None outside of one, or without a limit."""
+    limit = (cgroup / "memory.max").read_text().strip() if (cgroup / "memory.max").is_file() else "max"
+    return None if limit == "max" else int(limit)
+
+
+def free_bytes(cgroup: Path = CGROUP) -> int:
+    """Return the memory that can still be had, of the machine or of the container, whichever has less."""
+    import psutil
+
+    available, limit = psutil.virtual_memory().available, container_limit(cgroup)
+    if limit is None:
+        return available
+    counts = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+    used = int((cgroup / "memory.current").read_text()) - int(counts["inactive_file"])  # pages that are given up first
+    return min(available, max(0, limit - used))
 
 
 def own_peak_bytes() -> int:
