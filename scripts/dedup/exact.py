@@ -39,8 +39,8 @@ class RankColumns:
         """Return the documents, best first: era low, quality high, length high, source rank low, id low, digest low.
 
         The order depends on the documents alone, never on their rows, unless two of them are equal in all of these;
-        then nothing distinguishes them and the earlier row comes first. `before` are keys that count more than all of
-        these, the most important one last.
+        then nothing here distinguishes them (texts may, before they were normalised) and the earlier row comes first.
+        `before` are keys that count more than all of these, the most important one last.
         """
         if not len(self.row):
             return np.empty(0, np.int64)

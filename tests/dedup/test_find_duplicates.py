@@ -159,6 +159,10 @@ def test_bad_input_is_a_user_error_that_names_the_place(tmp_path):
     good = {"id": ["a", "b"], "text": ["x", "y"]}
     cases = {
         "repeated.parquet": ({"id": ["a", "a"], "text": ["x", "y"]}, r"'a' in .*repeated.parquet:0 and .*:1"),
+        "empty_ids.parquet": (
+            {"id": ["", "xxxxxxxxx", "", "yyyyyyyyy"], "text": ["k", "l", "m", "n"]},
+            r"'' in .*empty_ids.parquet:0 and .*:2",
+        ),
         "no_text.parquet": ({"id": ["a"], "body": ["x"]}, "no column 'text'; it has id, body"),
         "no_id.parquet": ({"text": ["x"]}, "no column 'id'"),
         "null_id.parquet": ({"id": ["a", None], "text": ["x", "y"]}, r"null_id.parquet:1 has no id"),
