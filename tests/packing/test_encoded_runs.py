@@ -73,6 +73,35 @@ def test_chunks_from_memory_and_from_files_hold_the_sorted_documents(runs, encod
             assert text_bytes.tolist() == [len(text) for text in texts]
 
 
+def shard_of_groups(path: Path, documents, groups: list[int]) -> Path:
+    """Write a shard whose row groups have so many documents each."""
+    table, first = pa.Table.from_pylist(documents), 0
+    with pq.ParquetWriter(path, table.schema) as writer:
+        for rows in groups:
+            writer.write_table(table.slice(first, rows))
+            first += rows
+    assert [pq.read_metadata(path).row_group(group).num_rows for group in range(len(groups))] == groups
+    return path
+
+
+@pytest.mark.parametrize("groups", [[8, 0], [8, 0, 0, 6, 0], [0, 5, 0, 4], [3, 0, 4], [0, 0], []])
+@pytest.mark.parametrize("run_bytes", [1, 32 << 20])
+def test_row_groups_without_rows_are_in_no_run(groups, run_bytes, encoder, documents, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(shards, "RUN_BYTES", run_bytes)
+    rows = sum(groups)
+    planned = plan_runs([shard_of_groups(tmp_path / "part-00000.parquet", documents, groups)])
+    filled = sum(map(bool, groups))
+    assert len(planned) == (filled if run_bytes == 1 else min(filled, 1)) and sum(run.rows for run in planned) == rows
+    encoded = [encode_run(run, encoder, SEED).documents for run in planned]
+    assert all(len(own) == run.rows > 0 for own, run in zip(encoded, planned, strict=True))
+    assert sorted(row for own in encoded for row in own["row"].tolist()) == list(range(rows))
+    read = [batch.select(["id", "row"]).to_pylist() for run in planned for batch in shards.read_batches(run)]
+    assert [row for batch in read for row in batch] == [
+        {"id": document["id"], "row": place} for place, document in enumerate(documents[:rows])
+    ]
+    assert len(shards.sample_texts(planned, 1)) == len(planned)
+
+
 def test_only_the_wanted_documents_are_encoded(runs, encoder):
     wanted = ChunkRange("train", 1 << BUCKET_BITS - 2, 1 << BUCKET_BITS - 1, 1 << 62)
     some = [encode_run(run, encoder, SEED, wanted.wants) for run in runs]

@@ -45,7 +45,10 @@ class Run:
 
 
 def plan_runs(shards: list[Path]) -> list[Run]:
-    """Cut shards into runs of about RUN_BYTES of text. Raises UserError for a file that is no shard."""
+    """Cut shards into runs of about RUN_BYTES of text; row groups without rows are in none.
+
+    Raises UserError for a file that is no shard.
+    """
     runs = []
     for number, shard in enumerate(shards):
         try:
@@ -57,11 +60,12 @@ def plan_runs(shards: list[Path]) -> list[Run]:
             raise UserError(f"{shard} has no column {missing[0]!r}; a text shard has id, source and text")
         text = metadata.schema.names.index("text")
         groups, size, first, rows = [], 0, 0, 0
-        for group in range(metadata.num_row_groups if metadata.num_rows else 0):
+        filled = [group for group in range(metadata.num_row_groups) if metadata.row_group(group).num_rows]
+        for group in filled:
             groups.append(group)
             size += metadata.row_group(group).column(text).total_uncompressed_size
             rows += metadata.row_group(group).num_rows
-            if size >= RUN_BYTES or group == metadata.num_row_groups - 1:
+            if size >= RUN_BYTES or group == filled[-1]:
                 key = f"{shard.stem}.{groups[0]:04d}"
                 runs.append(Run(shard, number, tuple(groups), first, rows, size, key))
                 groups, size, first, rows = [], 0, first + rows, 0

@@ -58,7 +58,8 @@ def write_final_shard(job: FinalJob) -> dict[str, Any]:
             if leaving["id"].to_pylist() != evidence["id"].to_pylist():
                 raise StageFailure(f"the duplicates near row {first} are of other documents; start again with --force")
             counts = pa.array(duplicates.copies(first, first + table.num_rows)[stays])
-            writer.write_table(staying.append_column("duplicates", counts))
+            if staying.num_rows:  # a row group without rows would be one more thing for every reader to know
+                writer.write_table(staying.append_column("duplicates", counts))
             receipts = _receipts(leaving, evidence, job.jaccard)
             first += table.num_rows
             receipt_writer.write_table(receipts)
