@@ -103,13 +103,16 @@ def estimate(stage: "Stage") -> Estimate:
     from pipeline_lib.packing.probe import probe_packing
     from pipeline_lib.packing.shards import plan_runs
 
+    runs = plan_runs(stage.input("02_clean").files("part-*.parquet"))
+    estimated, bytes_per_token = probe_packing(runs, stage.settings, PROBED_BYTES)
     if stage.settings.weights or stage.settings.token_shares:
         cleaned = {
             source: entry.kept[1] for flow, source, entry in stage.input("02_clean").ledger.items() if flow == "text"
         }
-        print("\n".join(["  mixture", *describe_mixture(plan_mixture(cleaned, stage.settings), "bytes")]))
-    runs = plan_runs(stage.input("02_clean").files("part-*.parquet"))
-    return Estimate(**probe_packing(runs, stage.settings, PROBED_BYTES))
+        plans = plan_mixture(cleaned, stage.settings, bytes_per_token)
+        print(f"  mixture, at {bytes_per_token:.2f} bytes of text per token")
+        print("\n".join(describe_mixture(plans, "bytes")))
+    return Estimate(**estimated)
 
 
 if __name__ == "__main__":

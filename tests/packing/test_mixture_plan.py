@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pipeline_lib.config.pack import PackSettings
-from pipeline_lib.packing.mixture_plan import describe_mixture, plan_mixture
+from pipeline_lib.packing.mixture_plan import BYTES_PER_TOKEN, copies_of, describe_mixture, plan_mixture
 from pipeline_lib.stage import UserError
+from pipeline_lib.stage.manifest import Manifest
 
+SOURCES = ("library", "other")
 TOKENS = {"code": 1_000, "books": 3_000, "web": 16_000}
 
 
@@ -27,6 +29,21 @@ def test_an_epoch_of_a_given_size_and_a_source_left_out():
     plans = {plan.source: plan for plan in plan_mixture(TOKENS, settings)}
     assert plans["code"].copies == pytest.approx(0.4) and plans["books"].copies == pytest.approx(1_600 / 3_000)
     assert plans["web"].copies == 0 and not any(plan.capped for plan in plans.values())
+
+
+def test_sizes_in_bytes_give_the_copies_of_the_tokens_they_stand_for():
+    settings = PackSettings(token_shares={"code": 0.5, "books": 0.3, "web": 0.2}, epoch_tokens=9_000)
+    sizes = {source: round(count * BYTES_PER_TOKEN) for source, count in TOKENS.items()}
+    in_tokens, in_bytes = plan_mixture(TOKENS, settings), plan_mixture(sizes, settings, BYTES_PER_TOKEN)
+    assert [plan.capped for plan in in_tokens] == [False, True, False]
+    for one, other in zip(in_tokens, in_bytes, strict=True):
+        assert (one.source, one.copies, one.wanted, one.capped) == (
+            other.source, pytest.approx(other.copies), other.wanted, other.capped
+        )  # fmt: skip
+        assert other.tokens_per_epoch == pytest.approx(one.tokens_per_epoch * BYTES_PER_TOKEN)
+    assert copies_of(sizes, settings, BYTES_PER_TOKEN) == pytest.approx(copies_of(TOKENS, settings))
+    without = PackSettings(token_shares=settings.token_shares)
+    assert copies_of(sizes, without, BYTES_PER_TOKEN) == copies_of(sizes, without), "proportions need no conversion"
 
 
 def test_weights_are_epochs_of_a_source_under_the_same_cap():
@@ -90,3 +107,37 @@ def test_the_packed_epoch_has_the_shares_and_the_plan_is_printed(packing_run, do
     assert copies["library"] < 1 < copies["other"]
     total = index["plans"][0]["splits"]["train"]["tokens"]
     assert total == pytest.approx(sum(tokens.values()), rel=0.3), "fractions of a copy are settled by few documents"
+
+
+def test_epoch_tokens_is_planned_and_trained_on_in_tokens_not_bytes(packing_run, documents):
+    """Two sources of different sizes; an epoch so large that the small one is capped, in tokens but not in bytes."""
+    sizes = {name: sum(len(row["text"].encode()) for row in documents if row["source"] == name) for name in SOURCES}
+    epoch = 3 * sizes["other"]  # 1.5 copies were it bytes, over 2 by the tokens of so small a vocabulary
+    run = packing_run(
+        documents,
+        vocab_size=400,
+        contexts=[128],
+        val_fraction=0,
+        token_shares=dict.fromkeys(SOURCES, 1.0),
+        epoch_tokens=epoch,
+        max_repeats=1.8,
+        training_bytes=60_000,
+    )
+    code, planned, err = run.run("--plan")
+    assert code == 0, planned + err
+    code, out, err = run.run()
+    assert code == 0, out + err
+    assert "capped by pack.max_repeats" in planned, planned
+    assert "capped by pack.max_repeats" in out
+    in_plan, in_cache = epochs_of(planned), epochs_of(out)
+    assert in_plan["other"] == in_cache["other"] == 1.8
+    assert in_plan["library"] == pytest.approx(in_cache["library"], rel=0.2)
+    fractions = Manifest.read(run.packed / "manifest.json").result["tokenizer_training"]["fractions"]
+    copies = min(1.8, epoch * BYTES_PER_TOKEN / 2 / sizes["library"])
+    assert fractions["other"] / fractions["library"] == pytest.approx(1.8 / copies)
+
+
+def epochs_of(printed: str) -> dict[str, float]:
+    """Return {source: epochs} as the table of the mixture has them."""
+    rows = (line.split() for line in printed.splitlines())
+    return {row[0]: float(row[3]) for row in rows if len(row) > 5 and row[0] in SOURCES}

@@ -9,7 +9,7 @@ from pipeline_lib.stage import StageFailure, file_digest, write_json_atomic
 
 from .cache_index import tokenizer_digests
 from .kept_parts import CacheLayout, published_tokenizer
-from .mixture_plan import copies_of
+from .mixture_plan import BYTES_PER_TOKEN, copies_of
 from .shards import Run, TrainingSample, plan_runs, sample_texts, weighted_sample
 from .text_encoder import PROBES, TextEncoder
 from .tokenizer_folder import chat_template_is_trainable, copy_tokenizer, resolve_tokenizer
@@ -61,7 +61,8 @@ def _train(stage: "Stage", layout: CacheLayout, folder: Path) -> dict[str, Any]:
     else:
         cleaned = stage.input("02_clean").ledger.items()
         sizes = {source: entry.kept[1] for flow, source, entry in cleaned if flow == "text"}
-        sample = weighted_sample(sizes, copies_of(sizes, settings), settings.training_bytes, stage.seed)
+        copies = copies_of(sizes, settings, BYTES_PER_TOKEN)
+        sample = weighted_sample(sizes, copies, settings.training_bytes, stage.seed)
     write_tokenizer(folder, train_tokenizer(sample.batches(runs), settings.vocab_size, settings.min_pair_count))
     return {**sample.to_json(), **({"parts": began} if began > 1 else {})}
 

@@ -19,6 +19,10 @@ from .packing_plan import Mixture
 if TYPE_CHECKING:
     from pipeline_lib.config.pack import PackSettings
 
+BYTES_PER_TOKEN = 4.0
+"""Bytes of text that a token is taken to stand for before there is a tokenizer: English prose has 4 to 5, code 3 to 4,
+and only where `pack.max_repeats` begins to cut a source depends on it."""
+
 
 @dataclass(frozen=True)
 class SourcePlan:
@@ -36,10 +40,12 @@ class SourcePlan:
         return self.tokens * self.copies
 
 
-def plan_mixture(tokens: Mapping[str, int], settings: "PackSettings") -> list[SourcePlan]:
+def plan_mixture(tokens: Mapping[str, int], settings: "PackSettings", bytes_per_token: float = 1.0) -> list[SourcePlan]:
     """Return the plan of every source that has tokens, in order of name.
 
-    tokens: of each source. Raises UserError when `token_shares` leaves out a source or none of its sources has text.
+    tokens: of each source, or its bytes, given together with `bytes_per_token`, by which `epoch_tokens` becomes bytes
+    too; the plan counts the same unit. Raises UserError when `token_shares` leaves out a source or none of its sources
+    has text.
     """
     shares = settings.token_shares
     if not shares:
@@ -62,7 +68,8 @@ def plan_mixture(tokens: Mapping[str, int], settings: "PackSettings") -> list[So
     whole = sum(named.values())
     if whole <= 0:
         raise UserError("pack.token_shares leaves nothing: no source with a share above 0 has text")
-    size = settings.epoch_tokens or sum(tokens[source] for source, share in named.items() if share)
+    asked = settings.epoch_tokens and settings.epoch_tokens * bytes_per_token
+    size = asked or sum(tokens[source] for source, share in named.items() if share)
     plans = []
     for source, share in named.items():
         copies = share / whole * size / tokens[source] if tokens[source] else 0.0
@@ -71,14 +78,14 @@ def plan_mixture(tokens: Mapping[str, int], settings: "PackSettings") -> list[So
     return plans
 
 
-def copies_of(tokens: Mapping[str, int], settings: "PackSettings") -> dict[str, float]:
+def copies_of(tokens: Mapping[str, int], settings: "PackSettings", bytes_per_token: float = 1.0) -> dict[str, float]:
     """Return the copies of a document of each source, nothing when the settings ask for no mixture.
 
-    tokens: of each source, or bytes: only their proportions count, unless `epoch_tokens` is set.
+    tokens and bytes_per_token: as for `plan_mixture`.
     """
     if not (settings.token_shares or settings.weights):
         return {}
-    return {plan.source: plan.copies for plan in plan_mixture(tokens, settings)}
+    return {plan.source: plan.copies for plan in plan_mixture(tokens, settings, bytes_per_token)}
 
 
 def mixture_of(chunks: Iterable[Mapping[str, Any]], settings: "PackSettings", seed: int) -> Mixture:

@@ -22,8 +22,11 @@ _START_BYTES = 350_000_000
 _BYTES_PER_CHUNK_TOKEN = 24
 
 
-def probe_packing(runs: list[Run], settings: PackSettings, probed_bytes: int) -> dict[str, Any]:
-    """Return seconds, memory_bytes, disk_bytes and basis for packing `runs`, scaled up from a few documents."""
+def probe_packing(runs: list[Run], settings: PackSettings, probed_bytes: int) -> tuple[dict[str, Any], float]:
+    """Return what packing `runs` would take, scaled up from a few documents, and their bytes of text per token.
+
+    The first holds seconds, memory_bytes, disk_bytes and basis.
+    """
     require_text(runs)
     texts = pa.array(sample_texts(runs, probed_bytes), pa.large_string())
     data, offsets = text_buffers(texts)
@@ -39,12 +42,13 @@ def probe_packing(runs: list[Run], settings: PackSettings, probed_bytes: int) ->
     tokens_per_byte = len(tokens) / max(1, len(data))
     stored = total * tokens_per_byte * encoder.dtype.itemsize
     largest_run = max(max(run.bytes for run in runs), RUN_BYTES if len(runs) > 1 else 0)
-    return {
+    estimate = {
         "seconds": _START_SECONDS + training + 4 * encoding * total,
         "memory_bytes": int(_START_BYTES + 2 * largest_run + _BYTES_PER_CHUNK_TOKEN * settings.chunk_tokens),
         "disk_bytes": int(2 * stored),
         "basis": f"trained on and encoded {len(data) / 1e6:.1f} MB of {total / 1e6:.1f} MB of text",
     }
+    return estimate, len(data) / (len(tokens) + len(texts))  # every document has a separator
 
 
 def _train(folder: Path, data: np.ndarray, offsets: np.ndarray, settings: PackSettings) -> float:
