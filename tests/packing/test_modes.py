@@ -153,6 +153,17 @@ def test_an_altered_index_is_named_by_whoever_reads_it_and_plan_repairs_nothing(
     assert copied_run.outputs() == packed_run.outputs()
 
 
+def test_trace_without_the_tokenizer_of_the_cache_names_the_repair(copied_run, packed_run):
+    shutil.rmtree(copied_run.packed / "tokenizer")
+    code, _, err = copied_run.run("--trace", "0")
+    assert code == 2 and err.count("\n") == 1, err
+    assert f"{copied_run.packed / 'tokenizer'} has no tokenizer.json; make it again with: " in err
+    assert err.endswith("--mode repair\n") and str(copied_run.config) in err
+    succeed(copied_run, "--mode", "repair")
+    assert copied_run.outputs() == packed_run.outputs()
+    succeed(copied_run, "--trace", "0")
+
+
 def test_the_tokenizer_of_a_grown_cache_is_trained_again_on_the_sample_it_was_trained_on(packing_run, documents):
     old, added = documents[:40], documents[40:]
     run = packing_run(old, shards=2, vocab_size=400, training_bytes=100_000)

@@ -1,8 +1,10 @@
 """A trained tokenizer folder: loads everywhere, gives every text back, and never takes text for a control token."""
 
 import json
+import shutil
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -210,11 +212,14 @@ def test_outside_the_schemes_of_gigatoken_hugging_face_encodes_and_the_card_says
     assert "note" in out and "Hugging Face tokenizers encodes, many times slower" in out
 
 
-def test_the_report_compares_bytes_per_token_by_source(packing_run, packed_run, documents, folder: Path):
+def test_the_report_compares_bytes_per_token_by_source(packing_run, packed_run, documents, folder, tmp_path: Path):
     report = json.loads((packed_run.packed / "tokenizer_report.json").read_text())
     assert report["reference"] is None and report["sources"].keys() == {"library", "other"}
-    run = packing_run(documents, vocab_size=400, reference_tokenizer=str(folder))
-    assert run.run()[0] == 0
+    shutil.copytree(folder, tmp_path / "reference")
+    (tmp_path / "reference" / "tokenizer_config.json").unlink()  # what only counts needs no token that ends documents
+    run = packing_run(documents, vocab_size=400, reference_tokenizer=str(tmp_path / "reference"))
+    code, out, err = run.run()
+    assert code == 0, out + err
     sources = json.loads((run.packed / "tokenizer_report.json").read_text())["sources"]
     for name, row in sources.items():
         assert row["reference_bytes_per_token"] == report["sources"][name]["bytes_per_token"] > row["bytes_per_token"]
@@ -229,13 +234,55 @@ def test_a_tokenizer_that_is_nowhere_is_one_clear_line(monkeypatch: pytest.Monke
             resolve_tokenizer(name)
 
 
+@pytest.mark.parametrize("name", ["tokenizers/v2--old", "owner/name.git", "owner/a..b", "tokenizers/ends-"])
+def test_a_name_that_the_hub_does_not_allow_is_no_folder_and_no_id(name: str):
+    with pytest.raises(UserError, match=r"is no folder; name a tokenizer folder or an id on the Hugging Face hub$"):
+        resolve_tokenizer(name)
+
+
+def test_a_folder_without_a_tokenizer_is_one_clear_line(packing_run, documents, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    for only_counts in (False, True):
+        with pytest.raises(UserError, match=r"empty has no tokenizer\.json; name a tokenizer folder"):
+            TextEncoder(tmp_path / "empty", only_counts)
+    run = packing_run(documents[:12], tokenizer=str(tmp_path / "empty"))
+    code, _, err = run.run("--plan")
+    assert code == 2 and err.count("\n") == 1 and f"{tmp_path / 'empty'} has no tokenizer.json" in err
+
+
 def test_a_tokenizer_of_the_hub_comes_from_the_cache(monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path):
-    snapshot = tmp_path / "models--owner--name" / "snapshots" / ("0" * 40)
-    copy_tokenizer(folder, snapshot)
-    (tmp_path / "models--owner--name" / "refs").mkdir()
-    (tmp_path / "models--owner--name" / "refs" / "main").write_text("0" * 40)
+    snapshot = cached_snapshot(folder, tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert resolve_tokenizer("owner/name") == snapshot
+
+
+@pytest.mark.parametrize("missing", ["tokenizer.json", "tokenizer_config.json"])
+def test_what_another_program_cached_of_a_repository_is_not_its_tokenizer(monkeypatch, folder, tmp_path, missing: str):
+    snapshot = cached_snapshot(folder, tmp_path)
+    (snapshot / missing).rename(tmp_path / missing)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    if missing == "tokenizer.json":
+        with pytest.raises(UserError, match=r"tokenizer 'owner/name' of the hub: .* holds no tokenizer\.json"):
+            resolve_tokenizer("owner/name")
+    download = huggingface_hub.snapshot_download
+
+    def fetch(*arguments, local_files_only=False, **options) -> str:
+        if not local_files_only:  # stands for the hub, which no test reaches
+            shutil.copyfile(tmp_path / missing, snapshot / missing)
+        return download(*arguments, local_files_only=True, **options)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert resolve_tokenizer("owner/name") == snapshot and (snapshot / missing).is_file()
+
+
+def cached_snapshot(folder: Path, cache: Path) -> Path:
+    """Put a tokenizer into a cache of the hub as owner/name; return where it lies."""
+    snapshot = cache / "models--owner--name" / "snapshots" / ("0" * 40)
+    copy_tokenizer(folder, snapshot)
+    (cache / "models--owner--name" / "refs").mkdir()
+    (cache / "models--owner--name" / "refs" / "main").write_text("0" * 40)
+    return snapshot
 
 
 @settings(max_examples=100, deadline=None)

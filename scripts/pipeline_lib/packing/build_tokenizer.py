@@ -84,7 +84,7 @@ def check_encoder(stage: "Stage", encoder: TextEncoder, runs: list[Run]) -> None
 def write_tokenizer_report(stage: "Stage", encoder: TextEncoder, runs: list[Run]) -> None:
     """Write tokenizer_report.json: bytes per token of each source, beside those of the reference tokenizer, if any."""
     reference = stage.settings.reference_tokenizer
-    other = None if reference is None else TextEncoder(resolve_tokenizer(reference))
+    other = None if reference is None else TextEncoder(resolve_tokenizer(reference), only_counts=True)
     rows = compare_with_reference(runs, encoder, other)
     identity = other and {"name": reference, "digest": file_digest(other.folder / "tokenizer.json")}
     report = {

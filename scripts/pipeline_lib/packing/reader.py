@@ -87,7 +87,7 @@ class PackedCache:
         """
         self.path = Path(path)
         self.index: dict[str, Any] = read_index(self.path, command, index)
-        self.window_chunks, self._command = window_chunks, command
+        self.window_chunks, self.command = window_chunks, command
         tokenizer = self.path / "tokenizer"
         if tokenizer.is_dir() and tokenizer_digests(tokenizer) != self.index["tokenizer"]:
             raise UserError(
@@ -194,9 +194,7 @@ class PackedCache:
         order = ReadingOrder(table.bounds, table.parts, seed, self.window_chunks)
         if order.sequences == 0:
             remedy = "raise" if split == "val" else "look at pack.weights and pack.token_shares, or lower"
-            raise UserError(
-                f"{self.path} has no {split} sequences; {remedy} pack.val_fraction and run: {self._command}"
-            )
+            raise UserError(f"{self.path} has no {split} sequences; {remedy} pack.val_fraction and run: {self.command}")
         settings = {"context": context, "split": split, "seed": seed, "window": self.window_chunks}
         start = order.start() if state is None else self._resume(state, settings)
         made = self._batches(table, order, start, settings, (batch_size, rank, world_size), epochs, drop_last)
@@ -354,9 +352,9 @@ class PackedCache:
                 if entry is None:
                     raise UserError(
                         f"{self.path} has no plan for context {context} (it has {self.contexts}); add {context} to"
-                        f" pack.contexts and run: {self._command}"
+                        f" pack.contexts and run: {self.command}"
                     )
-                self._plans[context] = Plan(self.path, entry, self.index, self._command)
+                self._plans[context] = Plan(self.path, entry, self.index, self.command)
             return self._plans[context]
 
     def _file(self, number: int) -> ChunkFile:
@@ -374,12 +372,12 @@ class PackedCache:
         path = self.path / entry["file"]
         if self.unfinished:
             try:
-                return ChunkFile(path, entry["digest"], self._command)
+                return ChunkFile(path, entry["digest"], self.command)
             except ChunkDamaged:
                 if path.exists():
                     raise
             path = self.path.parent / entry["file"]  # when the cache is finished its chunks move up
-        return ChunkFile(path, entry["digest"], self._command)
+        return ChunkFile(path, entry["digest"], self.command)
 
 
 class _DecodedChunks:

@@ -20,7 +20,7 @@ import pyarrow as pa
 from pipeline_lib.stage import StageFailure, UserError
 
 from .pretoken_counts import DocumentBatch
-from .tokenizer_folder import special_ids
+from .tokenizer_folder import special_ids, tokenizer_content
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -61,15 +61,19 @@ def text_buffers(array: pa.Array) -> DocumentBatch:
 class TextEncoder:
     """A tokenizer folder at work.
 
-    vocab_size: number of ids; special: ids that are not text; dtype: the smaller of uint16 and uint32 that holds an id;
-    fallback: why Hugging Face tokenizers encodes instead of gigatoken, or None.
+    vocab_size: number of ids; special: ids that are not text, not there when it only counts; dtype: the smaller of
+    uint16 and uint32 that holds an id; fallback: why Hugging Face tokenizers encodes instead of gigatoken, or None.
     """
 
-    def __init__(self, folder: Path):
-        """Load a tokenizer folder. Raises UserError when no implementation reads it."""
+    def __init__(self, folder: Path, only_counts: bool = False):
+        """Load a tokenizer folder. Raises UserError when no implementation reads it.
+
+        only_counts: its tokens are counted and never packed, so it needs no token that ends a document.
+        """
         self.folder = folder
-        self.special = special_ids(folder)
-        content = json.loads((folder / "tokenizer.json").read_bytes())
+        content = tokenizer_content(folder)
+        if not only_counts:
+            self.special = special_ids(folder)
         self.fallback: str | None = None
         try:
             self._engine: _Gigatoken | _HuggingFace = _Gigatoken(content)

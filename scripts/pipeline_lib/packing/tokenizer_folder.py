@@ -28,6 +28,7 @@ _COPIED = (
     "merges.txt",
     "tokenizer.model",
 )
+_NEEDED = ("tokenizer.json", "tokenizer_config.json")
 
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -37,27 +38,39 @@ def resolve_tokenizer(name: str) -> Path:
     """Return the folder of a tokenizer that is given by its path or by its id on the Hugging Face hub.
 
     A tokenizer of the hub that was fetched once is taken from the local cache, so that it never changes under a run.
+    Trap: another program may have cached other files of the same repository; then its own are fetched.
     Raises UserError when it is neither a folder nor can be fetched.
     """
     folder = resolve_path(name)
     if folder.is_dir():
         return folder
+    neither = f"{folder} is no folder; name a tokenizer folder or an id on the Hugging Face hub"
     if not _HUB_ID.fullmatch(name):
-        raise UserError(f"{folder} is no folder; name a tokenizer folder or an id on the Hugging Face hub")
+        raise UserError(neither)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_COPIED), local_files_only=True))
+        cached = Path(snapshot_download(name, allow_patterns=list(_COPIED), local_files_only=True))
+        if all((cached / file).is_file() for file in _NEEDED):
+            return cached
     except LocalEntryNotFoundError:
         pass  # it was not fetched yet
+    except HFValidationError:  # the hub's rules for names are longer than the pattern above
+        raise UserError(neither) from None
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_COPIED)))
+        fetched = Path(snapshot_download(name, allow_patterns=list(_COPIED)))
     except (OSError, ValueError) as error:  # httpx, hub and offline errors are OSErrors
         reason = str(error).splitlines()[0]
         raise UserError(
             f"tokenizer {name!r} is no folder below {folder.parent} and could not be fetched from the hub ({reason})"
         ) from None
+    if not (fetched / "tokenizer.json").is_file():  # the hub has none, or cannot be reached and this is the cached one
+        raise UserError(
+            f"tokenizer {name!r} of the hub: {fetched} holds no tokenizer.json, and none could be fetched; name a"
+            " tokenizer in Hugging Face's fast format, and be online the first time"
+        )
+    return fetched
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
@@ -85,7 +98,7 @@ class SpecialIds:
 
 def special_ids(folder: Path) -> SpecialIds:
     """Read them from a folder; without a pad token the separator fills sequences. Raises UserError without an EOS."""
-    tokenizer = _read_json(folder / "tokenizer.json")
+    tokenizer = tokenizer_content(folder)
     settings = _read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     ids = {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or []}
     special = tuple(sorted(token["id"] for token in tokenizer.get("added_tokens") or [] if token["special"]))
@@ -97,6 +110,11 @@ def special_ids(folder: Path) -> SpecialIds:
         )
     separator = ids[named["eos_token"]]
     return SpecialIds(separator, ids.get(named["pad_token"], separator), special)
+
+
+def tokenizer_content(folder: Path) -> dict[str, Any]:
+    """Return tokenizer.json of a folder. Raises UserError when it is missing or not JSON."""
+    return _read_json(folder / "tokenizer.json")
 
 
 def chat_template_is_trainable(folder: Path) -> bool:
@@ -114,5 +132,9 @@ def _content(value: Any) -> str | None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(
+            f"{path.parent} has no {path.name}; name a tokenizer folder in Hugging Face's fast format"
+        ) from None
     except ValueError as error:
         raise UserError(f"{path} is not JSON ({error}); give another tokenizer folder") from None

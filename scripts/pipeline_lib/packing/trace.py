@@ -64,12 +64,18 @@ def print_sequence(context: "ActionContext", place: str) -> None:
 
 
 def print_sequences(cache: PackedCache, requests: Iterable[Request]) -> None:
-    """Print sequences, each span in a colour of its own, with what the shards beside the cache say of it."""
+    """Print sequences, each span in a colour of its own, with what the shards beside the cache say of it.
+
+    Raises UserError when the tokenizer of the cache is gone: training does without, spelling does not.
+    """
     from rich.console import Console
     from rich.text import Text
 
+    tokenizer = cache.path / "tokenizer"
+    if not (tokenizer / "tokenizer.json").is_file():
+        raise UserError(f"{tokenizer} has no tokenizer.json; make it again with: {cache.command} --mode repair")
     console = Console(highlight=False, soft_wrap=True)
-    encoder = TextEncoder(cache.path / "tokenizer")
+    encoder = TextEncoder(tokenizer)
     stage_folder = cache.path.parent if cache.unfinished else cache.path
     shards = _Shards(stage_folder.parent / "02_clean")
     for request in requests:
