@@ -181,6 +181,21 @@ def test_folder_without_an_end_of_text_token_is_refused(folder: Path, tmp_path: 
         copy_tokenizer(tmp_path / "nowhere", tmp_path / "copy")
 
 
+@pytest.mark.parametrize(("key", "token"), [("eos_token", "<|endoftext|>"), ("pad_token", "<|pad|>")])
+def test_a_token_that_ends_or_fills_must_not_be_one_that_text_spells(folder: Path, tmp_path: Path, key, token):
+    copy_tokenizer(folder, tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    for added in content["added_tokens"]:
+        added["special"] = added["special"] and added["content"] != token
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError) as refused:
+        TextEncoder(tmp_path)
+    assert f"{tmp_path / 'tokenizer.json'}: the {key} {token!r} is" in str(refused.value)
+    assert 'set "special": true there' in str(refused.value) and "\n" not in str(refused.value)
+    spelled = TextEncoder(tmp_path, only_counts=True)  # what the refusal keeps out of a cache
+    assert SPECIAL_TOKENS.index(token) in encode(spelled, f"before {token} after")
+
+
 def individual_digits(folder: Path, texts: list[str]) -> None:
     """Write a tokenizer whose split rule gigatoken does not know."""
     tokenizer = Tokenizer(models.BPE())

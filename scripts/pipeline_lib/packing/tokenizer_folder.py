@@ -97,7 +97,10 @@ class SpecialIds:
 
 
 def special_ids(folder: Path) -> SpecialIds:
-    """Read them from a folder; without a pad token the separator fills sequences. Raises UserError without an EOS."""
+    """Read them from a folder; without a pad token the separator fills sequences.
+
+    Raises UserError without an EOS, and when it or the pad token is one that text can spell.
+    """
     tokenizer = tokenizer_content(folder)
     settings = _read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     ids = {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or []}
@@ -108,6 +111,12 @@ def special_ids(folder: Path) -> SpecialIds:
             f"{folder / 'tokenizer_config.json'}: eos_token is {named['eos_token']!r}, which is no added token of"
             " tokenizer.json; documents need a token that ends them"
         )
+    for key, token in named.items():
+        if token in ids and ids[token] not in special:
+            raise UserError(
+                f'{folder / "tokenizer.json"}: the {key} {token!r} is an added token with "special": false, so a'
+                ' document that spells it would hold the token itself; set "special": true there'
+            )
     separator = ids[named["eos_token"]]
     return SpecialIds(separator, ids.get(named["pad_token"], separator), special)
 
