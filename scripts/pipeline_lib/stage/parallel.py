@@ -8,6 +8,7 @@ server: a plain fork of a process that has threads (numba, torch, the memory sam
 will ever release.
 """
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -86,12 +87,22 @@ def ordered_map(
             _fork_server(preload) if preload else nullcontext(),
             ProcessPoolExecutor(workers, context, _start_worker, (initializer, initargs)) as pool,
         ):
-            yield from _in_order(pool, partial(_answer, function), items, 2 * workers)
+            try:
+                yield from _in_order(pool, partial(_answer, function), items, 2 * workers)
+            except BrokenProcessPool:
+                _end_late_workers(pool)
+                raise
     except BrokenProcessPool:
         raise WorkersLost(
             "a worker process was killed, probably because memory ran out: lower threads, or clean.max_ram in stage 02,"
             " and start again; what is finished is kept"
         ) from None
+
+
+def _end_late_workers(pool: ProcessPoolExecutor) -> None:
+    """End what was started while the pool broke: it ends those it knew of by then, and waits for all, for ever."""
+    for process in list((pool._processes or {}).values()):  # private: there is no public way
+        process.kill()
 
 
 @contextmanager
@@ -138,7 +149,10 @@ def _submit(pool: Executor, function: Callable[[Item], Result], item: Item) -> F
     """Raises BrokenProcessPool also when the fork server, of which the pool gets its workers one by one, was killed."""
     try:
         return pool.submit(function, item)
-    except (EOFError, ConnectionError) as error:
+    except (EOFError, OSError) as error:
+        lost = isinstance(error, (EOFError, ConnectionError)) or error.errno in (None, errno.EBADF)  # a closed pipe
+        if not lost:
+            raise  # too many open files, no memory
         raise BrokenProcessPool("no worker could be started") from error
 
 
