@@ -27,10 +27,10 @@ LANE = 2048
 """Tokens per lane."""
 SLACK = 2
 """Bytes that a decoder may read past the last token."""
-_ONE, _TWO, _THREE, _FOUR, _FIVE, _EIGHT = (np.uint64(number) for number in (1, 2, 3, 4, 5, 8))
-_LANE = np.uint64(LANE)
 SHORT_CODE_COST = 1.02
 """A chunk without codes of three bytes may be so many times as large as one with them: it is decoded faster."""
+_ONE, _TWO, _THREE, _FOUR, _FIVE, _EIGHT = (np.uint64(number) for number in (1, 2, 3, 4, 5, 8))
+_LANE = np.uint64(LANE)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,9 @@ from .saving import Saving
 from .step_lines import read_lines
 from .text_read import TextRead
 
+NO_STEP = ("loader", "text", "validation")
+"""What of a line of timings.jsonl is waiting or validation."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -61,7 +64,7 @@ class Outcome:
         lines, times = read_lines(work / "metrics.jsonl"), read_lines(work / "timings.jsonl")
         before, after = lines[0], lines[-1]
         flops = flop_count(inputs.parameters["matmul"], inputs.layers, inputs.attention_width).of(run.tokens)
-        spent = {name: sum(line.get(name, 0.0) for line in times[1:]) for name in ("loader", "text", "validation")}
+        spent = {name: sum(line.get(name, 0.0) for line in times[1:]) for name in NO_STEP}
         stepping = sum(_stepping(line) for line in times[1:])
         # Another start may have had another number of processes.
         used = sum(_stepping(line) * line.get("processes", run.processes.size) for line in times[1:])
@@ -122,7 +125,7 @@ class Outcome:
 
 def _stepping(line: dict[str, Any]) -> float:
     """Return the seconds of a step without its waiting and its validation."""
-    return line["seconds"] - sum(line.get(name, 0.0) for name in ("loader", "text", "validation"))
+    return line["seconds"] - sum(line.get(name, 0.0) for name in NO_STEP)
 
 
 def _bytes_below(folder: Path) -> int:
