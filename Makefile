@@ -69,12 +69,13 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] in ((3, 11), (3, 12)) else "Python 3.11 or 3.12 is needed: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 
+# Without compiling every module there is, which takes longer than the rest: Python compiles what is imported, once.
 $(VENV)/.installed: requirements.txt | $(VENV)/bin/python
-	$(PY) -m pip install --quiet -r requirements.txt
+	$(PY) -m pip install --quiet --no-compile -r requirements.txt
 	@touch $@
 
 # torchao lies beside the packages: among them, every process that loads a transformers model would import it.
 $(VENV)/.installed-dev: requirements-dev.txt requirements.txt requirements-gpu.txt | $(VENV)/bin/python
-	$(PY) -m pip install --quiet -r requirements-dev.txt
-	$(PY) -m pip install --quiet --no-deps --upgrade --target $(VENV)/torchao "$$(grep ^torchao requirements-gpu.txt)"
+	$(PY) -m pip install --quiet --no-compile -r requirements-dev.txt
+	$(PY) -m pip install --quiet --no-compile --no-deps --upgrade --target $(VENV)/torchao "$$(grep ^torchao requirements-gpu.txt)"
 	@touch $(VENV)/.installed $@

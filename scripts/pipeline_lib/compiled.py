@@ -7,6 +7,7 @@ with the old words compiled into it, would run on without a word. So the folder 
 every file of the package: a change in one of them is a new folder.
 """
 
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,15 @@ from typing import Any
 
 import xxhash
 from numba import config, njit
+from numba.core import entrypoints
+
+STAGE_VARIABLE = "PIPELINE_STAGE"
+"""Set in the environment of a stage and of all that it starts: there, kernels are the only users of numba."""
+
+if STAGE_VARIABLE in os.environ:
+    # Before its first kernel numba loads what other packages teach it, used or not: awkward brings pandas and scipy,
+    # 0.3 s in every worker. Private: numba has no switch. A program that imports us as a library keeps its extensions.
+    entrypoints._already_initialized = True
 
 
 @cache

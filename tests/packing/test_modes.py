@@ -189,6 +189,7 @@ def test_two_processes_from_both_ends_make_nothing_twice(packed_run, packing_run
         assert sum(int(share[0][0]) for share in shares) == int(shares[0][0][1])
 
 
+@pytest.mark.slow
 def test_a_cache_of_more_shards_and_chunks_than_files_may_be_open(packing_run, documents):
     run = packing_run(documents, shards=len(documents), chunk_tokens=1000)
 

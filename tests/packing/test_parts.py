@@ -141,6 +141,7 @@ def test_two_processes_share_a_cache_of_several_parts(parts_run, packing_run, do
     assert run.outputs() == parts_run.outputs()
 
 
+@pytest.mark.slow
 def test_a_lost_tokenizer_is_trained_again_on_all_the_parts_that_were_there(parts_run, packing_run, documents):
     run = packing_run(documents, SHARDS, part_bytes=PART_BYTES)
     assert run.run()[0] == 0

@@ -89,6 +89,7 @@ def test_a_layer_the_model_does_not_have_is_a_user_error(run, helpers, capsys):
     assert "no linear layer 'query'; it has down_proj, gate_proj" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_adapter_folder_is_the_same_in_every_process_and_run_folder(run, helpers, tmp_path):
     assert helpers.run_script("10_lora_finetune.py", run, "--max_steps", "1") == 0
     expected = Manifest.read(run / "10_lora" / MANIFEST).outputs_digest

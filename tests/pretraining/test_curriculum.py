@@ -120,6 +120,7 @@ def test_a_step_of_a_curriculum_can_be_traced(cache_run, launcher):
     assert done.code == 2 and "a step has the rows 0 to 15" in done.output
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_every_stage_ends_with_the_same_bits(cache_run, launcher, tmp_path):
     config, folder = cache_run
     whole, run = tmp_path / "whole", tmp_path / "run"

@@ -161,6 +161,7 @@ def test_two_processes_take_the_same_halves_when_memory_runs_out_in_one_of_them(
         assert math.sqrt(apart) < 1e-6 * whole
 
 
+@pytest.mark.slow
 def test_two_processes_end_together_when_one_cannot_hold_a_single_sequence(data, tmp_path):
     told, _ = step_of_two(data, tmp_path, largest=0)
     assert [process["ending"] for process in told] == ["memory ran out in another process", "my own"]

@@ -171,6 +171,7 @@ def test_worker_count_does_not_show_in_the_files(finished, tmp_path, monkeypatch
     assert output_digests(tmp_path) == output_digests(finished) and len(output_digests(finished)) == 6
 
 
+@pytest.mark.slow
 def test_little_memory_means_fewer_processes_and_the_same_files(finished, tmp_path):
     finish_download(tmp_path, corpus(), {"questions": EVALUATION})
     done = start(tmp_path, "--max_ram", "700M")

@@ -120,6 +120,7 @@ def _main(spec, run, estimate, inputs, extra_arguments, actions, join, continue_
     # Idle OpenMP threads sleep instead of spinning. On a machine with other work, spinning threads take the very core
     # that the last thread of a parallel region needs: training here was 2 to 10 times slower. Read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("PIPELINE_STAGE", spec.name)  # compiled.py: numba's extensions are not loaded
     main_module = sys.modules["__main__"]
     description = main_module.__doc__ or spec.does
     options = read_command_line(spec.section, description, argv, extra_arguments, spec.scales_out)
