@@ -4,8 +4,10 @@ All start from the same initial weights (litgpt from its own initialisation of t
 tokens and are judged on the same validation text. A peer gets its best batch, learning rate, number format and, in long
 runs, compiling from a sweep whose runs last a fifth of the time (25 seconds at least); we use the rates of
 docs/models.md and the smallest batch of the sweep, which was the best of 1,024, 2,048 and 4,096 tokens in short runs.
-Then every peer trains for the whole time and we for half of it, three seeds each, in turn. Claimed is the time we
-needed over the peer's, where we arrived at the peer's final value or below it.
+Then every peer trains for the whole time and we for a share of it, three seeds each. The runs of a seed take turns of
+20 seconds, because a machine may halve its speed after minutes of work, for the one who comes last; how many steps they
+get comes from short runs that took turns too. Claimed is the peer's time over the time we needed, where we arrived at
+the peer's final value or below it.
 
     python benchmarks/pretrain_time_to_quality.py                10 minutes a run: about two hours with both peers
     python benchmarks/pretrain_time_to_quality.py --reduced      75 seconds a run: about twenty minutes with both
@@ -13,7 +15,7 @@ needed over the peer's, where we arrived at the peer's final value or below it.
 The reduced contest is complete, with three seeds; its sweep has two batch sizes and runs of 25 seconds, so a peer's
 settings are less finely tuned. Any of --seconds, --seeds, --batches and --our-share (of a peer's time) changes either
 contest, and --peers leaves one out. What is measured lies in contest.jsonl of the run folder: a contest that was
-stopped goes on there, with the same code on the same machine.
+stopped goes on there, seed by seed, with the same code on the same machine.
 
 litgpt pins an older huggingface_hub and cannot share our environment: --litgpt names the Python of one that has it.
 """
@@ -25,6 +27,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
 from itertools import product
@@ -35,6 +38,7 @@ from pipeline_lib.stage.code_version import code_digest, code_version
 from pipeline_lib.stage.manifest import MANIFEST, Manifest
 from pretraining_peers.contest import CONTEXT, FOLDER, ROOT, Result, batch_tokens, prepare_run, run_ours, run_peer
 from pretraining_peers.journal import Journal
+from pretraining_peers.turns import Turns
 from run_all import machine
 
 RATES = (1e-3, 2e-3, 4e-3)
@@ -43,6 +47,8 @@ SWEEP_SHARE, LEAST_SWEEP = 0.2, 25.0
 FULL = {"seconds": 600.0, "seeds": 3, "batches": [4, 8, 16]}
 REDUCED = {"seconds": 75.0, "seeds": 3, "batches": [4, 8]}
 OUR_SHARE = 0.5
+# Of the short runs that show how fast each is; a compiling peer is through with it after two steps.
+PROBE_STEPS = 40
 PEERS = ("hf", "litgpt")
 # A run of the sweep shorter than this would be over before the compiler is.
 LEAST_COMPILED = 90.0
@@ -57,7 +63,7 @@ def best_settings(program: str, python: str, seconds: float, batches: list[int],
     tried: list[tuple[float, dict]] = []
 
     def attempt(**settings: object) -> None:
-        result = peer(program, python, **settings, seconds=seconds, seed=0, validations=1)
+        result = peer(program, python, **settings, seconds=seconds, seed=0)
         tried.append((result.bits_per_byte, settings))
         print(f"  sweep {program} {settings}: {result.bits_per_byte}", file=sys.stderr, flush=True)
 
@@ -115,29 +121,43 @@ def main() -> None:
         }
         journal = Journal(options.run_dir / "contest.jsonl", **what_all_share(options.run_dir))
 
-        def peer(program: str, python: str, **how: object) -> Result:
+        def alone(program: str, python: str, **how: object) -> Result:
             key = {"program": program, "digest": file_digest(FOLDER / program), **how}
-            return journal.once(key, lambda: run_peer(program, python, **common, **how))
-
-        ours_now = code_digest(code_version(ROOT / "scripts" / "05_pretrain.py"))
-
-        def stage_05(tokens: int, seed: int, validations: int) -> Result:
-            key = {"program": "05", "digest": ours_now, "flags": OUR_FLAGS}
-            key |= {"tokens": tokens, "seed": seed, "validations": validations}
-            measure = partial(run_ours, config, options.run_dir, tokens, seed, *OUR_FLAGS, validations=validations)
-            return journal.once(key, measure)
+            how |= {"steps": None, "validations": 1}
+            return journal.once(key, lambda: [run_peer(Turns(), program, python, **common, **how)])[0]
 
         sweep = max(LEAST_SWEEP, options.seconds * SWEEP_SHARE)
-        settings = {name: best_settings(*program, sweep, options.batches, peer) for name, program in programs.items()}
-        probe = stage_05(40 * batch_tokens(OUR_FLAGS), 0, 1)
-        tokens = int(probe.tokens / probe.seconds * options.seconds * options.our_share)
-        ours, theirs = [], {name: [] for name in programs}
-        for seed in range(1, options.seeds + 1):
-            ours.append(stage_05(tokens, seed, 6))
-            for name, program in programs.items():
-                how = {**settings[name], "seconds": options.seconds, "seed": seed, "validations": 6}
-                theirs[name].append(peer(*program, **how))
-    for name, results in theirs.items():
+        settings = {name: best_settings(*program, sweep, options.batches, alone) for name, program in programs.items()}
+        ours_now = code_digest(code_version(ROOT / "scripts" / "05_pretrain.py"))
+
+        def in_turns(seed: int, validations: int, our_steps: int, steps: dict[str, int]) -> list[Result]:
+            """Return our result and each peer's."""
+            rivals = {name: {**settings[name], "steps": steps[name]} for name in programs}
+            digests = [ours_now, *(file_digest(FOLDER / program) for program, _ in programs.values())]
+            key = {"seed": seed, "validations": validations, "digests": digests, "rivals": rivals}
+            key |= {"flags": OUR_FLAGS, "our steps": our_steps}
+
+            def measure() -> list[Result]:
+                tokens, how, turns = our_steps * batch_tokens(OUR_FLAGS), {"validations": validations}, Turns()
+                run_05 = partial(run_ours, turns, config, options.run_dir, tokens, seed, *OUR_FLAGS, **how)
+                runs = [run_05] + [
+                    partial(run_peer, turns, *programs[name], **common, **rivals[name], seed=seed, **how)
+                    for name in programs
+                ]
+                with ThreadPoolExecutor(len(runs)) as pool:
+                    return [future.result() for future in [pool.submit(run) for run in runs]]
+
+            return journal.once(key, measure)
+
+        our_probe, *probes = in_turns(0, 1, PROBE_STEPS, dict.fromkeys(programs, PROBE_STEPS))
+        our_steps = round(options.seconds * options.our_share / our_probe.step)
+        steps = {
+            name: round((options.seconds - probe.beginning) / probe.step)
+            for name, probe in zip(programs, probes, strict=True)
+        }
+        rounds = [in_turns(seed, 6, our_steps, steps) for seed in range(1, options.seeds + 1)]
+    ours, *theirs = (list(results) for results in zip(*rounds, strict=True))
+    for name, results in zip(programs, theirs, strict=True):
         report(name, settings[name], ours, results, round(1 / options.our_share, 2))
 
 

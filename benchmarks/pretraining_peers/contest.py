@@ -9,6 +9,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from .turns import Ran, Turns
+
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parents[1]
 CONTEXT = 512
@@ -22,12 +24,25 @@ pretrain: {{tokens: null, optimizer: {{lr: null, embedding_lr: null, head_lr: nu
 
 @dataclass(frozen=True)
 class Result:
-    """Where a contender arrived: bits per byte against training seconds (validation not counted), and tokens read."""
+    """Where a contender arrived: bits per byte against training seconds (validation not counted), and tokens read.
+
+    beginning: seconds of the first two steps, in which it may compile; step: seconds of a later one.
+    """
 
     seconds: float
     bits_per_byte: float
     tokens: int
     curve: list[tuple[float, float]]
+    beginning: float = 0.0
+    step: float = 0.0
+
+    @classmethod
+    def of(cls, ran: Ran, steps: list[tuple[float, float]], values: list[tuple[int, float]], tokens: int) -> "Result":
+        """Return the result of steps, (start, end) each in Unix seconds, and the values after so many of them."""
+        times = [ran.seconds(*step) for step in steps]
+        curve = [(round(sum(times[:after]), 1), round(value, 4)) for after, value in values]
+        later = times[4:] or times
+        return cls(sum(times), values[-1][1], tokens, curve, sum(times[:2]), sum(later) / len(later))
 
 
 def prepare_run(folder: Path) -> Path:
@@ -41,7 +56,9 @@ def prepare_run(folder: Path) -> Path:
     return config
 
 
-def run_ours(config: Path, run: Path, tokens: int, seed: int, *flags: str, validations: int = 6) -> Result:
+def run_ours(
+    turns: Turns, config: Path, run: Path, tokens: int, seed: int, *flags: str, validations: int = 6
+) -> Result:
     """Train for `tokens` tokens in a fresh copy of the run and return the result.
 
     Validation is not counted as time; everything else between the first step and the last one is.
@@ -56,9 +73,8 @@ def run_ours(config: Path, run: Path, tokens: int, seed: int, *flags: str, valid
         command = [sys.executable, str(ROOT / "scripts" / "05_pretrain.py"), "--config", str(config)]
         command += ["--run-dir", str(copy), "--tokens", str(tokens), "--seed", str(seed), *every, *flags]
         # The machine is ours alone, so waiting threads may spin (docs/pretraining.md), as the peers' do.
-        environment = {"OMP_WAIT_POLICY": "ACTIVE", **os.environ}
-        subprocess.run(command, check=True, stdout=sys.stderr, env=environment)
-        return read_result(copy / "05_pretrain")
+        ran = turns.run(command, {"OMP_WAIT_POLICY": "ACTIVE", **os.environ})
+        return read_result(ran, copy / "05_pretrain")
 
 
 def batch_tokens(flags: tuple[str, ...]) -> int:
@@ -66,23 +82,18 @@ def batch_tokens(flags: tuple[str, ...]) -> int:
     return int(flags[flags.index("--batch_tokens") + 1]) if "--batch_tokens" in flags else 4096
 
 
-def read_result(folder: Path) -> Result:
-    """Return the result of a finished stage 05."""
+def read_result(ran: Ran, folder: Path) -> Result:
+    """Return the result of a finished stage 05; a step's validation is the last that happens in it."""
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     times = [json.loads(line) for line in (folder / "timings.jsonl").read_text().splitlines()]
-    spent, curve = 0.0, []
-    for line, time in zip(metrics, times, strict=True):
-        if line["step"]:
-            spent += time["seconds"] - time.get("validation", 0.0)
-        if "val_bits_per_byte" in line:
-            curve.append((round(spent, 1), round(line["val_bits_per_byte"], 4)))
+    steps = [(time["at"] - time["seconds"], time["at"] - time.get("validation", 0.0)) for time in times if time["step"]]
+    values = [(line["step"], line["val_bits_per_byte"]) for line in metrics if "val_bits_per_byte" in line]
     manifest = json.loads((folder / "manifest.json").read_text())
-    return Result(spent, curve[-1][1], manifest["result"]["tokens"], curve)
+    return Result.of(ran, steps, values, manifest["result"]["tokens"])
 
 
-def run_peer(program: str, python: str = sys.executable, **arguments: object) -> Result:
+def run_peer(turns: Turns, program: str, python: str = sys.executable, **arguments: object) -> Result:
     """Run a peer's program beside this file and return its result, which it prints as the last line, JSON."""
     command = [python, str(FOLDER / program), json.dumps(arguments, default=str)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "scripts"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return Result(**json.loads(done.stdout.splitlines()[-1]))
+    ran = turns.run(command, {**os.environ, "PYTHONPATH": str(ROOT / "scripts"), "HF_HUB_OFFLINE": "1"})
+    return Result.of(ran, **json.loads(ran.output.splitlines()[-1]))

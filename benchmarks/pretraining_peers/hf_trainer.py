@@ -3,6 +3,8 @@
 import json
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from judge import hf_bits_per_byte
@@ -30,36 +32,27 @@ class Rows(torch.utils.data.Dataset):
 
 
 class Clock(TrainerCallback):
-    """Notes when steps end, to know how many fit into a time."""
+    """Notes when each step, reading its batch included, began and ended; `judge`, at the end of every `every`th one,
+    is not part of it, and its values come with the number of steps before them."""
 
-    def __init__(self):
-        self.moments = []
+    def __init__(self, every: int = 0, judge: Callable[[], float] | None = None):
+        self.every, self.judge = every, judge
+        self.spans: list[tuple[float, float]] = []
+        self.values: list[tuple[int, float]] = []
+
+    def on_train_begin(self, args, state, control, **_):
+        self.since = time.time()
 
     def on_step_end(self, args, state, control, **_):
-        self.moments.append(time.perf_counter())
+        self.spans.append((self.since, time.time()))
+        if self.judge and (state.global_step % self.every == 0 or state.global_step == state.max_steps):
+            self.values.append((state.global_step, self.judge()))
+        self.since = time.time()
 
     def step_seconds(self) -> float:
         """Return the mean time of a step, the first third left out: it warms up, or compiles."""
-        moments = self.moments[len(self.moments) // 3 :]
-        return (moments[-1] - moments[0]) / (len(moments) - 1)
-
-
-class Judge(TrainerCallback):
-    """Validates a few times on the way; `spent` is the time that took, in seconds."""
-
-    def __init__(self, model, cache, context, every: int):
-        self.model, self.cache, self.context, self.every = model, cache, context, every
-        self.spent, self.curve = 0.0, []
-
-    def on_train_begin(self, args, state, control, **_):
-        self.start = time.perf_counter()
-
-    def on_step_end(self, args, state, control, **_):
-        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
-            began = time.perf_counter()
-            value = hf_bits_per_byte(self.model, self.cache, self.context)
-            self.curve.append((round(began - self.start - self.spent, 1), round(value, 4)))
-            self.spent += time.perf_counter() - began
+        later = self.spans[len(self.spans) // 3 :]
+        return (later[-1][1] - later[0][0]) / len(later)
 
 
 def train(arguments: dict, model, rows: Rows, steps: int, callbacks: list) -> None:
@@ -86,7 +79,7 @@ def train(arguments: dict, model, rows: Rows, steps: int, callbacks: list) -> No
 
 
 def main() -> None:
-    """Train for the given seconds and print the result."""
+    """Train for the given steps, or as many as fit into the given seconds, and print the result."""
     arguments = json.loads(sys.argv[1])
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -97,17 +90,17 @@ def main() -> None:
     def fresh():
         return AutoModelForCausalLM.from_pretrained(arguments["model"], dtype=torch.float32)
 
-    clock = Clock()
-    train(arguments, fresh(), rows, CALIBRATION_STEPS, [clock])
-    steps = max(2, round(arguments["seconds"] / clock.step_seconds()))
+    steps = arguments["steps"]
+    if not steps:
+        clock = Clock()
+        train(arguments, fresh(), rows, CALIBRATION_STEPS, [clock])
+        steps = max(2, round(arguments["seconds"] / clock.step_seconds()))
     model = fresh()
-    judge = Judge(model, cache, arguments["context"], max(1, steps // arguments["validations"]))
-    began = time.perf_counter()
-    train(arguments, model, rows, steps, [judge])
-    seconds = time.perf_counter() - began - judge.spent
+    judge = partial(hf_bits_per_byte, model, cache, arguments["context"])
+    clock = Clock(max(1, steps // arguments["validations"]), judge)
+    train(arguments, model, rows, steps, [clock])
     tokens = steps * arguments["batch"] * arguments["context"]
-    result = {"seconds": seconds, "bits_per_byte": judge.curve[-1][1], "tokens": tokens, "curve": judge.curve}
-    print(json.dumps(result))
+    print(json.dumps({"steps": clock.spans, "values": clock.values, "tokens": tokens}))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from .contest import Result
 
 
 class Journal:
-    """Results by what was measured: one JSON line each, written when the run is over.
+    """Results by what was measured together: one JSON line each, written when the runs are over.
 
     A result counts again only for the same contender, settings, machine and code: all of that is in its key.
     """
@@ -20,18 +20,18 @@ class Journal:
         self._path, self._always = path, always
         lines = path.read_text().splitlines() if path.exists() else []
         known = [json.loads(line) for line in lines]
-        self._results = {_spell(line["key"]): Result(**line["result"]) for line in known}
+        self._results = {_spell(line["key"]): [Result(**result) for result in line["results"]] for line in known}
 
-    def once(self, key: dict[str, object], measure: Callable[[], Result]) -> Result:
-        """Return the result under this key, measuring it if nobody has."""
+    def once(self, key: dict[str, object], measure: Callable[[], list[Result]]) -> list[Result]:
+        """Return the results under this key, which were measured together, measuring them if nobody has."""
         key = {**self._always, **key}
         if (spelled := _spell(key)) not in self._results:
-            result = measure()
+            results = measure()
             with open(self._path, "a") as lines:
-                lines.write(json.dumps({"key": key, "result": asdict(result)}) + "\n")
+                lines.write(json.dumps({"key": key, "results": [asdict(result) for result in results]}) + "\n")
                 lines.flush()
                 os.fsync(lines.fileno())
-            self._results[spelled] = result
+            self._results[spelled] = results
         return self._results[spelled]
 
 

@@ -3,6 +3,7 @@
 It compiles the model always; the time counts from its first training batch, compiling included, as its users pay it.
 """
 
+import itertools
 import json
 import sys
 import time
@@ -43,7 +44,7 @@ class Blocks(DataModule):
         generator = torch.Generator().manual_seed(self.seed)
 
         def collate(rows: list) -> torch.Tensor:
-            self.moments.append(time.perf_counter())
+            self.moments.append(time.time())
             return torch.stack(rows)
 
         loader = torch.utils.data.DataLoader(
@@ -89,6 +90,16 @@ def train(arguments: dict, config: Config, data: Blocks, steps: int) -> Path:
     return out / "final" / "lit_model.pth"
 
 
+def fitting_steps(arguments: dict, config: Config, data: Blocks) -> int:
+    """Return how many steps fit into the given seconds, compiling included."""
+    train(arguments, config, data, CALIBRATION_STEPS)
+    compiling = data.moments[2] - data.moments[0]
+    step = (data.moments[-1] - data.moments[4]) / (len(data.moments) - 5)
+    torch._dynamo.reset()
+    data.moments.clear()
+    return max(CALIBRATION_STEPS, round((arguments["seconds"] - compiling) / step))
+
+
 def judged(weights: Path, config: Config, cache: PackedCache, context: int) -> float:
     """Return the better of two figures: whole rows as it was trained, and each document alone."""
     model = GPT(config)
@@ -105,7 +116,7 @@ def judged(weights: Path, config: Config, cache: PackedCache, context: int) -> f
 
 
 def main() -> None:
-    """Train for the given seconds and print the result."""
+    """Train for the given steps, or as many as fit into the given seconds, and print the result."""
     arguments = json.loads(sys.argv[1])
     torch.set_num_threads(arguments["threads"])
     context = arguments["context"]
@@ -130,18 +141,12 @@ def main() -> None:
         mlp_class_name="LLaMAMLP",
     )
     data = Blocks(cache, context, arguments["seed"])
-    train(arguments, config, data, CALIBRATION_STEPS)
-    compiling = data.moments[2] - data.moments[0]
-    step = (data.moments[-1] - data.moments[4]) / (len(data.moments) - 5)
-    steps = max(CALIBRATION_STEPS, round((arguments["seconds"] - compiling) / step))
-    torch._dynamo.reset()
-    data.moments.clear()
+    steps = arguments["steps"] or fitting_steps(arguments, config, data)
     weights = train(arguments, config, data, steps)
+    spans = list(itertools.pairwise(data.moments))  # one batch more is taken than trained on
     value = judged(weights, config, cache, context)
-    seconds = data.moments[-1] - data.moments[0] + step  # without its last validation and checkpoint
     tokens = steps * arguments["batch"] * context
-    curve = [(round(seconds, 1), value)]
-    print(json.dumps({"seconds": seconds, "bits_per_byte": value, "tokens": tokens, "curve": curve}))
+    print(json.dumps({"steps": spans, "values": [(steps, value)], "tokens": tokens}))
 
 
 if __name__ == "__main__":

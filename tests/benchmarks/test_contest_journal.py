@@ -25,17 +25,17 @@ def test_what_was_measured_is_not_measured_again(parts, tmp_path):
 
     def measure(seconds: float):
         measured.append(seconds)
-        return Result(seconds, 2.5, 4096, [(1.0, 3.0), (seconds, 2.5)])
+        return [Result(seconds, 2.5, 4096, [(1.0, 3.0), (seconds, 2.5)])]
 
     path = tmp_path / "contest.jsonl"
     first = Journal(path, machine="here")
-    assert first.once({"seed": 1, "lr": 1e-3}, lambda: measure(7.0)).seconds == 7.0
+    assert first.once({"seed": 1, "lr": 1e-3}, lambda: measure(7.0))[0].seconds == 7.0
     again = Journal(path, machine="here")
-    found = again.once({"lr": 1e-3, "seed": 1}, lambda: measure(8.0))
+    (found,) = again.once({"lr": 1e-3, "seed": 1}, lambda: measure(8.0))
     assert (found.seconds, found.bits_per_byte, found.tokens) == (7.0, 2.5, 4096)
     assert [tuple(point) for point in found.curve] == [(1.0, 3.0), (7.0, 2.5)]
-    assert again.once({"seed": 2, "lr": 1e-3}, lambda: measure(9.0)).seconds == 9.0
-    assert Journal(path, machine="there").once({"seed": 1, "lr": 1e-3}, lambda: measure(10.0)).seconds == 10.0
+    assert again.once({"seed": 2, "lr": 1e-3}, lambda: measure(9.0))[0].seconds == 9.0
+    assert Journal(path, machine="there").once({"seed": 1, "lr": 1e-3}, lambda: measure(10.0))[0].seconds == 10.0
     assert measured == [7.0, 9.0, 10.0]
 
 

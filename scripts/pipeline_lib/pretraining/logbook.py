@@ -55,7 +55,8 @@ class Logbook:
         if self.metrics is None:
             return None
         self.metrics.append(line)
-        self.timings.append({"step": run.step, "seconds": seconds, "processes": run.processes.size, **spent})
+        at = {"at": time.time(), "seconds": seconds}
+        self.timings.append({"step": run.step, **at, "processes": run.processes.size, **spent})
         self.curves.add(line, {"tokens_per_second": run.horizon.step_tokens_at(run.step) / seconds})
         return self._verdict(line)
 
