@@ -10,7 +10,7 @@ import torch
 from test_05_pretrain import lines, metrics_of_unfinished, notes
 
 from fork_launcher import run_script
-from pipeline_lib.checkpoints import load_checkpoint, newest_valid_checkpoint
+from pipeline_lib.checkpoints import load_checkpoint, load_state, newest_valid_checkpoint
 from pipeline_lib.config.pretrain import ScheduleSettings
 from pipeline_lib.pretraining import setup
 from pipeline_lib.pretraining.choices import Choices
@@ -46,6 +46,25 @@ def test_a_flag_that_is_forgotten_on_resume_stays_and_one_that_is_given_override
     expected = [0.005 * schedule_factor(step, 20, ScheduleSettings()) for step in range(first, 21)]
     assert [line["lr"] for line in written[first:]] == pytest.approx(expected)
     assert any("settings changed after step" in note and "optimizer.lr 0.02 -> 0.005" in note for note in notes(run))
+
+
+def test_another_batch_is_refused_with_the_stages_that_read_as_many_tokens_as_were_asked_for(stopped_run, launcher):
+    config, run = stopped_run
+    step = load_checkpoint(newest_valid_checkpoint(run / "05_pretrain" / "work" / "checkpoints")).step
+    flags = ("--batch_tokens", "1024", "--max_steps", "null")
+    for more in ((), ("--resume_plan",)):
+        refused = launcher.start(config, run, *flags, *more)
+        assert refused.code == 2 and f"the {step} so far read 512" in refused.output
+    stages = re.search(r"pretrain.curriculum: (\[.*?\])[;.]", refused.output)[1]
+    other = config.with_name("other.yaml")
+    other.write_text(config.read_text() + f"  curriculum: {stages}\n")
+    done = launcher.start(other, run, "--max_steps", "null")
+    assert done.code == 0, done.output
+    horizon = load_state(newest_valid_checkpoint(run / "05_pretrain" / "checkpoints"))["horizon"]
+    phases = [(phase["first"], phase["last"], phase["sequences"]) for phase in horizon["phases"]]
+    end = step + round((24 - step) / 2)
+    assert phases == [(1, step, 8), (step + 1, end, 16)]
+    assert [line["step"] for line in lines(run / "05_pretrain" / "metrics.jsonl")] == list(range(end + 1))
 
 
 def test_a_run_that_goes_on_on_another_kind_of_device_chooses_again_and_says_so(stopped_run, launcher):

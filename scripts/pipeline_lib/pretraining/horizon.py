@@ -83,14 +83,19 @@ def resolve_horizon(
     of the training split, which `epochs` needs unless the settings say what is expected; tied: whether the embedding is
     the head too.
     """
-    tokens = settings.tokens or settings.tokens_per_parameter * matmul_parameters
-    if settings.epochs is not None:
-        tokens = settings.epochs * (settings.full_data_tokens or data_tokens)
+    tokens = wanted_tokens(settings, matmul_parameters, data_tokens)
     wanted = settings.batch_tokens or best_batch_tokens(tokens)
     phases = plan_phases(settings.curriculum, tokens, wanted, context, settings.max_steps)
     last = phases[-1]
     rates = resolve_learning_rates(settings.optimizer, width, tied)
     return Horizon(last.last, last.sequences, last.context, rates, phases if len(phases) > 1 else ())
+
+
+def wanted_tokens(settings: PretrainSettings, matmul_parameters: int, data_tokens: int | None = None) -> float:
+    """Return the tokens that a run is to read, before they are rounded to steps; arguments as for `resolve_horizon`."""
+    if settings.epochs is not None:
+        return settings.epochs * (settings.full_data_tokens or data_tokens)
+    return settings.tokens or settings.tokens_per_parameter * matmul_parameters
 
 
 def best_batch_tokens(tokens: float) -> int:

@@ -27,7 +27,7 @@ from pipeline_lib.stage.inputs import open_input, repairing_command
 from pipeline_lib.stage.manifest import MANIFEST, Manifest, describe_change
 from pipeline_lib.stage.workspace import WORK, Workspace
 
-from .horizon import Horizon, LearningRates, resolve_horizon
+from .horizon import Horizon, LearningRates, resolve_horizon, wanted_tokens
 from .inputs import known_tokens
 from .schedule import schedule_factor
 
@@ -149,6 +149,7 @@ def continue_with(stage: Stage, saved: dict[str, Any], present: dict[str, Any]) 
         return None
     plan = plan_resume(saved, present, section_keys(stage.origins), _growth(stage, state), _means(stage.settings))
     plan.refusals.extend(_other_length(stage, plan.settings, state))
+    plan.refusals.extend(_other_batch(stage, plan.settings, state))
     plan.refusals.extend(_passed(horizon_of(stage, plan.settings), step))
     if plan.refusals:
         raise UserError(
@@ -200,6 +201,7 @@ def print_resume_plan(context: ActionContext) -> int:
     for line in learning_rate_lines(state["step"], (before, saved_schedule), (after, plan.settings.schedule)):
         print(line)
     plan.refusals.extend(_other_length(context, plan.settings, state))
+    plan.refusals.extend(_other_batch(context, plan.settings, state))
     plan.refusals.extend(_passed(after, state["step"]))
     for refusal in plan.refusals:
         print(f"  REFUSED {refusal}; --force would begin anew")
@@ -229,13 +231,35 @@ def _other_length(place: ActionContext | Stage, settings: PretrainSettings, stat
     ]
 
 
+def _other_batch(place: ActionContext | Stage, settings: PretrainSettings, state: dict[str, Any]) -> list[str]:
+    """Refuse a batch that changed for the whole run: its horizon counts steps, and those so far had another size."""
+    saved, step = _saved_horizon(state), state["step"]
+    old, new = saved.step_tokens, horizon_of(place, settings).step_tokens
+    if old == new or settings.curriculum or state["horizon"]["phases"]:
+        return []
+    of_model = _model(place)["parameters"]["matmul"]
+    share = step * old / wanted_tokens(settings, of_model, _text_tokens(place, settings))
+    return [
+        f"a step would read {new:,} tokens, the {step:,} so far read {old:,}: set pretrain.batch_tokens to {old}, or"
+        f" make the new size a stage, pretrain.curriculum: [{{until: {share:.9g}, batch_tokens: {old}}},"
+        f" {{until: 1, batch_tokens: {new}}}]"
+    ]
+
+
 def horizon_of(place: ActionContext | Stage, settings: PretrainSettings) -> Horizon:
     """Return the horizon that `settings` mean for the model and the packed cache of this run."""
     length = settings.context or _cache(place).contexts[0]
-    initial = StageInput(place.run_folder, "04_init", place.arguments).result
-    tokens = known_tokens(_cache(place), settings) if settings.epochs is not None else None
-    shape = initial["shape"]
-    return resolve_horizon(settings, length, shape["width"], initial["parameters"]["matmul"], tokens, shape["tied"])
+    model, tokens = _model(place), _text_tokens(place, settings)
+    shape = model["shape"]
+    return resolve_horizon(settings, length, shape["width"], model["parameters"]["matmul"], tokens, shape["tied"])
+
+
+def _model(place: ActionContext | Stage) -> dict[str, Any]:
+    return StageInput(place.run_folder, "04_init", place.arguments).result
+
+
+def _text_tokens(place: ActionContext | Stage, settings: PretrainSettings) -> int | None:
+    return known_tokens(_cache(place), settings) if settings.epochs is not None else None
 
 
 def _cache(place: ActionContext | Stage) -> PackedCache:
