@@ -15,6 +15,7 @@ from pipeline_lib.pretraining.logbook import open_logbook
 from pipeline_lib.pretraining.loop import optimizer_step, train
 from pipeline_lib.pretraining.optimizers import make_optimizers, parameter_groups
 from pipeline_lib.pretraining.run_state import checkpoint_content, restore_run
+from pipeline_lib.pretraining.schedule import momentum_at
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,13 @@ def test_only_matrices_decay_and_null_is_zero(name, asked, expected):
                 seen.add(id(parameter))
                 assert group["weight_decay"] == (expected if id(parameter) in matrices else 0.0)
     assert seen == {id(parameter) for parameter in model.parameters()}
+
+
+def test_a_step_has_the_momentum_of_its_number(data):
+    run, batch = make_run(), first_batches(data, 1)[0][0]
+    for step in (1, 2):
+        optimizer_step(run, batch, SETTINGS, nothing)
+        assert run.optimizers["muon"].param_groups[0]["momentum"] == momentum_at(step, SETTINGS.optimizer)
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 100])

@@ -3,12 +3,15 @@
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline_lib.config.pretrain import OptimizerSettings, PretrainSettings, ScheduleSettings
 from pipeline_lib.pretraining.horizon import best_batch_tokens, resolve_horizon, resolve_learning_rates
-from pipeline_lib.pretraining.schedule import schedule_factor
+from pipeline_lib.pretraining.muon import Muon
+from pipeline_lib.pretraining.optimizers import set_momentum
+from pipeline_lib.pretraining.schedule import momentum_at, schedule_factor
 
 SCHEDULES = st.builds(
     ScheduleSettings,
@@ -89,3 +92,18 @@ def test_rates_follow_the_width(width):
 
 def test_even_a_tiny_horizon_is_one_step():
     assert resolve_horizon(PretrainSettings(tokens=1), 512, 64, 1000).steps == 1
+
+
+def test_momentum_rises_to_the_given_one_and_a_lower_one_stays():
+    settings = OptimizerSettings(momentum=0.95, momentum_warmup_steps=100)
+    values = [momentum_at(step, settings) for step in range(1, 200)]
+    assert values[0] == pytest.approx(0.851) and values[49] == pytest.approx(0.9) and set(values[99:]) == {0.95}
+    assert values == sorted(values)
+    assert momentum_at(1, OptimizerSettings(momentum=0.5)) == 0.5
+    assert momentum_at(1, OptimizerSettings(momentum_warmup_steps=0)) == 0.95
+
+
+def test_momentum_is_set_where_there_is_one():
+    muon, adamw = (kind([torch.nn.Parameter(torch.ones(2, 2))], lr=0.1) for kind in (Muon, torch.optim.AdamW))
+    set_momentum([muon, adamw], 0.25)
+    assert muon.param_groups[0]["momentum"] == 0.25 and "momentum" not in adamw.param_groups[0]

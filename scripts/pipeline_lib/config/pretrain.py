@@ -27,7 +27,9 @@ class OptimizerSettings(Section):
     eps: float = Field(default=1e-10, gt=0)
     """AdamW's additive constant in the denominator."""
     momentum: float = Field(default=0.95, ge=0, lt=1)
-    """Muon's averaging factor of the gradient (Nesterov)."""
+    """Muon's averaging factor of the gradient (Nesterov), once it is warmed up."""
+    momentum_warmup_steps: int = Field(default=300, ge=0)
+    """Steps in which Muon's momentum rises from 0.85: early gradients change faster than a long average can follow."""
     clip_norm: float | None = Field(default=1.0, gt=0)
     """Greatest norm of the whole gradient; longer gradients are scaled down to it, null never does."""
 

@@ -36,11 +36,11 @@ from .distribution import interrupted
 from .gradients import clip, norms_by_block, parameter_norms
 from .growing import wait_for_text
 from .logbook import Logbook
-from .optimizers import set_learning_rates
+from .optimizers import set_learning_rates, set_momentum
 from .progress_line import ProgressLine
 from .run_state import TrainingRun
 from .saving import Saving
-from .schedule import schedule_factor
+from .schedule import momentum_at, schedule_factor
 from .validation import validate
 
 
@@ -141,6 +141,7 @@ def optimizer_step(
     run.between_steps = False
     clip(gradients, norm, settings.optimizer.clip_norm)
     set_learning_rates(run.optimizers.values(), schedule_factor(run.step + 1, run.horizon.steps, settings.schedule))
+    set_momentum(run.optimizers.values(), momentum_at(run.step + 1, settings.optimizer))
     for optimizer in run.optimizers.values():
         optimizer.step()
     drop_gradients(run)

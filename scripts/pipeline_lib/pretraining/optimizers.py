@@ -95,3 +95,11 @@ def set_learning_rates(optimizers: Iterable[torch.optim.Optimizer], factor: floa
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group[PEAK] * factor
+
+
+def set_momentum(optimizers: Iterable[torch.optim.Optimizer], momentum: float) -> None:
+    """Set the momentum of every group that has one, which are Muon's."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if "momentum" in group:
+                group["momentum"] = momentum

@@ -1,4 +1,4 @@
-"""Learning-rate schedules as one pure function of the step: nothing to save, nothing to restore.
+"""Learning rates and momentum as pure functions of the step: nothing to save, nothing to restore.
 
 warm-up, then one of
     linear   straight down to the final factor (Bergsma et al. 2025: to zero is best at compute-optimal length)
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 
-from pipeline_lib.config.pretrain import ScheduleSettings
+from pipeline_lib.config.pretrain import OptimizerSettings, ScheduleSettings
+
+FIRST_MOMENTUM = 0.85
 
 
 def schedule_factor(step: int, steps: int, settings: ScheduleSettings) -> float:
@@ -30,3 +32,10 @@ def schedule_factor(step: int, steps: int, settings: ScheduleSettings) -> float:
     progress = max(0.0, (step - (steps - decay)) / (decay + 1))
     shape = 0.5 * (1 + math.cos(math.pi * progress)) if settings.name == "cosine" else 1 - progress
     return settings.final_factor + (1 - settings.final_factor) * shape
+
+
+def momentum_at(step: int, settings: OptimizerSettings) -> float:
+    """Return Muon's momentum for optimizer step `step` (1 ...), which rises in a line (Jordan et al. 2024)."""
+    if step >= settings.momentum_warmup_steps or settings.momentum <= FIRST_MOMENTUM:
+        return settings.momentum
+    return FIRST_MOMENTUM + (settings.momentum - FIRST_MOMENTUM) * step / settings.momentum_warmup_steps
