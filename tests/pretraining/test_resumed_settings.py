@@ -48,6 +48,18 @@ def test_a_flag_that_is_forgotten_on_resume_stays_and_one_that_is_given_override
     assert any("settings changed after step" in note and "optimizer.lr 0.02 -> 0.005" in note for note in notes(run))
 
 
+def test_the_plan_of_a_start_with_other_settings_names_what_lies_there(stopped_run, launcher):
+    config, run = stopped_run
+    began_with = ("--max_steps", "20", "--optimizer.lr", "0.02")
+    for flags, status in (
+        (began_with, "would continue unfinished work: it has not finished before"),
+        (("--optimizer.lr", "0.005"), "what other settings began lies there, --resume_plan says if it would be"),
+        (("--optimizer.lr", "0.005", "--force"), "would run: forced"),
+    ):
+        planned = launcher.start(config, run, *flags, "--plan")
+        assert planned.code == 0 and status in " ".join(planned.output.split()), planned.output
+
+
 def test_another_batch_is_refused_with_the_stages_that_read_as_many_tokens_as_were_asked_for(stopped_run, launcher):
     config, run = stopped_run
     step = load_checkpoint(newest_valid_checkpoint(run / "05_pretrain" / "work" / "checkpoints")).step

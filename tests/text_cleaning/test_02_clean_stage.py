@@ -14,6 +14,7 @@ from finished_download import asking_tasks, document, finish_download, write_tas
 
 from dedup import gpu_device
 from dedup.memory_limit import MemoryLimit
+from fork_launcher import run_script
 from pipeline_lib.config.clean import CleanSettings
 from pipeline_lib.stage import Ledger, UserError, file_digest
 from pipeline_lib.stage.manifest import MANIFEST, Manifest
@@ -89,14 +90,20 @@ EVALUATION = [
 
 def start(folder: Path, *flags: str, threads: int = 2) -> subprocess.CompletedProcess:
     """Run stage 02 in a run folder."""
-    return subprocess.run(command(folder, *flags, threads=threads), capture_output=True, text=True, timeout=180)
+    return run_script(SCRIPT.name, configuration(folder, threads), folder, *flags)
 
 
 def command(folder: Path, *flags: str, threads: int = 2) -> list[str]:
+    """Return the command line that does the same in a process of its own from the first import on."""
+    config = configuration(folder, threads)
+    return [sys.executable, str(SCRIPT), "--config", str(config), "--run-dir", str(folder), *flags]
+
+
+def configuration(folder: Path, threads: int) -> Path:
     folder.mkdir(exist_ok=True)
     config = folder / "clean.yaml"
     config.write_text(f"run: clean\nthreads: {threads}\n{asking_tasks(folder)}")
-    return [sys.executable, str(SCRIPT), "--config", str(config), "--run-dir", str(folder), *flags]
+    return config
 
 
 @pytest.fixture(scope="module")
@@ -174,12 +181,17 @@ def test_worker_count_does_not_show_in_the_files(finished, tmp_path, monkeypatch
 @pytest.mark.slow
 def test_little_memory_means_fewer_processes_and_the_same_files(finished, tmp_path):
     finish_download(tmp_path, corpus(), {"questions": EVALUATION})
-    done = start(tmp_path, "--max_ram", "700M")
+
+    def alone(*flags: str) -> subprocess.CompletedProcess:
+        """Not forked from a process that has far more in memory than this stage."""
+        return subprocess.run(command(tmp_path, *flags), capture_output=True, text=True, timeout=180)
+
+    done = alone("--max_ram", "700M")
     assert done.returncode == 0, done.stderr + done.stdout
     assert output_digests(tmp_path) == output_digests(finished)
-    assert "up to date" in start(tmp_path, "--max_ram", "1G").stdout  # how much it may take decides nothing
+    assert "up to date" in alone("--max_ram", "1G").stdout  # how much it may take decides nothing
     for size, words in (("100M", "needs at least 560M"), ("much", "is no memory size")):
-        refused = start(tmp_path, "--max_ram", size, "--force")
+        refused = alone("--max_ram", size, "--force")
         assert refused.returncode == 2 and words in refused.stderr and refused.stderr.count("\n") == 1
     small, large = (memory_limit(CleanSettings(max_ram=size)) for size in ("600M", "4G"))
     assert [fitting_workers(20, limit) for limit in (small, large, MemoryLimit())] == [1, 10, 20]

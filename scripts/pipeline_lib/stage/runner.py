@@ -148,7 +148,7 @@ def _main(spec, run, estimate, inputs, extra_arguments, actions, join, continue_
         return 0
     if options.plan:
         fingerprint, problem = _try_fingerprint(stage, spec, inputs)
-        status = problem or _status(stage, fingerprint, options.force)
+        status = problem or _status(stage, fingerprint, options.force, continue_with is not None)
         return 0 if print_plan(stage, options.origins, status, estimate) else 1
     stage.flags, stage.forced, stage.origins = options.extra, options.force, options.origins
     return _execute(stage, spec, run, inputs, join, continue_with)
@@ -193,19 +193,17 @@ def _try_fingerprint(stage: Stage, spec: StageSpec, inputs) -> tuple[dict[str, A
         return None, f"cannot start: {error}"
 
 
-def _status(stage: Stage, fingerprint: dict[str, Any], force: bool) -> str:
+def _status(stage: Stage, fingerprint: dict[str, Any], force: bool, may_continue_other_work: bool) -> str:
     manifest = Manifest.read(stage.folder / MANIFEST)
     if (stage.folder / WORK / MANIFEST).exists():
         return "would finish moving its outputs into place"
     reason = "forced" if force else _why_not_up_to_date(stage, manifest, fingerprint)
     if reason is None:
         return "up to date"
-    workspace = _unfinished(stage, fingerprint)
-    from .workspace import read_json
-
-    state = read_json(workspace.folder / "state.json") or {}
-    resumes = not force and state.get("fingerprint") == workspace.fingerprint
-    return f"would {'continue unfinished work' if resumes else 'run'}: {reason}"
+    begun = None if force else _unfinished(stage, fingerprint).begun()
+    if begun is False and may_continue_other_work:
+        return f"what other settings began lies there, --resume_plan says if it would be continued: {reason}"
+    return f"would {'continue unfinished work' if begun else 'run'}: {reason}"
 
 
 def _why_not_up_to_date(stage: Stage, manifest: Manifest | None, fingerprint: dict[str, Any]) -> str | None:
