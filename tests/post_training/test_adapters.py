@@ -89,6 +89,12 @@ def test_a_layer_the_model_does_not_have_is_a_user_error(run, helpers, capsys):
     assert "no linear layer 'query'; it has down_proj, gate_proj" in capsys.readouterr().err
 
 
+def test_the_head_takes_no_adapter_and_is_not_offered(run, helpers, capsys):
+    assert helpers.run_script("10_lora_finetune.py", run, "--target_modules", "[q_proj, lm_head]") == 2
+    error = capsys.readouterr().err
+    assert "no linear layer 'lm_head'; it has down_proj, " in error and error.count("lm_head") == 1
+
+
 @pytest.mark.slow
 def test_the_adapter_folder_is_the_same_in_every_process_and_run_folder(run, helpers, tmp_path):
     assert helpers.run_script("10_lora_finetune.py", run, "--max_steps", "1") == 0

@@ -160,7 +160,7 @@ def test_each_step_has_one_row_of_metrics_and_the_ledger_chains(aligned_run):
 
 def test_a_loss_that_is_not_finite_fails_the_stage(run_copy, helpers, capsys):
     assert helpers.run_script("07_sft.py", run_copy, "--learning_rate", "1e30", "--clip_norm", "null") == 1
-    assert "lower learning_rate" in capsys.readouterr().err
+    assert "lower sft.learning_rate (training then begins anew)" in capsys.readouterr().err
     assert not (run_copy / "07_sft" / "final").exists()
 
 

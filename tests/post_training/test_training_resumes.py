@@ -100,6 +100,26 @@ def test_a_signal_during_the_last_step_changes_nothing(whole_run, unfinished, at
     assert digests(run, "07_sft") == digests(whole_run, "07_sft")
 
 
+def test_what_fails_after_the_last_step_leaves_the_training_done(
+    whole_run, unfinished, at_step, helpers, monkeypatch, capsys
+):
+    from pipeline_lib.post_training.supervised import ConversationTrainer
+
+    run, flags, over = unfinished("07_sft"), ("--checkpoint_steps", "1000"), []
+    last = len((whole_run / "07_sft" / "metrics.jsonl").read_text().splitlines())
+    measure = ConversationTrainer.evaluate_tokens
+    at_step(last, lambda: over.append(last))
+    monkeypatch.setattr(
+        ConversationTrainer, "evaluate_tokens", lambda self, examples: crash() if over else measure(self, examples)
+    )
+    assert helpers.run_script("07_sft.py", run, *flags) == 1
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert helpers.run_script("07_sft.py", run, *flags) == 0
+    assert f"continuing after step {last}" in capsys.readouterr().out
+    assert digests(run, "07_sft")["final/model.safetensors"] == digests(whole_run, "07_sft")["final/model.safetensors"]
+
+
 def test_a_damaged_newest_checkpoint_is_passed_over(whole_run, unfinished, at_step, helpers, monkeypatch, capsys):
     run = unfinished("07_sft")
     at_step(5, crash)

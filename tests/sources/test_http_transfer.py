@@ -144,6 +144,11 @@ def test_wrong_bytes_twice_fail_with_both_digests_and_leave_no_file(world):
     assert list(world.target.parent.iterdir()) == []
 
 
+def test_a_file_of_no_bytes_is_a_file(world):
+    empty = Expected("sha256", hashlib.sha256(b"").hexdigest(), 0)
+    assert fetch(world, empty).read_bytes() == b""
+
+
 def test_hub_blob_digest_is_the_one_git_computes(world):
     blob = hashlib.sha1(b"blob %d\x00" % len(DATA) + DATA).hexdigest()
     assert fetch(world, Expected("git-sha1", blob, len(DATA))).read_bytes() == DATA

@@ -73,3 +73,13 @@ def test_guide_to_data_sources_names_every_field_and_its_examples_are_valid():
         config = RunConfig(**{key: section for key, section in whole.items() if key != "base"})
         examples += len(config.download.sources) if "download" in whole else 0
     assert examples >= 10
+
+
+def test_patience_decides_nothing_in_what_is_downloaded():
+    def deciding(**changed) -> dict:
+        return RunConfig.model_validate({"download": {"sources": [LOCAL, {**HUB, **changed}]}}).download.deciding()
+
+    assert deciding() == deciding(attempts=9, timeout_seconds=5.0, longest_wait_seconds=300.0)
+    assert deciding() != deciding(repo="owner/other")
+    mine, web = deciding()["sources"]
+    assert (mine["paths"], web["repo"]) == (["x.jsonl"], "owner/set") and "attempts" not in web

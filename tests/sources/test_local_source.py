@@ -123,6 +123,12 @@ def test_field_name_that_no_record_has_is_reported_with_the_names_there_are(quic
         read_all(LocalSource(quick(type="local", paths=[str(path)], **fields)))
 
 
+@pytest.mark.parametrize("path", ["~nobody-of-that-name/notes", "~nobody-of-that-name/*.txt"])
+def test_a_tilde_that_names_no_user_begins_the_name_of_a_file(quick, path):
+    with pytest.raises(UserError, match=r"does not exist|names no readable file"):
+        LocalSource(quick(type="local", paths=[path]))
+
+
 @pytest.mark.parametrize(
     ("paths", "words"),
     [

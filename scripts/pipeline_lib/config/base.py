@@ -23,9 +23,14 @@ class Section(BaseModel):
 
     def deciding(self) -> dict[str, Any]:
         """Return in JSON form what decides the outputs: every setting, of nested sections too, but the means."""
-        nested = {name: getattr(self, name) for name in type(self).model_fields if name not in self.MEANS}
-        dumped = self.model_dump(mode="json", exclude=set(self.MEANS))
-        return dumped | {name: value.deciding() for name, value in nested.items() if isinstance(value, Section)}
+        decided = self.model_dump(mode="json", exclude=set(self.MEANS))
+        for name in decided:
+            value = getattr(self, name)
+            if isinstance(value, Section):
+                decided[name] = value.deciding()
+            elif isinstance(value, list) and any(isinstance(each, Section) for each in value):
+                decided[name] = [each.deciding() for each in value]
+        return decided
 
     @field_validator("*", mode="before")
     @classmethod
@@ -46,7 +51,15 @@ def alternatives(annotation: Any) -> list[Any]:
     return [annotation]
 
 
+def expand_user(value: str) -> Path:
+    """Return `value` with the home folder for a leading ~; one that names no user is the beginning of a file's name."""
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        return Path(value)
+
+
 def resolve_path(value: str) -> Path:
     """Return `value` as an absolute path; a relative one starts at the project root, so any working directory works."""
-    path = Path(value).expanduser()
+    path = expand_user(value)
     return path if path.is_absolute() else PROJECT_ROOT / path

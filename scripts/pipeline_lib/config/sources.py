@@ -103,6 +103,8 @@ class SourceSettings(Section):
     license_field: str | None = None
     """text: the field that holds a document's own licence; none means the licence of the source."""
 
+    MEANS = ("attempts", "timeout_seconds", "longest_wait_seconds")
+
     attempts: int = Field(default=6, ge=1, le=100)
     """hub and http: how often a request is tried before the stage fails, counted anew after every byte of progress."""
     timeout_seconds: float = Field(default=60.0, gt=0)

@@ -99,7 +99,9 @@ def load_frozen(folder: Path, settings: LoraSettings, dtype: str) -> PreTrainedM
 
 def adapter_config(model: PreTrainedModel, settings: LoraSettings) -> LoraConfig:
     """Return PEFT's configuration; raise UserError for a target module that the model does not have."""
-    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    head = model.get_output_embeddings()  # which TRL does not train with an adapter
+    modules = [(name, module) for name, module in model.named_modules() if module is not head]
+    linear = {name.rpartition(".")[2] for name, module in modules if isinstance(module, torch.nn.Linear)}
     if strange := sorted(set(settings.target_modules) - linear):
         known = ", ".join(sorted(linear))
         raise UserError(f"lora.target_modules: the model has no linear layer {strange[0]!r}; it has {known}")

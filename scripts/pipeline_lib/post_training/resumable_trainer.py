@@ -195,8 +195,8 @@ class ResumableTrainer(OutOfMemoryRecovery):
         row = {key: value for key, value in logs.items() if not any(word in key for word in _NOT_METRICS)}
         if not math.isfinite(row["loss"]):
             raise StageFailure(
-                f"the loss is {row['loss']} at step {step}; lower learning_rate, or continue from the last checkpoint"
-                f" in {self.checkpoints} with other settings"
+                f"the loss is {row['loss']} at step {step}; lower {self.stage.spec.section}.learning_rate (training"
+                " then begins anew)"
             )
         self._metrics_file.write(json.dumps({"step": step, **row}) + "\n")
         self._metrics_file.flush()
@@ -213,7 +213,8 @@ class _StageCallback(TrainerCallback):
         self._trainer.bar.advance(1, self._text)
         if self._trainer.stage.interrupted:
             control.should_training_stop = True
-        if self._trainer.stage.interrupted or self._trainer.checkpoint_is_due():
+        finished = state.global_step >= state.max_steps  # what follows, a measurement, can be interrupted too
+        if finished or self._trainer.stage.interrupted or self._trainer.checkpoint_is_due():
             control.should_save = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:

@@ -28,7 +28,10 @@ class ConversationTrainer(ResumableTrainer, SFTTrainer):
     """SFTTrainer on examples that are already tokenised, resumable."""
 
     def evaluate_tokens(self, examples: Examples) -> dict[str, float]:
-        """Return the loss per assistant token (nats) and the share of them predicted first, over held-out examples."""
+        """Return the loss of assistant tokens (nats) and the share predicted first, on held-out examples.
+
+        Both are TRL's: the mean over micro-batches of the mean over the tokens in each, so short answers weigh more.
+        """
         if not len(examples):
             return {}
         metrics = self.evaluate(examples.dataset())

@@ -9,6 +9,7 @@ from typing import Any
 import xxhash
 
 from ..config import PROJECT_ROOT, resolve_path
+from ..config.base import expand_user
 from ..config.sources import SourceSettings
 from ..stage import UserError
 from .base import Dropped, Record
@@ -88,7 +89,7 @@ def _files_of_entry(entry: str, settings: SourceSettings) -> list[Path]:
     if path.is_dir():
         candidates = [child for child in path.rglob("*") if not _is_hidden(child.relative_to(path))]
     elif glob.has_magic(entry):
-        matches = glob.glob(str(Path(entry).expanduser()), root_dir=PROJECT_ROOT, recursive=True)
+        matches = glob.glob(str(expand_user(entry)), root_dir=PROJECT_ROOT, recursive=True)
         candidates = [Path(os.path.normpath(PROJECT_ROOT / match)) for match in matches]
     else:
         raise UserError(f"{where} does not exist; correct `paths` in the configuration")
@@ -106,7 +107,7 @@ def _is_hidden(path: Path) -> bool:
 
 def _label(file: Path, entry: str) -> str:
     """Relative to the project when the entry is, so that ids do not depend on where the project lies."""
-    absolute = Path(entry).expanduser().is_absolute() and not file.is_relative_to(PROJECT_ROOT)
+    absolute = expand_user(entry).is_absolute() and not file.is_relative_to(PROJECT_ROOT)
     return file.as_posix() if absolute else Path(os.path.relpath(file, PROJECT_ROOT)).as_posix()
 
 

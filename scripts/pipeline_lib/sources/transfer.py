@@ -120,6 +120,7 @@ class Transfer:
         """Append to the partial file until the server's end of file. Raises TryAgain when it comes too early."""
         start = partial.stat().st_size if partial.exists() else 0
         if size is not None and start >= size:
+            partial.touch()  # a file of no bytes is a file
             return
         with self._response(url, {"Range": f"bytes={start}-"} if start else {}) as response:
             first, total = _content_range(response)
