@@ -46,11 +46,11 @@ class Turns:
             try:
                 while process is None or process.poll() is None:
                     with self._turn(me):
+                        began = time.time()
                         if process is None:
                             process = subprocess.Popen(command, env=environment, stdout=output)
                         else:
                             _wake(process.pid)
-                        began = time.time()
                         self._let_run(process)
                         running.append((began, time.time()))
             finally:
