@@ -40,7 +40,7 @@ report: install  ## Write runs/<run>/report.html
 chat: install  ## Talk to the model of CONFIG
 	@$(MODULE) pipeline_lib.reporting.chat --config $(CONFIG)
 
-test: install-dev  ## Run the tests (under 8 minutes on 2 cores)
+test: install-dev  ## Run the tests (a quarter of an hour on 2 cores, more on slow ones)
 	$(PY) -m pytest -m "not slow" -n 2 --dist loadfile --durations=25
 
 test-slow: install-dev  ## Run the tests that take long
