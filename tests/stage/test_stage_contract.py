@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline_lib.stage import workspace
+from pipeline_lib.stage.atomic import remove
 from pipeline_lib.stage.system_errors import spell_system_error, tells_of_a_full_disk
 
 TOY = Path(__file__).with_name("toy_stage.py")
@@ -352,6 +354,32 @@ def test_an_interrupted_forced_start_is_continued_and_not_taken_for_up_to_date(t
     assert "(a start with --force has not finished)" in out and "were finished before" in out
     assert toy.manifest()["outputs_digest"] == first["outputs_digest"] and toy.manifest()["run"]["resumed"]
     assert "up to date" in toy.run()[1]
+
+
+def test_a_kill_while_the_work_of_a_forced_start_is_removed_leaves_a_finished_stage(toy: Toy, monkeypatch):
+    """Rebuild, by hand, the state before the last lines of a publication, and end in the midst of them."""
+    assert toy.run()[0] == 0
+    process = toy.start("--force", TOY_SLEEP="0.2")
+    toy.wait_for_unit(2)
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=30)
+    state = (toy.folder / "work" / "state.json").read_bytes()
+    assert b'"forced": true' in state and toy.run()[0] == 0
+    work = toy.folder / "work"
+    work.mkdir()
+    (work / "state.json").write_bytes(state)
+    os.replace(toy.folder / "manifest.json", work / "manifest.json")
+
+    def remove_half(path: Path) -> None:
+        if path == work:
+            (work / "manifest.json").unlink()
+            raise KeyboardInterrupt
+        remove(path)
+
+    monkeypatch.setattr(workspace, "remove", remove_half)
+    with pytest.raises(KeyboardInterrupt):
+        workspace.finish_publication(toy.folder)
+    assert toy.run()[1].strip().endswith("up to date")
 
 
 def test_force_begins_anew_even_over_its_own_unfinished_work_and_says_so(toy: Toy):

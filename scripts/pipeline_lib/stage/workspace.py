@@ -143,6 +143,8 @@ def finish_publication(stage_folder: Path) -> bool:
         fsync_folder(folder)
     manifest.run["seen"] = {name: manifest.stat_of(stage_folder / name) for name in sorted(manifest.files)}
     manifest.write(stage_folder / MANIFEST)
+    remove(work / _STATE)  # first: left alone it would say that work of --force is unfinished
+    fsync_folder(work)
     remove(work)
     return True
 
