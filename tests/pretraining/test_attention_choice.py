@@ -92,13 +92,45 @@ def test_documents_that_lie_alike_in_consecutive_rows_go_as_one_and_are_computed
     aim = torch.randn(7, 3, 8, 16, generator=generator)
 
     def attended(first: int, stop: int) -> list[torch.Tensor]:
-        output = document_attention(*(tensor[first:stop] for tensor in tensors), documents[first:stop], 0.25)[0]
+        output = document_attention(
+            *(tensor[first:stop] for tensor in tensors), documents[first:stop], 0.25, torch.float32
+        )[0]
         return [output, *torch.autograd.grad((output * aim[first:stop]).sum(), tensors)]
 
     together, alone = attended(0, 7), [attended(row, row + 1) for row in range(7)]
     torch.testing.assert_close(together[0], torch.cat([results[0] for results in alone]), rtol=0, atol=0)
     for place in (1, 2, 3):
         torch.testing.assert_close(together[place], sum(results[place] for results in alone), rtol=0, atol=0)
+
+
+def test_long_documents_are_multiplied_in_bfloat16_forward_and_still_see_neither_neighbours_nor_what_comes_later():
+    documents = torch.tensor([[1] * 300 + [2] * 290 + [0] * 10, [1] * 600])
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(2, 2, 600, 16, generator=generator, requires_grad=True) for _ in range(3)]
+    aim = torch.randn(2, 2, 600, 16, generator=generator)
+
+    def attended(number_format: torch.dtype) -> list[torch.Tensor]:
+        output = document_attention(*tensors, documents, 0.25, number_format)[0]
+        return [output.detach(), *torch.autograd.grad((output * aim).sum(), tensors)]
+
+    exact, low = attended(torch.float32), attended(torch.bfloat16)
+    for ours, expected in zip(low, exact, strict=True):
+        assert 0 < (ours - expected).norm() < 0.02 * expected.norm()
+    assert (low[0][0, :, 590:] == 0).all()
+    with torch.no_grad():
+        for tensor in tensors:
+            tensor[0, :, 300:] += 1.0
+            tensor[1, :, 400:] += 1.0
+    changed = document_attention(*tensors, documents, 0.25, torch.bfloat16)[0]
+    assert torch.equal(changed[0, :, :300], low[0][0, :, :300]) and torch.equal(changed[1, :, :400], low[0][1, :, :400])
+    assert not torch.equal(changed[1, :, 400:], low[0][1, :, 400:])
+
+
+def test_short_documents_stay_in_float32():
+    documents = torch.tensor([[1] * 255 + [2] * 45])
+    tensors = [torch.randn(1, 2, 300, 16, generator=torch.Generator().manual_seed(number)) for number in range(3)]
+    results = [document_attention(*tensors, documents, 0.25, form)[0] for form in (torch.float32, torch.bfloat16)]
+    assert torch.equal(*results)
 
 
 def plain_kernel(query, key, value, starts, longest, scale):
@@ -124,7 +156,7 @@ def test_a_variable_length_kernel_gets_rows_end_to_end_and_gives_them_back_in_pl
 
     found, _ = _end_to_end(kernel)(None, query, key, value, None, 0.25, sequence_starts(documents))
     whole = key.repeat_interleave(2, 1), value.repeat_interleave(2, 1)
-    expected = document_attention(query, *whole, documents, 0.25)[0].transpose(1, 2)
+    expected = document_attention(query, *whole, documents, 0.25, torch.float32)[0].transpose(1, 2)
     text = documents != 0
     torch.testing.assert_close(found[text], expected[text], rtol=1e-5, atol=1e-6)
 

@@ -40,6 +40,15 @@ def test_value_and_gradients_are_those_of_torch(positions, width, vocabulary, ch
     torch.testing.assert_close(ours[1], head.grad, rtol=1e-4, atol=1e-4)
 
 
+def test_rows_in_several_pieces_are_the_same_rows(monkeypatch):
+    whole, pieces = (problem(50, 8, 30, 0) for _ in range(2))
+    summed_cross_entropy(*whole, 20, torch.float32).backward()
+    monkeypatch.setattr("pipeline_lib.pretraining.loss.CACHED_NUMBERS", 7 * 30)
+    summed_cross_entropy(*pieces, 20, torch.float32).backward()
+    for ours, expected in zip(pieces[:2], whole[:2], strict=True):
+        torch.testing.assert_close(ours.grad, expected.grad, rtol=0, atol=0)
+
+
 def test_in_bfloat16_only_the_products_are_rounded():
     hidden, head, targets = problem(64, 16, 50, 0)
     low = summed_cross_entropy(hidden, head, targets, 16, torch.bfloat16)

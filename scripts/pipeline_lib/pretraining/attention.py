@@ -152,7 +152,8 @@ def _by_document(module, query, key, value, attention_mask, scaling, layout, **_
     query, key, value = query.float(), key.float(), value.float()
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    return document_attention(query, key, value, layout, scaling)[0].transpose(1, 2).to(number_format), None
+    output, _ = document_attention(query, key, value, layout, scaling, number_format)
+    return output.transpose(1, 2).to(number_format), None
 
 
 def _flexible(module, query, key, value, attention_mask, scaling, layout, **_) -> tuple[Tensor, None]:
