@@ -17,13 +17,15 @@ from pipeline_lib.stage.stage import Stage
 from pipeline_lib.stage.workspace import Workspace
 
 
-def make_trainer(kind: str, tiny_run, folder):
+def make_trainer(kind: str, tiny_run, folder, **changes):
     tokenizer = load_chat_tokenizer(tiny_run / "05_pretrain" / "final")
     section, name, data, rows = {
         "sft": ("sft", "07_sft", "06_sft_data", conversation_rows),
+        "pack": ("sft", "07_sft", "06_sft_data", conversation_rows),
         "dpo": ("dpo", "09_dpo", "08_dpo_data", pair_rows),
     }[kind]
-    settings = {"max_length": 96, "micro_batch": 8, "accumulation": 2, "max_steps": 2, "batching": "shuffle"}
+    batching = "pack" if kind == "pack" else "shuffle"
+    settings = {"max_length": 96, "micro_batch": 8, "accumulation": 2, "max_steps": 2, "batching": batching, **changes}
     config = RunConfig.model_validate({"threads": 1, section: settings})
     stage = Stage(BY_NAME[name], config, folder / "run", 1, "")
     stage.folder.mkdir(parents=True)
@@ -39,13 +41,17 @@ def make_trainer(kind: str, tiny_run, folder):
 
 
 def first_gradient(trainer, monkeypatch, largest: int | None, fail_in: int = 0):
-    """Do one step; return (gradient by name, logged rows, batch sizes). More than `largest` rows run out of memory."""
+    """Do the steps; return (first gradient by name, tokens, batch sizes). More than `largest` run out of memory.
+
+    Sizes are examples, and tokens of packed batches.
+    """
     gradients, sizes = {}, []
     library = next(kind for kind in type(trainer).__mro__ if kind.__module__.startswith("trl."))
     compute_loss = library.compute_loss
 
     def limited(self, model, inputs, *arguments, **keywords):
-        rows = len(inputs["input_ids"]) // (2 if self.pairs else 1)
+        packed = "cu_seq_lens_q" in inputs
+        rows = inputs["input_ids"].numel() if packed else len(inputs["input_ids"]) // (2 if self.pairs else 1)
         sizes.append(rows)
         result = compute_loss(self, model, inputs, *arguments, **keywords)
         if largest is not None and rows > largest and len(sizes) > fail_in:
@@ -67,17 +73,27 @@ def first_gradient(trainer, monkeypatch, largest: int | None, fail_in: int = 0):
     return gradients, trainer._total_train_tokens, sizes
 
 
-@pytest.mark.parametrize("kind", ["sft", "dpo"])
-def test_the_gradient_of_the_step_is_the_same_in_pieces(tiny_run, tmp_path, monkeypatch, kind):
+@pytest.mark.parametrize(("kind", "largest"), [("sft", 3), ("dpo", 3), ("pack", 100)])
+def test_the_gradient_of_the_step_is_the_same_in_pieces(tiny_run, tmp_path, monkeypatch, kind, largest):
     whole, tokens, _ = first_gradient(make_trainer(kind, tiny_run, tmp_path / "whole"), monkeypatch, None)
     trainer = make_trainer(kind, tiny_run, tmp_path / "pieces")
-    pieces, tokens_in_pieces, sizes = first_gradient(trainer, monkeypatch, 3, fail_in=1)
-    assert trainer.micro_batches.events >= 2 and max(sizes[-4:]) <= 3
+    pieces, tokens_in_pieces, sizes = first_gradient(trainer, monkeypatch, largest, fail_in=1)
+    assert trainer.micro_batches.events >= 2 and max(sizes[-4:]) <= largest
     size = math.sqrt(sum(float(gradient.double().square().sum()) for gradient in whole.values()))
     apart = math.sqrt(sum(float((pieces[name] - whole[name]).double().square().sum()) for name in whole))
     assert apart < 2e-6 * size
     assert tokens_in_pieces == tokens
     assert any("memory ran out" in note for note in trainer.stage.notes)
+
+
+def test_a_packed_sequence_that_does_not_fit_is_cut_between_its_conversations(tiny_run, tmp_path, monkeypatch):
+    trainer = make_trainer("pack", tiny_run, tmp_path, micro_batch=1)
+    lengths = [length for row in trainer.train_dataset for length in row["seq_lengths"]]
+    _, tokens, sizes = first_gradient(trainer, monkeypatch, max(lengths))
+    read = [sum(trainer.train_dataset[index]["seq_lengths"]) for index in list(trainer.order)[:4]]
+    assert tokens == sum(read) and max(read) > max(lengths)
+    assert {size for size in sizes if size <= max(lengths)} <= set(lengths), "conversations are whole"
+    assert any("its conversations were done again at most " in note for note in trainer.stage.notes)
 
 
 @pytest.mark.slow
@@ -92,8 +108,14 @@ def test_the_safe_size_is_saved_with_the_checkpoint(tiny_run, tmp_path, monkeypa
     assert saved == trainer.micro_batches.to_json() and SafeBatchSizes(8, state=saved).sizes()
 
 
-@pytest.mark.slow
-def test_one_example_that_does_not_fit_is_one_line(tiny_run, tmp_path, monkeypatch):
-    trainer = make_trainer("sft", tiny_run, tmp_path)
-    with pytest.raises(StageFailure, match="not even one example of"):
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        pytest.param("sft", "not even one example of .* tokens fits; lower sft.max_length", marks=pytest.mark.slow),
+        ("pack", "not even one conversation of .* fits .packed sequences are cut between them only.; lower sft.max"),
+    ],
+)
+def test_one_example_that_does_not_fit_is_one_line(tiny_run, tmp_path, monkeypatch, kind, line):
+    trainer = make_trainer(kind, tiny_run, tmp_path)
+    with pytest.raises(StageFailure, match=line):
         first_gradient(trainer, monkeypatch, 0)

@@ -63,7 +63,7 @@ class ResumableTrainer(OutOfMemoryRecovery):
         self.stage = stage
         self.order = order
         self.training: FineTuningSettings = stage.settings
-        self.micro_batches = SafeBatchSizes(stage.settings.micro_batch)
+        self.micro_batches = self._safe_sizes()
         self.loaded: LoadedCheckpoint | None = None
         self.bar: Any = None
         self._metrics_file: Any = None
@@ -77,6 +77,12 @@ class ResumableTrainer(OutOfMemoryRecovery):
     def checkpoints(self) -> Path:
         """The folder of this stage's checkpoints; it disappears when the stage is published."""
         return self.stage.work / "checkpoints"
+
+    def _safe_sizes(self, state: dict[str, Any] | None = None) -> SafeBatchSizes:
+        """Return the sizes of a checkpoint, or to begin with a whole micro-batch, in tokens when it is packed."""
+        settings = self.training
+        unit = settings.max_length if settings.batching == "pack" else 1
+        return SafeBatchSizes(settings.micro_batch * unit, state=state)
 
     def train_resumably(self) -> int:
         """Train to the last step, from the newest valid checkpoint if there is one; return the steps done now.
@@ -163,7 +169,7 @@ class ResumableTrainer(OutOfMemoryRecovery):
         with torch.no_grad():
             for name, weight in weights.items():
                 weight.copy_(stored[name])
-        self.micro_batches = SafeBatchSizes(self.training.micro_batch, state=self.loaded.state["micro_batches"])
+        self.micro_batches = self._safe_sizes(self.loaded.state["micro_batches"])
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
