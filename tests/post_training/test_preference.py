@@ -148,6 +148,26 @@ def test_half_an_epoch_is_half_of_the_pairs_read_once(aligned_run, tmp_path, hel
     assert len((run / "09_dpo" / "metrics.jsonl").read_text().splitlines()) == steps
 
 
+def test_pairs_with_an_answer_that_is_cut_are_said_and_counted(aligned_run, tmp_path, tokenizer, helpers, capsys):
+    from pipeline_lib.post_training.examples import pair_rows, read_examples
+
+    run = shutil.copytree(aligned_run, tmp_path / "run")
+    assert not any("is cut at" in note for note in Manifest.read(run / "09_dpo" / MANIFEST).notes)
+    paths = [run / "08_dpo_data" / f"{side}.parquet" for side in ("train", "val")]
+    rows = read_examples(paths, pair_rows, tokenizer, 96, Ledger(), "preference").table.to_pylist()
+    lengths = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
+    limit = sorted(lengths)[len(lengths) // 2]
+    cut = sum(length > limit for length in lengths)
+    flags = ["--max_length", str(limit), "--max_steps", "1"]
+    capsys.readouterr()
+    assert helpers.run_script("09_dpo.py", run, *flags) == 0
+    told = f"{cut} of {len(rows)} pairs have an answer that is cut at {limit} tokens (dpo.max_length)"
+    manifest = Manifest.read(run / "09_dpo" / MANIFEST)
+    assert 0 < cut < len(rows) and told in manifest.notes and f"note: {told}" in capsys.readouterr().out
+    entry = next(entry for flow, _, entry in Ledger.from_json(manifest.ledger).items() if flow == "preference")
+    assert entry.found == {"pairs with a cut answer": cut}
+
+
 def test_without_held_out_pairs_nothing_is_measured_and_the_model_is_made(aligned_run, tmp_path, helpers):
     """None is measured, none is held out, and all pairs share an answer, so that they cannot be on two sides."""
     run = shutil.copytree(aligned_run, tmp_path / "run")

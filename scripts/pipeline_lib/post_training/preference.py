@@ -23,7 +23,7 @@ from pipeline_lib.stage import Stage, StageFailure
 
 from .batch_order import EpochOrder, epoch_order
 from .chat_tokens import end_of_turn_id, load_chat_tokenizer
-from .examples import Examples, account_for_training, pair_rows, read_examples, set_aside
+from .examples import CUT, Examples, account_for_training, pair_rows, read_examples, set_aside
 from .logp_slices import REFERENCE, LogpSlices
 from .resumable_trainer import METRICS, ResumableTrainer
 from .training_setup import check_context, horizon, load_model, save_model, trainer_arguments
@@ -131,6 +131,15 @@ def _within_horizon(train: Examples, stage: Stage, steps: int) -> Examples:
     return train.take(chosen)
 
 
+def _tell_of_cut_answers(stage: Stage, pairs: int) -> None:
+    """Note how many of the pairs are longer than `max_length`: DPO cuts their answers, as stage 08 judged them."""
+    if cut := sum(entry.found.get(CUT, 0) for _, _, entry in stage.ledger.items()):
+        stage.note(
+            f"{cut:,} of {pairs:,} pairs have an answer that is cut at {stage.settings.max_length} tokens"
+            f" ({stage.spec.section}.max_length)"
+        )
+
+
 def align(stage: Stage) -> None:
     """Run stage 09: reference, measure, train, measure, save final/."""
     source = stage.input("07_sft").folder("final")
@@ -142,6 +151,7 @@ def align(stage: Stage) -> None:
         for side in ("train", "val")
     )  # fmt: skip
     set_aside(stage.ledger, val)
+    _tell_of_cut_answers(stage, len(train) + len(val))
     steps = horizon(len(train), stage.settings).steps  # of all pairs: `epochs` below 1 means a share of them
     train = _within_horizon(train, stage, steps)
     trainer = make_trainer(stage, load_model(source), tokenizer, train, steps)
