@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from pipeline_lib.checkpoints import checkpoint_name, load_checkpoint, load_state, newest_valid_checkpoint
 from pipeline_lib.config.run import RunConfig
 from pipeline_lib.oom_handler import SafeBatchSizes
 from pipeline_lib.post_training import preference, supervised
@@ -17,7 +18,7 @@ from pipeline_lib.stage.stage import Stage
 from pipeline_lib.stage.workspace import Workspace
 
 
-def make_trainer(kind: str, tiny_run, folder, **changes):
+def make_trainer(kind: str, tiny_run, folder, fresh: bool = True, **changes):
     tokenizer = load_chat_tokenizer(tiny_run / "05_pretrain" / "final")
     section, name, data, rows = {
         "sft": ("sft", "07_sft", "06_sft_data", conversation_rows),
@@ -28,9 +29,9 @@ def make_trainer(kind: str, tiny_run, folder, **changes):
     settings = {"max_length": 96, "micro_batch": 8, "accumulation": 2, "max_steps": 2, "batching": batching, **changes}
     config = RunConfig.model_validate({"threads": 1, section: settings})
     stage = Stage(BY_NAME[name], config, folder / "run", 1, "")
-    stage.folder.mkdir(parents=True)
+    stage.folder.mkdir(parents=True, exist_ok=not fresh)
     workspace = Workspace(stage.folder, {})
-    workspace.open(fresh=True, keep_superseded=False, say=print)
+    workspace.open(fresh=fresh, keep_superseded=False, say=print)
     stage.begin(workspace)
     examples = read_examples([tiny_run / data / "train.parquet"], rows, tokenizer, 96, Ledger(), "flow")
     model = load_model(tiny_run / "05_pretrain" / "final")
@@ -96,16 +97,56 @@ def test_a_packed_sequence_that_does_not_fit_is_cut_between_its_conversations(ti
     assert any("its conversations were done again at most " in note for note in trainer.stage.notes)
 
 
-@pytest.mark.slow
-def test_the_safe_size_is_saved_with_the_checkpoint(tiny_run, tmp_path, monkeypatch):
-    trainer = make_trainer("sft", tiny_run, tmp_path)
-    first_gradient(trainer, monkeypatch, 3)
-    from pipeline_lib.checkpoints import load_state, newest_valid_checkpoint
+class Killed(Exception):
+    """Ends a training in mid-step."""
 
-    trainer._metrics_file = open(tmp_path / "metrics", "w")  # noqa: SIM115
-    trainer._save_checkpoint(trainer.model, None)
-    saved = load_state(newest_valid_checkpoint(trainer.checkpoints))["micro_batches"]
-    assert saved == trainer.micro_batches.to_json() and SafeBatchSizes(8, state=saved).sizes()
+
+def test_the_safe_size_is_saved_at_once_and_a_continued_start_begins_with_it(tiny_run, tmp_path, monkeypatch):
+    """All batches are padded to 64 tokens, so that they are of one class of lengths."""
+
+    def start(folder, fresh=True):
+        trainer = make_trainer("sft", tiny_run, folder, fresh, max_steps=3)
+        trainer.data_collator.pad_to_multiple_of = 64
+        return trainer
+
+    undisturbed = start(tmp_path / "undisturbed")
+    first_gradient(undisturbed, monkeypatch, 3)
+    killed = start(tmp_path / "killed")
+    write_metrics = killed.write_metrics
+
+    def kill_in_the_second(step, logs):
+        if step == 2:
+            raise Killed
+        write_metrics(step, logs)
+
+    killed.write_metrics = kill_in_the_second
+    with pytest.raises(Killed), monkeypatch.context() as patch:
+        first_gradient(killed, patch, 3)
+    saved = load_state(newest_valid_checkpoint(killed.checkpoints))
+    assert saved["step"] == 1 and SafeBatchSizes(8, state=saved["micro_batches"]).sizes() == {"64": 2}
+    continued = start(tmp_path / "killed", fresh=False)
+    _, _, sizes = first_gradient(continued, monkeypatch, 3)
+    assert set(sizes) == {2} and continued.micro_batches.events == saved["micro_batches"]["events"]
+    told = "examples of up to 64 tokens are done 2 at a time from the first step on"
+    assert any(told in note for note in continued.stage.notes)
+    weights = dict(continued.model.named_parameters())
+    assert all(torch.equal(weights[name], weight) for name, weight in undisturbed.model.named_parameters())
+
+
+def test_memory_too_small_for_one_example_saves_the_last_whole_step(tiny_run, tmp_path, monkeypatch, capsys):
+    """The oracle is the checkpoint of that step in a run that saves every step."""
+    ended = make_trainer("sft", tiny_run, tmp_path / "ended")
+    with pytest.raises(StageFailure, match="out of memory at step 2"), monkeypatch.context() as patch:
+        first_gradient(ended, patch, 0, fail_in=3)  # the second micro-batch of the second step
+    assert "the state after step 1 was saved before the error" in capsys.readouterr().out
+    every = make_trainer("sft", tiny_run, tmp_path / "every", checkpoint_steps=1)
+    first_gradient(every, monkeypatch, None)
+    saved, expected = (load_checkpoint(trainer.checkpoints / checkpoint_name(1)) for trainer in (ended, every))
+    for part in ("step", "scheduler", "optimizer", "rng", "tokens"):
+        assert saved.state[part] == expected.state[part]
+    for group, named in expected.tensors.items():
+        assert saved.tensors[group].keys() == named.keys()
+        assert all(torch.equal(saved.tensors[group][name], tensor) for name, tensor in named.items())
 
 
 @pytest.mark.parametrize(

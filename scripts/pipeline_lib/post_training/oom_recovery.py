@@ -6,10 +6,11 @@ gradients of the step are dropped, and its micro-batches are done again, cut int
 kept for that (gradients would be far larger). Pieces weigh what they hold: by tokens where the trainer divides by the
 tokens of the whole step (SFT), by pairs where it takes a mean over the micro-batch (DPO).
 
-The size that fits is remembered per length, saved with the checkpoint and doubled again after a while
-(oom_handler.SafeBatchSizes). It counts examples, which are padded to one length. A packed micro-batch is a single row
-of many conversations: it is cut between them, where attention ends, and its size counts tokens. What the trainer's own
-metrics average is averaged over pieces instead of micro-batches.
+The size that fits is remembered per length, saved with a checkpoint that follows at once, because it decides how the
+gradient is rounded, and doubled again after a while (oom_handler.SafeBatchSizes). It counts examples, which are padded
+to one length. A packed micro-batch is a single row of many conversations: it is cut between them, where attention
+ends, and its size counts tokens. What the trainer's own metrics average is averaged over pieces instead of
+micro-batches.
 """
 
 from __future__ import annotations
@@ -29,15 +30,23 @@ _BORDERS = "cu_seq_lens_q"
 """Only a packed batch has it: where each conversation begins in its row, and where the last one ends."""
 
 
+class ExampleTooLarge(StageFailure):
+    """Not even one example fits into memory; parameters and counters are those after the last whole step."""
+
+
 class OutOfMemoryRecovery:
-    """Mixin before a TRL trainer. `pairs`: a batch is [chosen, rejected] rows; `stage` is told what happened."""
+    """Mixin before a TRL trainer. `pairs`: a batch is [chosen, rejected] rows; `stage` is told what happened.
+
+    save_soon: memory ran out since the last checkpoint, so the next one is due.
+    """
 
     pairs = False
     stage: Stage
     micro_batches: SafeBatchSizes
+    save_soon = False
 
     def training_step(self, model: torch.nn.Module, inputs: Inputs, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Forward and backward of one micro-batch, in the pieces memory needs. Raises StageFailure at one example."""
+        """Forward and backward of one micro-batch, in the pieces that memory needs. Raises ExampleTooLarge."""
         if getattr(self, "_window_step", None) != self.state.global_step:
             self._window_step, self._window = self.state.global_step, []
             self._counters = copy.deepcopy(self._metrics["train"]), self._total_train_tokens
@@ -86,7 +95,7 @@ class OutOfMemoryRecovery:
         return self.micro_batches.size(_length(inputs))
 
     def _take_half(self, inputs: Inputs) -> None:
-        """Halve the size after memory ran out in a batch. Raises StageFailure when its longest example was alone."""
+        """Halve the size after memory ran out in a batch. Raises ExampleTooLarge when its longest one was alone."""
         step, weights = self.state.global_step + 1, _weights(inputs, self.pairs)
         tried = min(self._size(inputs), sum(weights))
         if tried <= max(weights):
@@ -94,15 +103,28 @@ class OutOfMemoryRecovery:
             if _BORDERS in inputs:
                 alone = f"conversation of {max(weights):,} tokens fits (packed sequences are cut between them only)"
             section = self.stage.spec.section
-            raise StageFailure(
+            raise ExampleTooLarge(
                 f"out of memory at step {step}: not even one {alone}; lower {section}.max_length or switch"
                 f" {section}.activation_checkpointing on"
             )
         self.micro_batches.failed(_length(inputs), tried)
+        self.save_soon = True
         again = f"examples were done again {self._size(inputs)}"
         if _BORDERS in inputs:
             again = f"conversations were done again at most {self._size(inputs):,} tokens"
         self.stage.note(f"step {step}: memory ran out, its {again} at a time; the gradient is the same")
+
+    def tell_of_safe_sizes(self, packed: bool) -> None:
+        """Note which sizes of a checkpoint are smaller than a whole micro-batch."""
+        for length, size in self.micro_batches.sizes().items():
+            if size < self.micro_batches.largest:
+                pieces = f"examples of up to {int(length):,} tokens are done {size}"
+                if packed:
+                    pieces = f"packed micro-batches of up to {int(length):,} tokens are done at most {size:,} tokens"
+                self.stage.note(
+                    f"memory ran out in an earlier start: {pieces} at a time from the first step on; the gradient is"
+                    " the same"
+                )
 
 
 def _length(inputs: Inputs) -> int:
