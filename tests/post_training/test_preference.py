@@ -3,21 +3,16 @@
 import json
 import math
 import shutil
+import signal
 from types import SimpleNamespace
 
 import numpy
 import pytest
 
+from pipeline_lib.stage.errors import StageInterrupted
 from pipeline_lib.stage.ledger import Ledger
 from pipeline_lib.stage.manifest import MANIFEST, Manifest
-
-
-class Progress:
-    def __enter__(self):
-        return SimpleNamespace(advance=lambda *_: None)
-
-    def __exit__(self, *_):
-        pass
+from pipeline_lib.stage.progress import progress
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +23,27 @@ def pairs(tiny_run, tokenizer):
 
 
 @pytest.fixture
-def trainer(tiny_run, tokenizer, pairs, tmp_path):
-    from pipeline_lib.config.dpo import DpoSettings
-    from pipeline_lib.post_training import preference
-    from pipeline_lib.post_training.training_setup import load_model
+def make_trainer(tiny_run, tokenizer, pairs):
+    """Build the trainer of stage 09, outside a run, in a work folder; `between` is asked after every batch."""
 
-    stage = SimpleNamespace(
-        settings=DpoSettings(max_length=96, micro_batch=4, max_steps=2, beta=0.3), seed=1, work=tmp_path, note=print,
-        spec=SimpleNamespace(section="dpo"), progress=lambda *_: Progress(), stop_if_interrupted=lambda: None,
-    )  # fmt: skip
-    model = load_model(tiny_run / "05_pretrain" / "final")
-    return preference.make_trainer(stage, model, tokenizer, pairs, steps=2)
+    def build(work, between=lambda: None):
+        from pipeline_lib.config.dpo import DpoSettings
+        from pipeline_lib.post_training import preference
+        from pipeline_lib.post_training.training_setup import load_model
+
+        stage = SimpleNamespace(
+            settings=DpoSettings(max_length=96, micro_batch=4, max_steps=2, beta=0.3), seed=1, work=work, note=print,
+            say=print, spec=SimpleNamespace(section="dpo"), progress=progress, stop_if_interrupted=between,
+        )  # fmt: skip
+        model = load_model(tiny_run / "05_pretrain" / "final")
+        return preference.make_trainer(stage, model, tokenizer, pairs, steps=2)
+
+    return build
+
+
+@pytest.fixture
+def trainer(make_trainer, tmp_path):
+    return make_trainer(tmp_path)
 
 
 def answer_logp(model, prompt, answer):
@@ -60,8 +65,41 @@ def test_the_reference_is_the_log_probability_of_each_answer(trainer, pairs):
 
 def test_the_reference_is_read_back_exactly_not_computed_again(trainer, monkeypatch):
     stored = numpy.stack([trainer.train_dataset[f"ref_{side}_logps"] for side in ("chosen", "rejected")], axis=1)
-    monkeypatch.setattr(type(trainer), "answer_logps", None)
+    monkeypatch.setattr(type(trainer), "compute_ref_log_probs", None)
     assert numpy.array_equal(trainer.reference_logps(trainer.train_dataset, "train"), stored.astype(numpy.float32))
+
+
+@pytest.mark.parametrize(("seconds", "slices"), [(0.0, [1, 2, 3]), (1e9, [0, 0, 0])])
+def test_a_reference_that_is_stopped_half_way_goes_on_after_its_last_slice_to_the_same_bits(
+    make_trainer, pairs, tmp_path, monkeypatch, capsys, seconds, slices
+):
+    """A slice is on the disk after every batch, or the first one when the signal arrives."""
+    from pipeline_lib.post_training import logp_slices
+    from pipeline_lib.post_training.preference import PairTrainer
+
+    undisturbed = make_trainer(tmp_path / "undisturbed").train_dataset
+    judged, on_disk = [], []
+    compute = PairTrainer.compute_ref_log_probs
+
+    def counted(self, model, inputs):
+        judged.append(len(inputs["input_ids"]) // 2)
+        return compute(self, model, inputs)
+
+    def signal_in_the_third():
+        on_disk.append(len(list((tmp_path / "stopped" / "reference-train").glob("0*.parquet"))))
+        if len(judged) == 3:
+            raise StageInterrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(PairTrainer, "compute_ref_log_probs", counted)
+    monkeypatch.setattr(logp_slices, "SLICE_SECONDS", seconds)
+    with pytest.raises(StageInterrupted):
+        make_trainer(tmp_path / "stopped", signal_in_the_third)
+    assert on_disk == slices and judged == [4, 4, 4]
+    continued = make_trainer(tmp_path / "stopped").train_dataset
+    assert sum(judged) == len(pairs), "no pair is judged twice"
+    assert f"12 of {len(pairs)} pairs were finished before, continuing" in capsys.readouterr().out
+    for column in logp_slices.REFERENCE:
+        assert list(continued[column]) == list(undisturbed[column])
 
 
 def test_the_loss_is_that_of_the_paper(trainer):
@@ -108,6 +146,26 @@ def test_half_an_epoch_is_half_of_the_pairs_read_once(aligned_run, tmp_path, hel
     assert (manifest.result["steps"], manifest.result["pairs"]) == (steps, 16 * steps)
     assert 16 * steps < pairs and Ledger.from_json(manifest.ledger).total("preference")["documents"] == 16 * steps
     assert len((run / "09_dpo" / "metrics.jsonl").read_text().splitlines()) == steps
+
+
+def test_pairs_with_an_answer_that_is_cut_are_said_and_counted(aligned_run, tmp_path, tokenizer, helpers, capsys):
+    from pipeline_lib.post_training.examples import pair_rows, read_examples
+
+    run = shutil.copytree(aligned_run, tmp_path / "run")
+    assert not any("is cut at" in note for note in Manifest.read(run / "09_dpo" / MANIFEST).notes)
+    paths = [run / "08_dpo_data" / f"{side}.parquet" for side in ("train", "val")]
+    rows = read_examples(paths, pair_rows, tokenizer, 96, Ledger(), "preference").table.to_pylist()
+    lengths = [len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) for row in rows]
+    limit = sorted(lengths)[len(lengths) // 2]
+    cut = sum(length > limit for length in lengths)
+    flags = ["--max_length", str(limit), "--max_steps", "1"]
+    capsys.readouterr()
+    assert helpers.run_script("09_dpo.py", run, *flags) == 0
+    told = f"{cut} of {len(rows)} pairs have an answer that is cut at {limit} tokens (dpo.max_length)"
+    manifest = Manifest.read(run / "09_dpo" / MANIFEST)
+    assert 0 < cut < len(rows) and told in manifest.notes and f"note: {told}" in capsys.readouterr().out
+    entry = next(entry for flow, _, entry in Ledger.from_json(manifest.ledger).items() if flow == "preference")
+    assert entry.found == {"pairs with a cut answer": cut}
 
 
 def test_without_held_out_pairs_nothing_is_measured_and_the_model_is_made(aligned_run, tmp_path, helpers):

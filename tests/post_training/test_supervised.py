@@ -9,6 +9,7 @@ import pytest
 
 from pipeline_lib.stage.ledger import Ledger
 from pipeline_lib.stage.manifest import MANIFEST, Manifest
+from pipeline_lib.stage.progress import progress
 
 
 @pytest.fixture(scope="module")
@@ -24,16 +25,17 @@ def examples(tiny_run, tokenizer):
 def make_trainer(tiny_run, tokenizer, tmp_path):
     """Build the trainer of stage 07 on given examples, outside a run."""
 
-    def build(examples, **changes):
+    def build(examples, folder=tiny_run / "05_pretrain" / "final", **changes):
         from pipeline_lib.config.sft import SftSettings
         from pipeline_lib.post_training import supervised
         from pipeline_lib.post_training.training_setup import load_model
 
         settings = SftSettings(**{"max_length": 96, "micro_batch": 4, "max_steps": 4, "learning_rate": 1e-2, **changes})
         stage = SimpleNamespace(
-            settings=settings, seed=1, work=tmp_path, note=print, spec=SimpleNamespace(section="sft"), interrupted=False
-        )
-        model = load_model(tiny_run / "05_pretrain" / "final")
+            settings=settings, seed=1, work=tmp_path, note=print, spec=SimpleNamespace(section="sft"),
+            interrupted=False, progress=progress, stop_if_interrupted=lambda: None,
+        )  # fmt: skip
+        model = load_model(folder)
         return supervised.make_trainer(stage, model, tokenizer, examples)
 
     return build
@@ -55,6 +57,24 @@ def assistant_loss(model, examples):
     return total, tokens
 
 
+def figures_by_definition(folder, examples):
+    """Mean loss of all assistant tokens and the share predicted first, by transformers, each conversation alone."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    loss = first = tokens = 0
+    for row in examples.table.to_pylist():
+        ids, labels = torch.tensor([row["input_ids"]]), torch.tensor([row["labels"]])
+        with torch.no_grad():
+            outputs = model(input_ids=ids, labels=labels)
+        scored = labels[0, 1:] != -100
+        loss += outputs.loss.item() * int(scored.sum())
+        first += int((outputs.logits[0, :-1].argmax(-1) == labels[0, 1:])[scored].sum())
+        tokens += int(scored.sum())
+    return loss / tokens, first / tokens
+
+
 @pytest.mark.parametrize("batching", ["length", "shuffle", "pack"])
 def test_the_first_loss_is_that_of_the_assistants_tokens(make_trainer, examples, batching):
     import torch
@@ -66,6 +86,22 @@ def test_the_first_loss_is_that_of_the_assistants_tokens(make_trainer, examples,
     total, tokens = assistant_loss(make_trainer(part).model, part)
     assert loss.item() == pytest.approx(total, rel=1e-5)
     assert int((batch["labels"] != -100).sum()) == tokens
+
+
+@pytest.mark.parametrize("batching", ["length", "pack"])
+def test_the_held_out_figures_are_those_of_all_tokens_whatever_the_micro_batch(
+    make_trainer, examples, aligned_run, tokenizer, batching
+):
+    from pipeline_lib.post_training.examples import conversation_rows, read_examples
+
+    path = aligned_run / "06_reasoning_data" / "train.parquet"
+    long_answers = read_examples([path], conversation_rows, tokenizer, 96, Ledger(), "reasoning")
+    both, folder = examples.take(range(6)) + long_answers.take(range(3)), aligned_run / "07_sft" / "final"
+    loss, accuracy = figures_by_definition(folder, both)
+    assert accuracy > 0
+    for micro_batch in (1, 4, 9):
+        figures = make_trainer(both, folder, batching=batching, micro_batch=micro_batch).evaluate_tokens(both)
+        assert figures == {"val_loss": pytest.approx(loss, abs=1e-5), "val_token_accuracy": pytest.approx(accuracy)}
 
 
 def test_packed_conversations_do_not_see_each_other(make_trainer, examples):

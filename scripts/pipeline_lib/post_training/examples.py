@@ -20,6 +20,7 @@ from pipeline_lib.stage.ledger import NOT_REACHED, SET_ASIDE
 
 from .chat_tokens import TokenizedConversation, TokenizedPair, tokenize_conversations, tokenize_pairs
 from .pair_checks import judge_length
+from .prepared_data import Verdict
 
 if TYPE_CHECKING:
     import datasets
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """The label of a token that bears no loss (torch's cross-entropy default)."""
+
+CUT = "pairs with a cut answer"
+"""What the ledger counts among the pairs that are not dropped."""
 
 _ROWS = 5_000
 
@@ -70,12 +74,16 @@ class Examples:
 
 @dataclass(frozen=True)
 class Row:
-    """One example: the source it counts for, its length, the reason for leaving it out, and the trainer's columns."""
+    """One example: the source it counts for, its length, the reason for leaving it out, and the trainer's columns.
+
+    cut: whether the trainer will cut it at its greatest length.
+    """
 
     source: str
     length: int
     reason: str | None
     columns: dict[str, list[int]]
+    cut: bool = False
 
 
 def conversation_rows(
@@ -98,11 +106,11 @@ def pair_rows(records: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase,
     """Tokenise rows of {"source", "prompt", "chosen", "rejected"}; what `max_length` makes useless is marked."""
     tokenized = tokenize_pairs(tokenizer, [(row["prompt"], row["chosen"], row["rejected"]) for row in records])
     for record, pair in zip(records, tokenized, strict=True):
-        reason = "prompt_not_a_prefix" if pair is None else judge_length(pair, max_length).reason
+        verdict = Verdict(0, "prompt_not_a_prefix") if pair is None else judge_length(pair, max_length)
         pair = pair or TokenizedPair([], [], [])
         columns = {"prompt_ids": pair.prompt, "chosen_ids": pair.chosen, "rejected_ids": pair.rejected}
         length = 2 * len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
-        yield Row(record["source"], length, reason, columns)
+        yield Row(record["source"], length, verdict.reason, columns, verdict.cut)
 
 
 RowMaker = Callable[[list[dict[str, Any]], "PreTrainedTokenizerBase", int], Iterator[Row]]
@@ -125,15 +133,17 @@ def read_examples(
 
 
 def collect(rows: Iterator[Row], make_rows: RowMaker, ledger: Ledger, flow: str) -> Examples:
-    """Put rows into a table; enter every row in the ledger, and drop there those that cannot be trained on.
+    """Put rows into a table; enter all in the ledger, drop there those that cannot be trained on, count cut ones.
 
-    The others are still to be accounted for: `account_for_training`, `set_aside`.
+    Those in the table are still to be accounted for: `account_for_training`, `set_aside`.
     """
     kept: list[Row] = []
     for row in rows:
         ledger.enter(flow, row.source, tokens=row.length)
         if row.reason is None:
             kept.append(row)
+            if row.cut:
+                ledger.count(flow, row.source, CUT, 1)
         else:
             ledger.drop(flow, row.source, row.reason, tokens=row.length)
     schema = empty_table(make_rows).schema

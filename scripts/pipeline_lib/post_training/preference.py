@@ -1,8 +1,8 @@
 """Stage 09: direct preference optimisation (arXiv 2305.18290) with TRL's DPOTrainer.
 
 The reference model is the starting model itself, so its log-probabilities of all answers are computed once, before
-training, and kept in the work folder: no second model in memory, no second forward pass per step, and a continued
-run does not compute them again.
+training, and kept in the work folder, slice by slice (logp_slices.py): no second model in memory, no second forward
+pass per step, and a continued run does not compute them again.
 
 What is measured on held-out pairs, before and after:
     val_accuracy       share of pairs whose chosen answer is the more probable one, log p(chosen) > log p(rejected)
@@ -14,22 +14,19 @@ from __future__ import annotations
 from typing import Any
 
 import numpy
-import pyarrow
-import pyarrow.parquet as parquet
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
 
-from pipeline_lib.stage import Stage, StageFailure, atomic_path
+from pipeline_lib.stage import Stage, StageFailure
 
 from .batch_order import EpochOrder, epoch_order
 from .chat_tokens import end_of_turn_id, load_chat_tokenizer
-from .examples import Examples, account_for_training, pair_rows, read_examples, set_aside
+from .examples import CUT, Examples, account_for_training, pair_rows, read_examples, set_aside
+from .logp_slices import REFERENCE, LogpSlices
 from .resumable_trainer import METRICS, ResumableTrainer
 from .training_setup import check_context, horizon, load_model, save_model, trainer_arguments
-
-REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
 
 
 class PairTrainer(ResumableTrainer, DPOTrainer):
@@ -48,31 +45,35 @@ class PairTrainer(ResumableTrainer, DPOTrainer):
         return dataset
 
     def reference_logps(self, dataset: Dataset, name: str) -> numpy.ndarray:
-        """Return log p(chosen), log p(rejected) under the starting model, float32 [pairs, 2]; computed once."""
-        path = self.stage.work / f"reference-{name}.parquet"
-        if not path.exists():
-            logps = self.answer_logps(dataset, f"reference log-probabilities, {name}")
-            with atomic_path(path) as temporary:
-                parquet.write_table(pyarrow.table(dict(zip(REFERENCE, logps.T, strict=True))), temporary)
-        table = parquet.read_table(path)
-        return numpy.stack([table[column].to_numpy() for column in REFERENCE], axis=1)
+        """Return log p(chosen), log p(rejected) under the starting model, float32 [pairs, 2]; each computed once."""
+        label = f"reference log-probabilities, {name}"
+        with LogpSlices(self.stage.work / f"reference-{name}") as slices:
+            if 0 < len(slices.logps) < len(dataset):
+                known = f"{len(slices.logps):,} of {len(dataset):,} pairs"
+                self.stage.say(f"  {label}: {known} were finished before, continuing")
+            return self.answer_logps(dataset, label, slices)
 
-    def answer_logps(self, dataset: Dataset, label: str) -> numpy.ndarray:
+    def answer_logps(self, dataset: Dataset, label: str, slices: LogpSlices | None = None) -> numpy.ndarray:
         """Return log p(chosen), log p(rejected) under the present model, float32 [pairs, 2].
 
-        Batches are made of pairs of similar length. Raises StageInterrupted between batches when a signal arrived.
+        Batches are made of pairs of similar length. The first ones, which `slices` holds, are not computed again, and
+        the others are added to it. Raises StageInterrupted between batches when a signal arrived.
         """
         size = self.args.per_device_train_batch_size
         order = epoch_order(pair_lengths(dataset), size, by_length=True, seed=0, epoch=0)
         logps = numpy.empty((len(dataset), 2), dtype=numpy.float32)
+        known = logps[:0] if slices is None else slices.logps
+        logps[order[: len(known)]] = known
         self.model.eval()
         with self.stage.progress(len(dataset), label, "pairs") as bar:
-            for start in range(0, len(order), size):
+            bar.skip(len(known))
+            for start in range(len(known), len(order), size):
                 indices = order[start : start + size]
                 inputs = self._prepare_inputs(self.data_collator([dataset[index] for index in indices]))
                 answers = self.compute_ref_log_probs(self.model, inputs)
-                for side, values in enumerate(answers):
-                    logps[indices, side] = values.float().cpu().numpy()
+                logps[indices] = batch = numpy.stack([side.float().cpu().numpy() for side in answers], axis=1)
+                if slices is not None:
+                    slices.add(batch)
                 bar.advance(len(indices))
                 self.stage.stop_if_interrupted()
         return logps
@@ -130,6 +131,15 @@ def _within_horizon(train: Examples, stage: Stage, steps: int) -> Examples:
     return train.take(chosen)
 
 
+def _tell_of_cut_answers(stage: Stage, pairs: int) -> None:
+    """Note how many of the pairs are longer than `max_length`: DPO cuts their answers, as stage 08 judged them."""
+    if cut := sum(entry.found.get(CUT, 0) for _, _, entry in stage.ledger.items()):
+        stage.note(
+            f"{cut:,} of {pairs:,} pairs have an answer that is cut at {stage.settings.max_length} tokens"
+            f" ({stage.spec.section}.max_length)"
+        )
+
+
 def align(stage: Stage) -> None:
     """Run stage 09: reference, measure, train, measure, save final/."""
     source = stage.input("07_sft").folder("final")
@@ -141,6 +151,7 @@ def align(stage: Stage) -> None:
         for side in ("train", "val")
     )  # fmt: skip
     set_aside(stage.ledger, val)
+    _tell_of_cut_answers(stage, len(train) + len(val))
     steps = horizon(len(train), stage.settings).steps  # of all pairs: `epochs` below 1 means a share of them
     train = _within_horizon(train, stage, steps)
     trainer = make_trainer(stage, load_model(source), tokenizer, train, steps)

@@ -47,7 +47,7 @@ from pipeline_lib.stage import Stage, StageFailure, write_bytes_atomic, write_js
 
 from .batch_order import EpochOrder
 from .compact_head import score_supervised_positions_only
-from .oom_recovery import OutOfMemoryRecovery
+from .oom_recovery import ExampleTooLarge, OutOfMemoryRecovery
 
 METRICS = "metrics.jsonl"
 _NOT_METRICS = ("runtime", "per_second", "flos")
@@ -63,11 +63,13 @@ class ResumableTrainer(OutOfMemoryRecovery):
         self.stage = stage
         self.order = order
         self.training: FineTuningSettings = stage.settings
-        self.micro_batches = SafeBatchSizes(stage.settings.micro_batch)
+        self.micro_batches = self._safe_sizes()
         self.loaded: LoadedCheckpoint | None = None
         self.bar: Any = None
         self._metrics_file: Any = None
+        self._random: dict[str, Any] = {}
         self._saved_at = time.monotonic()
+        self._saved_step = 0
         score_supervised_positions_only()
         super().__init__(*arguments, **keywords)
         self.remove_callback(PrinterCallback)
@@ -78,10 +80,17 @@ class ResumableTrainer(OutOfMemoryRecovery):
         """The folder of this stage's checkpoints; it disappears when the stage is published."""
         return self.stage.work / "checkpoints"
 
+    def _safe_sizes(self, state: dict[str, Any] | None = None) -> SafeBatchSizes:
+        """Return the sizes of a checkpoint, or to begin with a whole micro-batch, in tokens when it is packed."""
+        settings = self.training
+        tokens = settings.max_length if settings.batching == "pack" else 1
+        return SafeBatchSizes(settings.micro_batch * tokens, state=state)
+
     def train_resumably(self) -> int:
         """Train to the last step, from the newest valid checkpoint if there is one; return the steps done now.
 
-        Raises StageInterrupted after saving when a signal arrived, StageFailure when the loss is not finite.
+        Raises StageInterrupted after saving when a signal arrived, StageFailure when the loss is not finite, and
+        ExampleTooLarge after saving when memory is too small.
         """
         steps, start = self.args.max_steps, 0
         newest = newest_valid_checkpoint(self.checkpoints, self.stage.say)
@@ -97,7 +106,11 @@ class ResumableTrainer(OutOfMemoryRecovery):
                 self._load_from_checkpoint("")
             else:
                 self.bar.skip(start)
-                self._train_from(start)
+                try:
+                    self._train_from(start)
+                except ExampleTooLarge:
+                    self._save_last_step()
+                    raise
         self.stage.stop_if_interrupted()
         return steps - start
 
@@ -112,6 +125,7 @@ class ResumableTrainer(OutOfMemoryRecovery):
             folder.mkdir(exist_ok=True)
             write_json_atomic(folder / "trainer_state.json", self.loaded.state["trainer"])
             self._total_train_tokens = self.loaded.state["tokens"]
+            self._saved_step = start
             self.train(resume_from_checkpoint=str(folder))
         if not self.stage.interrupted and self.state.global_step != self.args.max_steps:
             raise StageFailure(f"training ended after step {self.state.global_step} instead of {self.args.max_steps}")
@@ -135,14 +149,26 @@ class ResumableTrainer(OutOfMemoryRecovery):
             "trainer": {**dataclasses.asdict(self.state), "log_history": []},
             "scheduler": self.lr_scheduler.state_dict(),
             "optimizer": optimizer,
-            "rng": rng_state(),
+            "rng": self._random,
             "tokens": self._total_train_tokens,
             "micro_batches": self.micro_batches.to_json(),
         }
         tensors = {"model": self._trainable(), "optimizer": optimizer_tensors}
         save_checkpoint(self.checkpoints / checkpoint_name(self.state.global_step), tensors, state)
         prune(self.checkpoints, Retention(self.training.keep_checkpoints), self.state.global_step)
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), self.state.global_step
+        self.save_soon = False
+
+    def finish_step(self) -> None:
+        """Remember the random generators as they stand between two steps: a step may be given up half-way."""
+        self._random = rng_state()
+
+    def _save_last_step(self) -> None:
+        """Save the state after the last whole step, unless that was done, when the step after it was given up."""
+        step = self.state.global_step
+        if step > self._saved_step:
+            self._save_checkpoint(self.model, None)
+            self.stage.say(f"  the state after step {step:,} was saved before the error")
 
     def _plain_optimizer(self) -> torch.optim.Optimizer:
         return getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
@@ -151,7 +177,7 @@ class ResumableTrainer(OutOfMemoryRecovery):
         """Say whether time or step count ask for a checkpoint now."""
         every = self.training.checkpoint_steps
         by_steps = every is not None and self.state.global_step % every == 0
-        return by_steps or time.monotonic() - self._saved_at >= self.training.checkpoint_seconds
+        return self.save_soon or by_steps or time.monotonic() - self._saved_at >= self.training.checkpoint_seconds
 
     # -- loading (the trainer calls these four, in this order) -----------------------------------------------------
 
@@ -163,7 +189,8 @@ class ResumableTrainer(OutOfMemoryRecovery):
         with torch.no_grad():
             for name, weight in weights.items():
                 weight.copy_(stored[name])
-        self.micro_batches = SafeBatchSizes(self.training.micro_batch, state=self.loaded.state["micro_batches"])
+        self.micro_batches = self._safe_sizes(self.loaded.state["micro_batches"])
+        self.tell_of_safe_sizes(packed=self.training.batching == "pack")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
@@ -210,6 +237,7 @@ class _StageCallback(TrainerCallback):
         self._text = ""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._trainer.finish_step()
         self._trainer.bar.advance(1, self._text)
         if self._trainer.stage.interrupted:
             control.should_training_stop = True

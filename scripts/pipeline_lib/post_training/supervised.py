@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy
 import pyarrow
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from pipeline_lib.stage import Stage, StageFailure
 
-from .batch_order import EpochOrder
+from .batch_order import EpochOrder, epoch_order
 from .chat_tokens import end_of_turn_id, load_chat_tokenizer
 from .examples import Examples, account_for_training, conversation_rows, read_examples, set_aside
 from .resumable_trainer import METRICS, ResumableTrainer
@@ -30,14 +31,32 @@ class ConversationTrainer(ResumableTrainer, SFTTrainer):
     def evaluate_tokens(self, examples: Examples) -> dict[str, float]:
         """Return the loss of assistant tokens (nats) and the share predicted first, on held-out examples.
 
-        Both are TRL's: the mean over micro-batches of the mean over the tokens in each, so short answers weigh more.
+        Both are sums over the tokens of all examples divided by their number. TRL takes the mean over micro-batches of
+        the mean in each, which changes with the micro-batch. Raises StageInterrupted between batches when a signal
+        arrived.
         """
         if not len(examples):
             return {}
-        metrics = self.evaluate(examples.dataset())
-        if not math.isfinite(metrics["eval_loss"]):
-            raise StageFailure(f"the held-out loss is {metrics['eval_loss']}; lower learning_rate")
-        return {"val_loss": metrics["eval_loss"], "val_token_accuracy": metrics["eval_mean_token_accuracy"]}
+        size, dataset = self.args.per_device_eval_batch_size, examples.dataset()
+        order = epoch_order(examples.lengths, size, by_length=True, seed=0, epoch=0)
+        total, first, tokens = 0.0, 0, 0
+        self.model.eval()
+        with self.stage.progress(len(order), "held-out examples", "examples") as bar:
+            for start in range(0, len(order), size):
+                indices = order[start : start + size]
+                inputs = self._prepare_inputs(self.data_collator([dataset[index] for index in indices]))
+                with torch.no_grad(), self.accelerator.autocast():
+                    outputs = self.model(**inputs, use_cache=False, fused_lm_head=True)
+                # In double precision, so that the order of the sum does not show in the figures.
+                total -= outputs.log_probs.double().sum().item()
+                first += int(outputs.is_top1.sum())
+                tokens += int(outputs.label_mask.sum())
+                bar.advance(len(indices))
+                self.stage.stop_if_interrupted()
+        loss = total / tokens
+        if not math.isfinite(loss):
+            raise StageFailure(f"the held-out loss is {loss}; lower learning_rate")
+        return {"val_loss": loss, "val_token_accuracy": first / tokens}
 
 
 def make_trainer(
