@@ -304,6 +304,7 @@ def test_bad_settings_exit_2_in_one_line(run, flags, message):
         ({"function: regex,": "function: regexx,"}, "filter_list 'number', step 'regexx': Unknown filter 'regexx'"),
         ({"group_select": "group_selekt"}, "step 'regex': .* unexpected keyword argument 'group_selekt'"),
         ({"{function: take_first}": "{function: take_first_k, k: 2}"}, "step 'take_first_k': Need at least 2 resp"),
+        ({"      - {function: take_first}\n": ""}, r"filter_list 'number' makes \['\[invalid\]'\] of an answer"),
         ({"(answer | string)": "(answer | strin)"}, "No filter named 'strin'"),
         ({"split('####')": "splot('####')"}, "its records do not fit its templates"),
     ],

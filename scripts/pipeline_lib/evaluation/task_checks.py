@@ -42,3 +42,8 @@ def _try_filter(answer_filter: AnswerFilter, record: dict[str, Any]) -> None:
         except (LookupError, TypeError, ValueError, AttributeError, AssertionError, re.error) as error:
             problem = " ".join(str(error.args[0] if error.args else error).split())
             raise UserError(f"filter_list {answer_filter.name!r}, step {step.function!r}: {problem}") from None
+    if not isinstance(answers[0], str):
+        raise UserError(
+            f"filter_list {answer_filter.name!r} makes {answers[0]!r} of an answer, and exact_match compares texts; end"
+            " it with take_first, and give map a default_value that is a text"
+        )
