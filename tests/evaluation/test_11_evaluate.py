@@ -306,7 +306,8 @@ def test_bad_settings_exit_2_in_one_line(run, flags, message):
         ({"{function: take_first}": "{function: take_first_k, k: 2}"}, "step 'take_first_k': Need at least 2 resp"),
         ({"      - {function: take_first}\n": ""}, r"filter_list 'number' makes \['\[invalid\]'\] of an answer"),
         ({"(answer | string)": "(answer | strin)"}, "No filter named 'strin'"),
-        ({"split('####')": "splot('####')"}, "its records do not fit its templates"),
+        ({"split('####')": "splot('####')"}, "item s0: doc_to_target cannot be filled in: .*'splot'"),
+        ({"  doc_to_text: question": "  doc_to_text: '{{question[6:]}}'"}, "item s0: doc_to_text is empty"),
     ],
 )
 def test_a_mistake_in_a_task_file_is_one_line_before_any_model_is_asked(run, tmp_path, changes, message):
