@@ -85,6 +85,10 @@ def test_bits_per_byte_is_declared_lower_is_better_and_accuracy_higher():
             "needs generation_kwargs",
         ),
         (GOOD.replace("task: quiz", "task: other"), "give both one name"),
+        (
+            GOOD.replace("multiple_choice", "loglikelihood").replace("acc_bytes", "acc").replace("answer", "0"),
+            "loglikelihood needs doc_to_target to be a record key or a template of the text",
+        ),
         (GENERATED.replace("doc_to_text: question\n", ""), "generate_until needs doc_to_text"),
         (
             GENERATED.replace("max_gen_toks", "max_gen_tok"),

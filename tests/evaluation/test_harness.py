@@ -104,6 +104,24 @@ def test_domain_scores_the_answer_alone(evaluated, chat):
         assert (sample.weight, sample.score) == (size, pytest.approx(expected, rel=1e-4))
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_template_of_the_text_to_be_scored_scores_what_its_key_would(evaluated, chat):
+    """Also a text that reads like a Python list."""
+    domain, documents = read_task_file(FOLDER, "domain"), read_task_file(FOLDER, "heldout_docs")
+    answers = [*ANSWERS, {"id": "list", "instruction": "def g()", "output": "[1]"}]
+    made = domain.model_copy(update={"doc_to_target": "{{ output }}"})
+    assert run_task(evaluated, made, answers, chat, None) == run_task(evaluated, domain, answers, chat, None)
+    made = documents.model_copy(update={"doc_to_target": "{{ text }}"})
+    assert run_task(evaluated, made, DOCUMENTS, chat, 100) == run_task(evaluated, documents, DOCUMENTS, chat, 100)
+
+
+def test_a_template_that_makes_no_text_to_be_scored_is_a_user_error_that_names_the_record(evaluated):
+    for name, records in (("domain", ANSWERS), ("heldout_docs", DOCUMENTS)):
+        task = read_task_file(FOLDER, name).model_copy(update={"doc_to_target": "{{ id[:0] if '2' in id else id }}"})
+        with pytest.raises(UserError, match=f"task {name}: item {records[2]['id']}: doc_to_target is not a text: ''"):
+            run_task(evaluated, task, records, False, None)
+
+
 class Answering:
     """The evaluated model, but with the given answers instead of generated ones."""
 

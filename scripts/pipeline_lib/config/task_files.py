@@ -130,7 +130,7 @@ class TaskFile(Section):
     doc_to_text: str = ""
     """lm-eval: template or record key of the prompt."""
     doc_to_target: str | int
-    """lm-eval: template or record key of the reference (index of the right choice in multiple choice)."""
+    """lm-eval: template or record key of the reference (the right choice's number or text, the text to be scored)."""
     doc_to_choice: str | list[str] | None = None
     """lm-eval: template or record key of the choices."""
     target_delimiter: str = " "
@@ -156,6 +156,8 @@ class TaskFile(Section):
             raise ValueError("generate_until needs generation_kwargs (until, max_gen_toks)")
         if self.output_type == "generate_until" and not self.doc_to_text:
             raise ValueError("generate_until needs doc_to_text")
+        if self.output_type.startswith("loglikelihood") and not isinstance(self.doc_to_target, str):
+            raise ValueError(f"{self.output_type} needs doc_to_target to be a record key or a template of the text")
         if self.filter_list and self.output_type != "generate_until":
             raise ValueError(
                 f"filter_list extracts answers from generated text, and {self.output_type} generates none; remove it"

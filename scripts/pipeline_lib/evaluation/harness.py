@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline_lib.config.task_files import TaskFile
 from pipeline_lib.stage import StageFailure, UserError
 
-from .items import ID, shorten
+from .items import ID
 
 if TYPE_CHECKING:
     from .language_model import EvaluatedModel
@@ -85,15 +85,10 @@ def build_task(
 
     config = task_file.lm_eval_config(chat)
     _check_records(config, records)
-    if task_file.output_type == "loglikelihood":
-        config["process_results"] = _score_target(task_file)
     try:
-        rows = [dict(record) for record in records]
-        if task_file.output_type == "loglikelihood_rolling":
-            for row in rows:
-                row[task_file.doc_to_target] = shorten(row[task_file.doc_to_target], document_bytes)
-        dataset = datasets.Dataset.from_list(rows)
-        task = LocalTask(config={**config, "custom_dataset": lambda **_: {"test": dataset}, "metadata": {}})
+        dataset = datasets.Dataset.from_list(list(records))
+        config |= {"custom_dataset": lambda **_: {"test": dataset}, "metadata": {}}
+        task = LocalTask(config, document_bytes)
     except (TemplateError, LookupError, OverflowError, TypeError, ValueError) as error:
         raise UserError(f"task {task_file.task}: its records do not fit its templates: {error!r}") from None
     task.set_fewshot_seed(0)
@@ -119,23 +114,10 @@ def _check_records(config: dict[str, Any], records: Sequence[dict[str, Any]]) ->
     for record in records:
         if missing := sorted(key for key in needed if record.get(key) is None):
             raise UserError(f"task {config['task']}: item {record[ID]} lacks {missing[0]!r}, which the task file names")
-        text = record.get(config["doc_to_target"])
-        if config["output_type"].startswith("loglikelihood") and (not isinstance(text, str) or not text):
-            raise UserError(
-                f"task {config['task']}: item {record[ID]}: {config['doc_to_target']} is not a text: {text!r}"
-            )
-
-
-def _score_target(task_file: TaskFile) -> Any:
-    """lm-eval knows bits per byte of whole texts only; this scores an answer given its prompt in the same units."""
-
-    def score(doc: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, Any]:
-        ((log_likelihood, is_greedy),) = results
-        size = len(doc[task_file.doc_to_target].encode("utf-8"))
-        scores = {"bits_per_byte": (log_likelihood, size), "acc": float(is_greedy)}
-        return {metric: scores[metric] for metric in task_file.metrics.values()}
-
-    return score
+        key = config["doc_to_target"]  # or a template, which has its turn when it is filled in
+        if config["output_type"].startswith("loglikelihood") and key in record:
+            if not isinstance(text := record[key], str) or not text:
+                raise UserError(f"task {config['task']}: item {record[ID]}: {key} is not a text: {text!r}")
 
 
 def _to_sample(task: "LocalTask", task_file: TaskFile, name: str, sample: dict[str, Any]) -> Sample:

@@ -2,7 +2,10 @@
 
 lm-eval fills the templates of a task in with one record after the other, and what it makes of a misfit is a traceback
 from deep inside, a division by zero, or an answer that counts as wrong. Here every prompt, choice and target is looked
-at when it is made.
+at when it is made. Two more differences:
+
+* Answers with a prompt (loglikelihood) are scored in bits per byte, which lm-eval knows of whole texts only.
+* Texts to be scored stay texts. lm-eval would take one that a template makes and that reads "[1]" for a Python list.
 """
 
 import ast
@@ -17,7 +20,7 @@ from lm_eval.utils import env
 
 from pipeline_lib.stage import UserError
 
-from .items import ID
+from .items import ID, shorten
 
 # What a template that can be read raises over a record that it does not fit.
 _MISFITS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
@@ -26,6 +29,11 @@ _SHOWN = 80
 
 class LocalTask(ConfigurableTask):
     """The task of an lm-eval configuration whose data set is given in it (`custom_dataset`)."""
+
+    def __init__(self, config: dict[str, Any], document_bytes: int | None):
+        """document_bytes: length to which whole texts are cut. Raises UserError when the first record does not fit."""
+        self._document_bytes = document_bytes
+        super().__init__(config=config)
 
     def check_every_record(self) -> None:
         """Fill in every template with every record. Raises UserError naming the first one that does not fit."""
@@ -73,12 +81,26 @@ class LocalTask(ConfigurableTask):
         return list(choices)
 
     def doc_to_target(self, doc: dict[str, Any], doc_to_target: Any = None) -> int | str | list:
-        """Return the reference of a record. Raises UserError when it cannot be made, or is none of the choices."""
-        with self._about(doc, "doc_to_target"):
-            target = super().doc_to_target(doc, doc_to_target)
-        if self.OUTPUT_TYPE == "multiple_choice":
-            self.right_choice(doc, target)
-        return target
+        """Return the reference of a record. Raises UserError when it is no choice, or no text that can be scored."""
+        if self.OUTPUT_TYPE not in ("loglikelihood", "loglikelihood_rolling"):
+            with self._about(doc, "doc_to_target"):
+                target = super().doc_to_target(doc, doc_to_target)
+            if self.OUTPUT_TYPE == "multiple_choice":
+                self.right_choice(doc, target)
+            return target
+        text = self._filled_in(doc, "doc_to_target")
+        if not isinstance(text, str) or not text:
+            raise self._misfit(doc, f"doc_to_target is not a text: {_spell(text)}")
+        return shorten(text, self._document_bytes) if self.OUTPUT_TYPE == "loglikelihood_rolling" else text
+
+    def process_results(self, doc: dict[str, Any], results: Any) -> dict[str, Any]:
+        """Return {metric: score}; bits per byte as (log-likelihood in nats, UTF-8 bytes)."""
+        if self.OUTPUT_TYPE != "loglikelihood":
+            return super().process_results(doc, results)
+        ((log_likelihood, is_greedy),) = results
+        size = len(self.doc_to_target(doc).encode("utf-8"))
+        scores = {"bits_per_byte": (log_likelihood, size), "acc": float(is_greedy)}
+        return {metric: scores[metric] for metric in self._metric_fn_list}
 
     # --------------------------------------------------------------------------------------------------------------
 
@@ -114,7 +136,7 @@ class LocalTask(ConfigurableTask):
 
 @lru_cache(maxsize=64)
 def _compiled(template: str) -> Template:
-    """Return the template in lm-eval's dialect. Compiling costs more than filling in, and lm-eval does it every time."""
+    """Return the template in lm-eval's dialect. Compiling costs more than filling in; lm-eval always does both."""
     return env.from_string(template)
 
 
