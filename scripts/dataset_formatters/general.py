@@ -1,5 +1,6 @@
 """Chat and instruction formats: role/content messages, Alpaca, ShareGPT."""
 
+import json
 from typing import Any
 
 from .record import MalformedRecord, Where, conversation, list_field, message, text_field
@@ -63,11 +64,28 @@ def from_value_turns(turns: list, where: Where) -> list[dict[str, str]]:
     return messages
 
 
+def refuse_tools(record: dict[str, Any], where: Where) -> None:
+    """Raise MalformedRecord (tool_turn) for a record with tools: without them its turns would not be understood."""
+    for name in ("tools", "functions"):
+        if _has_entries(record.get(name)):
+            raise MalformedRecord("tool_turn", where, f'a record with "{name}" needs a function-calling format')
+
+
+def _has_entries(value: Any) -> bool:
+    """Whether a field holds anything; some data sets write lists as JSON inside of a string, and none as "[]"."""
+    if not isinstance(value, str):
+        return bool(value)
+    try:
+        return bool(json.loads(value))
+    except (ValueError, RecursionError):
+        return bool(value.strip())
+
+
 def format_messages(record: Any, where: Where) -> dict[str, Any]:
     """Read {"messages": [{"role", "content"}, ...]} (the OpenAI layout), or that list alone."""
     turns = record if isinstance(record, list) else list_field(record, "messages", where)
-    if isinstance(record, dict) and (record.get("tools") or record.get("functions")):
-        raise MalformedRecord("tool_turn", where, "a record with tools needs a function-calling format")
+    if isinstance(record, dict):
+        refuse_tools(record, where)
     return conversation(role_content_turns(turns, where), where)
 
 
@@ -88,8 +106,7 @@ def format_alpaca(record: Any, where: Where) -> dict[str, Any]:
 def format_sharegpt(record: Any, where: Where) -> dict[str, Any]:
     """Read {"conversations": [{"from": "human"|"gpt"|"system", "value"}, ...]}."""
     turns = from_value_turns(list_field(record, "conversations", where), where)
-    if record.get("tools"):
-        raise MalformedRecord("tool_turn", where, "a record with tools needs a function-calling format")
+    refuse_tools(record, where)
     return conversation(turns, where)
 
 

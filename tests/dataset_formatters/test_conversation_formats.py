@@ -109,6 +109,22 @@ def test_messages_refuses_by_name(turn, reason):
     assert refused("messages", {"messages": [user("q"), turn]}) == reason
 
 
+@pytest.mark.parametrize("name", ["tools", "functions"])
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [("[]", True), (" ", True), ("null", True), ([], True), (None, True), ('[{"name": "f"}]', False), ("f(x)", False)],
+)
+def test_only_a_record_that_has_tools_needs_a_format_for_them(name, value, kept):
+    """Glaive's records hold the list as JSON inside of a string."""
+    sharegpt = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], name: value}
+    messages = {"messages": [user("q"), assistant("a")], name: value}
+    for format_name, record in (("sharegpt", sharegpt), ("messages", messages)):
+        if kept:
+            assert FORMAT_HANDLERS[format_name](record, WHERE)["messages"] == [user("q"), assistant("a")]
+        else:
+            assert refused(format_name, record) == "tool_turn"
+
+
 def test_gsm8k_drops_calculator_marks_and_keeps_one_spelling_of_the_answer():
     record = {"question": "How much?", "answer": "6*180 = <<6*180=1080>>1080 dollars.\n#### $1,080.00"}
     messages = FORMAT_HANDLERS["gsm8k"](record, WHERE)["messages"]
