@@ -15,7 +15,8 @@ from fork_launcher import Launcher, run_script
 from pipeline_lib.config import PROJECT_ROOT
 from pipeline_lib.evaluation.questionnaire import MODELS
 from pipeline_lib.stage import Ledger
-from pipeline_lib.stage.manifest import Manifest
+from pipeline_lib.stage.catalog import BY_NAME
+from pipeline_lib.stage.manifest import Manifest, inputs_made_anew
 from pipeline_lib.stage.stage import describe_files
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "11_evaluate.py"
@@ -209,6 +210,28 @@ def test_what_stage_02_found_is_not_joined_with_the_items_of_a_later_download(ru
     found = json.loads((again / "11_eval" / "results.json").read_text())["contamination"]
     assert found == {"python_choice": {"compared": False, "why": why}}
     assert f"not compared with the training text ({why}): python_choice" in done.stdout
+
+
+def test_only_the_chosen_models_are_needed_and_only_their_making_anew_makes_the_evaluation_stale(run, tmp_path):
+    """Stage 12 asks the manifest from which models the evaluation was made."""
+    later = shutil.ignore_patterns("07_sft", "09_dpo", "10_lora", "11_eval")
+    begun = shutil.copytree(run, tmp_path / "run", ignore=later)
+    shutil.copyfile(run.parent / "config.yaml", tmp_path / "config.yaml")
+    asked = ["--tasks", "[domain]", "--comparisons", "[pretrained-vs-init]", "--models"]
+    done = start(begun, *asked, "[init, pretrained]")
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = Manifest.read(begun / "11_eval" / "manifest.json")
+    assert set(made.fingerprint["inputs"]) == {"01_download", "02_clean", "03_packed", "04_init", "05_pretrain"}
+    finish_stage(begun, "10_lora", {"loss": 7.0})
+    assert inputs_made_anew(made, begun) == []
+    assert start(begun, *asked, "[init, pretrained]").stdout.strip() == "11_eval: up to date"
+    lacking = start(begun, *asked, "[init, sft]")
+    assert lacking.returncode == 2 and "07_sft/manifest.json is missing; make it with" in lacking.stderr, lacking.stderr
+
+
+def test_the_catalogue_knows_which_stage_makes_which_model():
+    needed = {entry: stage for stage, setting, entry in BY_NAME["11_eval"].needed_for if setting == "models"}
+    assert needed == {name: source.stage for name, source in MODELS.items()}
 
 
 def test_samples_are_one_table_with_one_row_per_model_task_and_item(run, finished):
