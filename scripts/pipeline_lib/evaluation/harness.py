@@ -115,9 +115,9 @@ def _check_records(config: dict[str, Any], records: Sequence[dict[str, Any]]) ->
         if missing := sorted(key for key in needed if record.get(key) is None):
             raise UserError(f"task {config['task']}: item {record[ID]} lacks {missing[0]!r}, which the task file names")
         key = config["doc_to_target"]  # or a template, which has its turn when it is filled in
-        if config["output_type"].startswith("loglikelihood") and key in record:
-            if not isinstance(text := record[key], str) or not text:
-                raise UserError(f"task {config['task']}: item {record[ID]}: {key} is not a text: {text!r}")
+        is_scored = config["output_type"].startswith("loglikelihood") and key in record
+        if is_scored and not (isinstance(record[key], str) and record[key]):
+            raise UserError(f"task {config['task']}: item {record[ID]}: {key} is not a text: {record[key]!r}")
 
 
 def _to_sample(task: "LocalTask", task_file: TaskFile, name: str, sample: dict[str, Any]) -> Sample:
