@@ -60,12 +60,14 @@ def message(role: str, content: str) -> Message:
 def check_turns(messages: list[Message], where: Where) -> None:
     """Refuse turns that no chat template could render faithfully.
 
-    An optional system message comes first; then user and assistant alternate, beginning with the user; no turn is
-    empty. The last turn may be either. Raises MalformedRecord.
+    An optional system message comes first; then user and assistant alternate, beginning with the user; none of them
+    is empty. The last turn may be either. Raises MalformedRecord.
     """
     turns = messages[1:] if messages and messages[0]["role"] == "system" else messages
     if not turns:
         raise MalformedRecord("no_turns", where, "no user or assistant turn")
+    if turns is not messages and not messages[0]["content"]:
+        raise MalformedRecord("empty_system", where, "the system message is empty")
     for number, turn in enumerate(turns):
         if not turn["content"]:
             raise MalformedRecord("empty_turn", where, f"turn {number + 1} ({turn['role']}) is empty")

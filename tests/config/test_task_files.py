@@ -55,6 +55,12 @@ def test_lm_eval_gets_the_generation_settings_and_filters_as_they_are_written(tm
     assert plain["filter_list"] == chatted["filter_list"] == [{"name": "n", "filter": steps}]
 
 
+def test_an_empty_list_of_filters_is_none_so_that_a_task_can_leave_out_those_of_its_base(tmp_path):
+    write(tmp_path, GENERATED + "filter_list: [{name: n, filter: [{function: take_first}]}]\n", "base")
+    task = read_task_file(write(tmp_path, "base: base.yaml\nfilter_list: []\n"), "quiz")
+    assert "filter_list" not in task.lm_eval_config(chat=False)
+
+
 def test_bits_per_byte_is_declared_lower_is_better_and_accuracy_higher():
     directions = {
         metric["metric"]: metric["higher_is_better"]
@@ -79,6 +85,10 @@ def test_bits_per_byte_is_declared_lower_is_better_and_accuracy_higher():
             "needs generation_kwargs",
         ),
         (GOOD.replace("task: quiz", "task: other"), "give both one name"),
+        (
+            GOOD.replace("multiple_choice", "loglikelihood").replace("acc_bytes", "acc").replace("answer", "0"),
+            "loglikelihood needs doc_to_target to be a record key or a template of the text",
+        ),
         (GENERATED.replace("doc_to_text: question\n", ""), "generate_until needs doc_to_text"),
         (
             GENERATED.replace("max_gen_toks", "max_gen_tok"),
@@ -95,6 +105,23 @@ def test_bits_per_byte_is_declared_lower_is_better_and_accuracy_higher():
             r"quiz\.yaml:11: filter_list\.0\.filter\.0: '\(\[' is not a valid pattern",
         ),
         (GENERATED + "filter_list: [{name: number}]\n", r"quiz\.yaml:8: filter_list\.0\.filter: this key is required"),
+        (
+            GENERATED + "filter_list:\n- {name: strict, filter: [{function: take_first}]}\n"
+            "- {name: loose, filter: [{function: take_first}]}\n",
+            r"filter_list has 2 entries \(strict, loose\), and a metric has one value per item; keep one",
+        ),
+        (
+            GOOD + "filter_list: [{name: number, filter: [{function: take_first}]}]\n",
+            "filter_list extracts answers from generated text, and multiple_choice generates none; remove it",
+        ),
+        (
+            GENERATED + "filter_list: [{name: n, filter: [{function: regex, group_select: '1'}]}]\n",
+            r"quiz\.yaml:8: filter_list\.0\.filter\.0: group_select is the number of a match, an integer",
+        ),
+        (
+            GENERATED + "filter_list: [{name: n, filter: [{function: map, mapping_dict: {a: 1}}]}]\n",
+            r"quiz\.yaml:8: filter_list\.0\.filter\.0: mapping_dict leads from texts to texts",
+        ),
         (GENERATED + "regexes_to_ignore: ['*']\n", r"quiz\.yaml:8: regexes_to_ignore\.0: '\*' is not a valid pattern"),
     ],
 )

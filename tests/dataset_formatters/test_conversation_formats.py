@@ -46,6 +46,14 @@ def test_alpaca_system_text_comes_first():
     assert roles == ["system", "user", "assistant"]
 
 
+@pytest.mark.parametrize("none", [None, [], "", "[]"])
+def test_alpaca_history_is_the_turns_before_the_instruction(none):
+    record = {"system": "s", "instruction": "q3", "output": "a3", "history": [["q1", " a1"], ["q2", "a2"]]}
+    said = [user("q1"), assistant("a1"), user("q2"), assistant("a2"), user("q3"), assistant("a3")]
+    assert FORMAT_HANDLERS["alpaca"](record, WHERE)["messages"] == [{"role": "system", "content": "s"}, *said]
+    assert FORMAT_HANDLERS["alpaca"]({**record, "system": None, "history": none}, WHERE)["messages"] == said[-2:]
+
+
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
@@ -53,6 +61,11 @@ def test_alpaca_system_text_comes_first():
         ({"instruction": "a", "output": "  "}, "empty_field"),
         ({"instruction": "a", "output": 7}, "wrong_type"),
         (["a"], "wrong_type"),
+        ({"instruction": "a", "output": "b", "history": [["q1"]]}, "wrong_type"),
+        ({"instruction": "a", "output": "b", "history": [["q1", None]]}, "wrong_type"),
+        ({"instruction": "a", "output": "b", "history": [{"user": "q1"}]}, "wrong_type"),
+        ({"instruction": "a", "output": "b", "history": "q1"}, "wrong_type"),
+        ({"instruction": "a", "output": "b", "history": [["q1", " "]]}, "empty_turn"),
     ],
 )
 def test_alpaca_refuses_by_name(record, reason):
@@ -82,11 +95,32 @@ def test_sharegpt_maps_human_and_gpt():
         ([("human", "q"), ("alien", "a")], "unknown_role"),
         ([("human", "q"), ("gpt", "a"), ("system", "s")], "system_not_first"),
         ([("system", "s")], "no_turns"),
+        ([("system", " "), ("human", "q"), ("gpt", "a")], "empty_system"),
         ([], "empty_field"),
     ],
 )
 def test_sharegpt_refuses_by_name(turns, reason):
     assert refused("sharegpt", {"conversations": [{"from": who, "value": what} for who, what in turns]}) == reason
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "turn"),
+    [
+        ("sharegpt", "conversations", lambda role, text: {"from": role, "value": text}),
+        ("messages", "messages", lambda role, text: {"role": role, "content": text}),
+    ],
+)
+def test_the_system_text_of_a_record_comes_first_and_only_once(name, key, turn):
+    said = [turn("human", "q"), turn("gpt", "a")]
+    expected = [{"role": "system", "content": "s"}, user("q"), assistant("a")]
+    for turns in (said, [turn("system", "s"), *said]):
+        assert FORMAT_HANDLERS[name]({"system": " s", key: turns}, WHERE)["messages"] == expected
+    for absent in ({}, {"system": None}, {"system": ""}):
+        assert FORMAT_HANDLERS[name]({**absent, key: said}, WHERE)["messages"] == expected[1:]
+    assert refused(name, {"system": "t", key: [turn("system", "s"), *said]}) == "two_systems"
+    assert refused(name, {"system": ["s"], key: said}) == "wrong_type"
+    said[1]["function_call"] = {"name": "f"}
+    assert refused(name, {key: said}) == "tool_turn"
 
 
 def test_messages_reads_text_parts_and_bare_lists():
@@ -102,11 +136,28 @@ def test_messages_reads_text_parts_and_bare_lists():
         ({"role": "assistant", "content": [{"type": "image_url"}]}, "content_is_not_text"),
         ({"role": "assistant", "content": None}, "content_is_not_text"),
         ({"role": "assistant", "content": "", "tool_calls": [{}]}, "tool_turn"),
+        ({"role": "assistant", "content": "I call it.", "function_call": {"name": "f"}}, "tool_turn"),
         ("text", "wrong_type"),
     ],
 )
 def test_messages_refuses_by_name(turn, reason):
     assert refused("messages", {"messages": [user("q"), turn]}) == reason
+
+
+@pytest.mark.parametrize("name", ["tools", "functions"])
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [("[]", True), (" ", True), ("null", True), ([], True), (None, True), ('[{"name": "f"}]', False), ("f(x)", False)],
+)
+def test_only_a_record_that_has_tools_needs_a_format_for_them(name, value, kept):
+    """Glaive's records hold the list as JSON inside of a string."""
+    sharegpt = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], name: value}
+    messages = {"messages": [user("q"), assistant("a")], name: value}
+    for format_name, record in (("sharegpt", sharegpt), ("messages", messages)):
+        if kept:
+            assert FORMAT_HANDLERS[format_name](record, WHERE)["messages"] == [user("q"), assistant("a")]
+        else:
+            assert refused(format_name, record) == "tool_turn"
 
 
 def test_gsm8k_drops_calculator_marks_and_keeps_one_spelling_of_the_answer():
@@ -140,7 +191,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
         st.sampled_from(
             ["messages", "conversations", "role", "from", "content", "value", "instruction", "output", "input",
-             "question", "answer", "prompt", "chosen", "rejected", "tools", "system"]
+             "question", "answer", "prompt", "chosen", "rejected", "tools", "system", "history"]
         ),
         inner | st.sampled_from(["user", "assistant", "human", "gpt", "\n\nHuman: a\n\nAssistant: b", "#### 4"]),
         max_size=4,
@@ -158,7 +209,7 @@ def test_any_json_value_is_formatted_or_refused_with_a_reason(name, record):
         return
     turns = made["messages"] if name in CONVERSATION_HANDLERS else made["prompt"] + made["chosen"]
     assert turns[-1]["role"] == "assistant"
-    assert all(turn["content"] == turn["content"].strip() != "" for turn in turns if turn["role"] != "system")
+    assert all(turn["content"] == turn["content"].strip() != "" for turn in turns)
 
 
 def test_an_unknown_format_names_the_nearest():

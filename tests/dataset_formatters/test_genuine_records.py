@@ -34,7 +34,7 @@ def format_all(name, records):
         ("alpaca", "alpaca/alpaca_tiny.json", 100, {}),
         ("alpaca", "alpaca/gpteacher_codegen-instruct.json", 0, {"missing_field": 4535}),
         ("sharegpt", "sharegpt/dummy_conversation.json", 500, {}),
-        ("sharegpt", "glaive/glaive_toolcall_en_demo.part1.json", 0, {"tool_turn": 200}),
+        ("sharegpt", "glaive/glaive_toolcall_en_demo.part1.json", 81, {"tool_turn": 119}),
         ("messages", "sharegpt/openai_sft.jsonl", 128, {}),
         ("gsm8k", "gsm8k/train.jsonl", 7473, {}),
         ("hh-rlhf", "preference/hh-rlhf_harmless-base_test.part1.jsonl.gz", 1150,

@@ -31,6 +31,7 @@ def test_plain_strings_and_messages_are_read_alike():
     [
         ({"prompt": "q", "chosen": "good", "rejected": ""}, "empty_side"),
         ({"prompt": "", "chosen": "good", "rejected": "bad"}, "empty_turn"),
+        ({"prompt": [{"role": "system", "content": ""}, *PROMPT], "chosen": "good", "rejected": "bad"}, "empty_system"),
         ({"prompt": PROMPT + answer("a"), "chosen": "good", "rejected": "bad"}, "prompt_ends_with_answer"),
         ({"prompt": "q", "chosen": PROMPT, "rejected": "bad"}, "answer_is_not_one_turn"),
         ({"prompt": "another", "chosen": PROMPT + answer("a"), "rejected": "bad"}, "prompt_mismatch"),

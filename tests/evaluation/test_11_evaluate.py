@@ -15,7 +15,8 @@ from fork_launcher import Launcher, run_script
 from pipeline_lib.config import PROJECT_ROOT
 from pipeline_lib.evaluation.questionnaire import MODELS
 from pipeline_lib.stage import Ledger
-from pipeline_lib.stage.manifest import Manifest
+from pipeline_lib.stage.catalog import BY_NAME
+from pipeline_lib.stage.manifest import Manifest, inputs_made_anew
 from pipeline_lib.stage.stage import describe_files
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "11_evaluate.py"
@@ -211,6 +212,28 @@ def test_what_stage_02_found_is_not_joined_with_the_items_of_a_later_download(ru
     assert f"not compared with the training text ({why}): python_choice" in done.stdout
 
 
+def test_only_the_chosen_models_are_needed_and_only_their_making_anew_makes_the_evaluation_stale(run, tmp_path):
+    """Stage 12 asks the manifest from which models the evaluation was made."""
+    later = shutil.ignore_patterns("07_sft", "09_dpo", "10_lora", "11_eval")
+    begun = shutil.copytree(run, tmp_path / "run", ignore=later)
+    shutil.copyfile(run.parent / "config.yaml", tmp_path / "config.yaml")
+    asked = ["--tasks", "[domain]", "--comparisons", "[pretrained-vs-init]", "--models"]
+    done = start(begun, *asked, "[init, pretrained]")
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = Manifest.read(begun / "11_eval" / "manifest.json")
+    assert set(made.fingerprint["inputs"]) == {"01_download", "02_clean", "03_packed", "04_init", "05_pretrain"}
+    finish_stage(begun, "10_lora", {"loss": 7.0})
+    assert inputs_made_anew(made, begun) == []
+    assert start(begun, *asked, "[init, pretrained]").stdout.strip() == "11_eval: up to date"
+    lacking = start(begun, *asked, "[init, sft]")
+    assert lacking.returncode == 2 and "07_sft/manifest.json is missing; make it with" in lacking.stderr, lacking.stderr
+
+
+def test_the_catalogue_knows_which_stage_makes_which_model():
+    needed = {entry: stage for stage, setting, entry in BY_NAME["11_eval"].needed_for if setting == "models"}
+    assert needed == {name: source.stage for name, source in MODELS.items()}
+
+
 def test_samples_are_one_table_with_one_row_per_model_task_and_item(run, finished):
     import pyarrow.parquet
 
@@ -304,8 +327,10 @@ def test_bad_settings_exit_2_in_one_line(run, flags, message):
         ({"function: regex,": "function: regexx,"}, "filter_list 'number', step 'regexx': Unknown filter 'regexx'"),
         ({"group_select": "group_selekt"}, "step 'regex': .* unexpected keyword argument 'group_selekt'"),
         ({"{function: take_first}": "{function: take_first_k, k: 2}"}, "step 'take_first_k': Need at least 2 resp"),
+        ({"      - {function: take_first}\n": ""}, r"filter_list 'number' makes \['\[invalid\]'\] of an answer"),
         ({"(answer | string)": "(answer | strin)"}, "No filter named 'strin'"),
-        ({"split('####')": "splot('####')"}, "its records do not fit its templates"),
+        ({"split('####')": "splot('####')"}, "item s0: doc_to_target cannot be filled in: .*'splot'"),
+        ({"  doc_to_text: question": "  doc_to_text: '{{question[6:]}}'"}, "item s0: doc_to_text is empty"),
     ],
 )
 def test_a_mistake_in_a_task_file_is_one_line_before_any_model_is_asked(run, tmp_path, changes, message):

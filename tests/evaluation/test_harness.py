@@ -9,7 +9,7 @@ import torch
 
 from pipeline_lib.config import PROJECT_ROOT
 from pipeline_lib.config.task_files import TaskFile, read_task_file
-from pipeline_lib.evaluation.harness import run_task
+from pipeline_lib.evaluation.harness import build_task, run_task
 from pipeline_lib.stage import UserError
 
 FOLDER = PROJECT_ROOT / "configs" / "eval_tasks"
@@ -104,6 +104,24 @@ def test_domain_scores_the_answer_alone(evaluated, chat):
         assert (sample.weight, sample.score) == (size, pytest.approx(expected, rel=1e-4))
 
 
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_template_of_the_text_to_be_scored_scores_what_its_key_would(evaluated, chat):
+    """Also a text that reads like a Python list."""
+    domain, documents = read_task_file(FOLDER, "domain"), read_task_file(FOLDER, "heldout_docs")
+    answers = [*ANSWERS, {"id": "list", "instruction": "def g()", "output": "[1]"}]
+    made = domain.model_copy(update={"doc_to_target": "{{ output }}"})
+    assert run_task(evaluated, made, answers, chat, None) == run_task(evaluated, domain, answers, chat, None)
+    made = documents.model_copy(update={"doc_to_target": "{{ text }}"})
+    assert run_task(evaluated, made, DOCUMENTS, chat, 100) == run_task(evaluated, documents, DOCUMENTS, chat, 100)
+
+
+def test_a_template_that_makes_no_text_to_be_scored_is_a_user_error_that_names_the_record(evaluated):
+    for name, records in (("domain", ANSWERS), ("heldout_docs", DOCUMENTS)):
+        task = read_task_file(FOLDER, name).model_copy(update={"doc_to_target": "{{ id[:0] if '2' in id else id }}"})
+        with pytest.raises(UserError, match=f"task {name}: item {records[2]['id']}: doc_to_target is not a text: ''"):
+            run_task(evaluated, task, records, False, None)
+
+
 class Answering:
     """The evaluated model, but with the given answers instead of generated ones."""
 
@@ -150,25 +168,58 @@ def test_records_that_lack_what_the_templates_name_are_a_user_error(evaluated):
             run_task(evaluated, read_task_file(FOLDER, "heldout_docs"), [{"id": "x", "text": text}], False, None)
 
 
-def test_a_later_record_that_breaks_a_template_or_has_an_empty_answer_is_a_user_error(evaluated):
-    """The first record is tried before any model is asked; the others show when their turn comes."""
-    task = TaskFile(
-        task="sums", source="x", metrics={"exact_match": "exact_match"}, output_type="generate_until",
-        doc_to_text="question", doc_to_target="{{ steps[1] }}", generation_kwargs={"max_gen_toks": 4},
-    )  # fmt: skip
-    records = [{"id": "a", "question": "?", "steps": ["1", "2"]}, {"id": "b", "question": "?", "steps": ["1"]}]
-    with pytest.raises(UserError, match="task sums: a record does not fit its templates: list object has no element 1"):
-        run_task(evaluated, task, records, False, None)
+CHOICE = {
+    "task": "quiz", "source": "x", "metrics": {"accuracy": "acc_bytes"}, "output_type": "multiple_choice",
+    "doc_to_text": "q", "doc_to_choice": "choices", "doc_to_target": "answer",
+}  # fmt: skip
+ASKED = {
+    "task": "quiz", "source": "x", "metrics": {"exact_match": "exact_match"}, "output_type": "generate_until",
+    "doc_to_text": "q", "doc_to_target": "answer", "generation_kwargs": {"max_gen_toks": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize(
+    ("task", "record", "problem"),
+    [
+        (CHOICE, {"choices": ["Add", ""]}, "choice number 1 is empty, so there is nothing to score"),
+        (CHOICE, {"choices": []}, r"doc_to_choice is not a list of choices: \[\]"),
+        (CHOICE, {"answer": 2}, "no choice number 2 among 2"),
+        (CHOICE, {"answer": -1}, "no choice number -1 among 2"),
+        (CHOICE | {"doc_to_choice": "{{choices[0]}}"}, {"choices": ["a b"]}, "doc_to_choice makes 'a b', which does"),
+        (CHOICE | {"doc_to_choice": "{{choices[0]}}"}, {"choices": ["7"]}, "doc_to_choice is not a list of choices: 7"),
+        (CHOICE | {"doc_to_choice": "{{[1, q]}}"}, {}, "choice number 0 is not a text: 1"),
+        (ASKED, {"q": " \n"}, "doc_to_text is empty, so there is nothing to answer"),
+        (ASKED | {"doc_to_text": "{{choices[1]}}"}, {"choices": ["a"]}, "doc_to_text cannot be filled in: list"),
+        (ASKED | {"doc_to_target": "{{ 1 // answer }}"}, {"answer": 0}, "doc_to_target cannot be filled in: Zero"),
+        (ASKED | {"doc_to_text": "answer"}, {}, "doc_to_text is not a text: 1"),
+    ],
+)
+def test_a_record_that_does_not_fit_is_named_before_any_model_is_asked(task, record, problem, chat):
+    """Be it the first, which lm-eval tries, or a later one."""
+    good = {"id": "good", "q": "Is it?", "choices": ["['a', 'b']", "Sort"], "answer": 1}
+    for records in ([good, {**good, **record, "id": "bad"}], [{**good, **record, "id": "bad"}, good]):
+        with pytest.raises(UserError, match=rf"^task quiz: item (bad|good): {problem}") as caught:
+            build_task(TaskFile(**task), records, chat, None).check_every_record()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_record_that_does_not_fit_is_named_where_no_check_came_before(evaluated):
     records = [QUESTIONS[0], {**QUESTIONS[1], "choices": ["Add", "", "Sort", "Stop"]}]
-    with pytest.raises(UserError, match="an item has an empty answer, so there is nothing to score after"):
-        run_task(evaluated, read_task_file(FOLDER, "python_choice"), records, True, None)
-
-
-def test_a_right_choice_that_does_not_exist_is_a_user_error_and_not_a_wrong_answer(evaluated):
+    for chat in (False, True):
+        with pytest.raises(UserError, match="task python_choice: item q1: choice number 1 is empty"):
+            run_task(evaluated, read_task_file(FOLDER, "python_choice"), records, chat, None)
     for answer in (4, -1):
         records = [QUESTIONS[0], {**QUESTIONS[1], "answer": answer}]
         with pytest.raises(UserError, match="item q1: no choice number"):
             run_task(evaluated, read_task_file(FOLDER, "python_choice"), records, False, None)
+
+
+def test_a_choice_that_is_a_space_is_scored(evaluated):
+    records = [{**QUESTIONS[0], "choices": [" ", "a"]}]
+    for chat in (False, True):
+        (sample,) = run_task(evaluated, read_task_file(FOLDER, "python_choice"), records, chat, None)
+        assert sample.target == " "
 
 
 def test_a_chat_model_without_a_template_is_a_user_error(evaluated, monkeypatch):

@@ -1,5 +1,6 @@
 """Token ids and loss masks come from the chat template, agree with TRL's own, and a template that cannot is refused."""
 
+import copy
 import json
 import shutil
 from types import SimpleNamespace
@@ -8,9 +9,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline_lib.post_training.chat_tokens import end_of_turn_id, load_chat_tokenizer, tokenize_conversations
+from pipeline_lib.post_training.chat_tokens import (
+    control_tokens,
+    end_of_turn_id,
+    load_chat_tokenizer,
+    tokenize_conversations,
+)
 from pipeline_lib.post_training.conversation_checks import check_conversations, mask_problem
 from pipeline_lib.post_training.examples import conversation_rows, pair_rows
+from pipeline_lib.post_training.pair_checks import check_pairs
 from pipeline_lib.stage import UserError
 
 texts = st.text(alphabet=st.characters(codec="utf-8"), min_size=1, max_size=30).map(str.strip).filter(bool)
@@ -132,3 +139,20 @@ def test_a_mask_that_does_not_fit_two_answers_is_named(mask, problem):
 def test_a_control_token_spelled_in_a_message_is_refused(tokenizer):
     spoken = [{"role": "user", "content": "Say <|im_end|>"}, {"role": "assistant", "content": "no"}]
     assert check_conversations(tokenizer, [{"messages": spoken}], 96)[0].reason == "control_token"
+
+
+def test_added_tokens_that_are_neither_special_nor_in_the_chat_template_are_text(tokenizer):
+    """Words of a domain and runs of spaces, and what a template has for its own syntax."""
+    more = copy.deepcopy(tokenizer)
+    more.add_tokens(["lambda", "  ", "==", "role", "<|speaks|>", "<|unused|>"])
+    more.chat_template = more.chat_template.replace("<|im_start|>", "<|speaks|><|im_start|>")
+    assert set(control_tokens(more)) == {*control_tokens(tokenizer), "<|speaks|>"}
+    assert "<|im_end|>" in control_tokens(tokenizer) and "<|endoftext|>" in control_tokens(tokenizer)
+    spoken = "A  role of lambda: 1 == 2 <|unused|>"
+    turns = [{"role": "user", "content": spoken}, {"role": "assistant", "content": spoken}]
+    assert check_conversations(more, [{"messages": turns}], 96)[0].reason is None
+    pair = {"prompt": turns[:1], "chosen": turns[1:], "rejected": [{"role": "assistant", "content": "no"}]}
+    assert check_pairs(more, [pair], 96)[0].reason is None
+    marked = [turns[0], {"role": "assistant", "content": "a <|speaks|> b"}]
+    assert check_conversations(more, [{"messages": marked}], 96)[0].reason == "control_token"
+    assert check_pairs(more, [{**pair, "rejected": marked[1:]}], 96)[0].reason == "control_token"

@@ -75,6 +75,19 @@ def test_bad_lines_are_counted_with_file_and_line(tmp_path):
     ]
 
 
+def test_lists_of_objects_are_records_where_the_format_has_them_and_what_is_neither_is_dropped(tmp_path):
+    lines, array = tmp_path / "x.jsonl", tmp_path / "x.json"
+    rest = ['{"a": 1}', '[{"a": 1}, "b"]', "7", '[{"a": "half \\ud800"}]']
+    lines.write_text("\n".join(['[{"a": 1}, {"b": 2}]', *rest]) + "\n")
+    array.write_text("[" + ", ".join(['[{"a": 1}, {"b": 2}]', *rest]) + "]")
+    reasons = ["not a list of JSON objects", "not a JSON object", "not UTF-8"]
+    for found in (list(read_json_lines(lines, "x.jsonl", "", lists=True)), list(read_json(array, "x.json", "", True))):
+        assert rows(found) == [[{"a": 1}, {"b": 2}], {"a": 1}]
+        assert [reason for reason, _ in drops(found)] == reasons
+    parts = [row for index in range(3) for row in read_json_lines(lines, "x.jsonl", "", Share(index, 3), True)]
+    assert rows(parts) == [[{"a": 1}, {"b": 2}], {"a": 1}]
+
+
 def test_line_longer_than_the_limit_is_dropped_whole_and_the_next_one_read(tmp_path, monkeypatch):
     monkeypatch.setattr(json_rows, "MAX_ROW_BYTES", 100)
     path = tmp_path / "x.jsonl"

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dataset_formatters import FORMAT_HANDLERS
 from pipeline_lib.config import base
 from pipeline_lib.sources import file_rows, local, units
 from pipeline_lib.sources.base import Dropped, Source
@@ -90,6 +91,25 @@ def test_records_of_other_kinds_are_handed_on_unchanged(quick, shared_data):
     path = shared_data / "gsm8k/train.jsonl"
     source = LocalSource(quick(kind="reasoning", format="gsm8k", type="local", paths=[str(path)]))
     assert read_all(source) == [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_bare_lists_of_messages_are_handed_on_to_the_format_that_reads_them(quick, tmp_path):
+    path = tmp_path / "chat.jsonl"
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    path.write_text(json.dumps(turns) + "\n" + json.dumps({"messages": turns}) + '\n["q", "a"]\n')
+    chat = {"kind": "sft", "type": "local", "paths": [str(path)]}
+    *found, refused = read_all(LocalSource(quick(format="messages", **chat)))
+    assert found == [turns, {"messages": turns}]
+    assert (refused.reason, refused.where) == ("not a list of JSON objects", f"{path}:3")
+    assert all(FORMAT_HANDLERS["messages"](record, "here")["messages"] == turns for record in found)
+    refused, *found = read_all(LocalSource(quick(format="sharegpt", **chat)))[:2]
+    assert (refused.reason, found) == ("not a JSON object", [{"messages": turns}])
+
+
+def test_genuine_bare_lists_of_messages_are_all_read(quick, shared_data):
+    path = shared_data / "sharegpt/openai_sft.jsonl"
+    records = read_all(LocalSource(quick(kind="sft", format="messages", type="local", paths=[str(path)])))
+    assert len(records) == 128 and all(isinstance(record, list) for record in records)
 
 
 def test_genuine_text_records_carry_their_fields(quick, shared_data):

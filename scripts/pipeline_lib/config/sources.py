@@ -25,6 +25,9 @@ FORMATS_OF_KIND: dict[str, tuple[str, ...]] = {
     "eval": ("eval",),
 }
 
+FORMATS_WITH_LISTS = ("messages",)
+"""Formats in which a record may also be a list of objects, without an object around it."""
+
 FILE_TYPES = ("hub", "http", "local")
 TYPES_OF_FIELD: dict[str, tuple[str, ...]] = {
     "paths": ("local",),

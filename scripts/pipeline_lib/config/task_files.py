@@ -82,9 +82,15 @@ class FilterStep(Section):
     """Name of the filter."""
 
     @model_validator(mode="after")
-    def _pattern_compiles(self) -> "FilterStep":
+    def _arguments_fit_texts(self) -> "FilterStep":
+        """Refuse what lm-eval takes and trips over when an answer comes that matches."""
         if isinstance(pattern := self.model_extra.get("regex_pattern"), str):
             _compiles(pattern)
+        if type(self.model_extra.get("group_select", 0)) is not int:
+            raise ValueError("group_select is the number of a match, an integer")
+        mapping = self.model_extra.get("mapping_dict")
+        if isinstance(mapping, dict) and not all(isinstance(word, str) for pair in mapping.items() for word in pair):
+            raise ValueError("mapping_dict leads from texts to texts; put its numbers, true, false and null in quotes")
         return self
 
 
@@ -124,7 +130,7 @@ class TaskFile(Section):
     doc_to_text: str = ""
     """lm-eval: template or record key of the prompt."""
     doc_to_target: str | int
-    """lm-eval: template or record key of the reference (index of the right choice in multiple choice)."""
+    """lm-eval: template or record key of the reference (the right choice's number or text, the text to be scored)."""
     doc_to_choice: str | list[str] | None = None
     """lm-eval: template or record key of the choices."""
     target_delimiter: str = " "
@@ -134,7 +140,7 @@ class TaskFile(Section):
     generation_kwargs: GenerationSettings | None = None
     """lm-eval: until, max_gen_toks."""
     filter_list: list[AnswerFilter] | None = None
-    """lm-eval: how the answer is extracted from generated text."""
+    """lm-eval: how the answer is extracted from generated text, one entry; none, or an empty list, takes it whole."""
     regexes_to_ignore: list[Pattern] = []
     """lm-eval: patterns removed from answer and reference before exact_match compares them."""
 
@@ -150,6 +156,17 @@ class TaskFile(Section):
             raise ValueError("generate_until needs generation_kwargs (until, max_gen_toks)")
         if self.output_type == "generate_until" and not self.doc_to_text:
             raise ValueError("generate_until needs doc_to_text")
+        if self.output_type.startswith("loglikelihood") and not isinstance(self.doc_to_target, str):
+            raise ValueError(f"{self.output_type} needs doc_to_target to be a record key or a template of the text")
+        if self.filter_list and self.output_type != "generate_until":
+            raise ValueError(
+                f"filter_list extracts answers from generated text, and {self.output_type} generates none; remove it"
+            )
+        if self.filter_list and len(self.filter_list) > 1:  # lm-eval would score every answer once per entry
+            raise ValueError(
+                f"filter_list has {len(self.filter_list)} entries ({', '.join(way.name for way in self.filter_list)}),"
+                " and a metric has one value per item; keep one and write a task file for each of the others"
+            )
         return self
 
     def lm_eval_config(self, chat: bool) -> dict[str, Any]:
@@ -178,7 +195,7 @@ class TaskFile(Section):
         optional = {
             "doc_to_choice": self.doc_to_choice,
             "generation_kwargs": self.generation_kwargs and self.generation_kwargs.model_dump(exclude_unset=True),
-            "filter_list": self.filter_list and [entry.model_dump() for entry in self.filter_list],
+            "filter_list": [entry.model_dump() for entry in self.filter_list or []] or None,
         }
         changed = self.chat.model_dump(exclude_none=True, exclude_unset=True) if chat else {}
         return config | {key: value for key, value in optional.items() if value is not None} | changed

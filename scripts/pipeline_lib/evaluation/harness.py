@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from pipeline_lib.config.task_files import TaskFile
 from pipeline_lib.stage import StageFailure, UserError
 
-from .items import ID, shorten
+from .items import ID
 
 if TYPE_CHECKING:
     from .language_model import EvaluatedModel
+    from .local_task import LocalTask
 
 _LONGEST_TEXT = 500
 
@@ -70,27 +71,25 @@ def run_task(
     if sorted(by_position) != list(range(len(records))):
         raise StageFailure(f"{task_file.task}: lm-eval returned {len(by_position)} of {len(records)} items")
     ordered = [by_position[position] for position in range(len(records))]
-    return [_to_sample(task_file, name, sample) for name in task_file.metrics for sample in ordered]
+    return [_to_sample(task, task_file, name, sample) for name in task_file.metrics for sample in ordered]
 
 
-def build_task(task_file: TaskFile, records: Sequence[dict[str, Any]], chat: bool, document_bytes: int | None) -> Any:
+def build_task(
+    task_file: TaskFile, records: Sequence[dict[str, Any]], chat: bool, document_bytes: int | None
+) -> "LocalTask":
     """Return the lm-eval task with `records` as its data set. Raises UserError naming the task on a misfit."""
     import datasets
     from jinja2 import TemplateError
-    from lm_eval.api.task import ConfigurableTask
+
+    from .local_task import LocalTask
 
     config = task_file.lm_eval_config(chat)
     _check_records(config, records)
-    if task_file.output_type == "loglikelihood":
-        config["process_results"] = _score_target(task_file)
     try:
-        rows = [dict(record) for record in records]
-        if task_file.output_type == "loglikelihood_rolling":
-            for row in rows:
-                row[task_file.doc_to_target] = shorten(row[task_file.doc_to_target], document_bytes)
-        dataset = datasets.Dataset.from_list(rows)
-        task = ConfigurableTask(config={**config, "custom_dataset": lambda **_: {"test": dataset}, "metadata": {}})
-    except (TemplateError, LookupError, TypeError, ValueError) as error:
+        dataset = datasets.Dataset.from_list(list(records))
+        config |= {"custom_dataset": lambda **_: {"test": dataset}, "metadata": {}}
+        task = LocalTask(config, document_bytes)
+    except (TemplateError, LookupError, OverflowError, TypeError, ValueError) as error:
         raise UserError(f"task {task_file.task}: its records do not fit its templates: {error!r}") from None
     task.set_fewshot_seed(0)
     return task
@@ -115,57 +114,32 @@ def _check_records(config: dict[str, Any], records: Sequence[dict[str, Any]]) ->
     for record in records:
         if missing := sorted(key for key in needed if record.get(key) is None):
             raise UserError(f"task {config['task']}: item {record[ID]} lacks {missing[0]!r}, which the task file names")
-        text = record.get(config["doc_to_target"])
-        if config["output_type"].startswith("loglikelihood") and (not isinstance(text, str) or not text):
-            raise UserError(
-                f"task {config['task']}: item {record[ID]}: {config['doc_to_target']} is not a text: {text!r}"
-            )
+        key = config["doc_to_target"]  # or a template, which has its turn when it is filled in
+        is_scored = config["output_type"].startswith("loglikelihood") and key in record
+        if is_scored and not (isinstance(record[key], str) and record[key]):
+            raise UserError(f"task {config['task']}: item {record[ID]}: {key} is not a text: {record[key]!r}")
 
 
-def _score_target(task_file: TaskFile) -> Any:
-    """lm-eval knows bits per byte of whole texts only; this scores an answer given its prompt in the same units."""
-
-    def score(doc: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, Any]:
-        ((log_likelihood, is_greedy),) = results
-        size = len(doc[task_file.doc_to_target].encode("utf-8"))
-        scores = {"bits_per_byte": (log_likelihood, size), "acc": float(is_greedy)}
-        return {metric: scores[metric] for metric in task_file.metrics.values()}
-
-    return score
-
-
-def _to_sample(task_file: TaskFile, name: str, sample: dict[str, Any]) -> Sample:
+def _to_sample(task: "LocalTask", task_file: TaskFile, name: str, sample: dict[str, Any]) -> Sample:
     raw = sample[task_file.metrics[name]]
     if isinstance(raw, tuple):
         log_likelihood, size = raw
         score, weight = -log_likelihood / math.log(2) / size, float(size)
     else:
         score, weight = float(raw), 1.0
-    response, target = _what_was_said(task_file, sample)
+    response, target = _what_was_said(task, task_file, sample)
     return Sample(name, sample["doc"][ID], score, weight, response[:_LONGEST_TEXT], target[:_LONGEST_TEXT])
 
 
-def _what_was_said(task_file: TaskFile, sample: dict[str, Any]) -> tuple[str, str]:
+def _what_was_said(task: "LocalTask", task_file: TaskFile, sample: dict[str, Any]) -> tuple[str, str]:
     if task_file.output_type == "generate_until":
         return sample["resps"][0][0], str(sample["target"])
     if task_file.output_type == "multiple_choice":
-        choices = [arguments[1].removeprefix(task_file.target_delimiter) for arguments in sample["arguments"]]
+        choices = task.doc_to_choice(sample["doc"])
         likelihoods = [response[0] for response in sample["filtered_resps"]]
         weights = [
             len(choice.encode("utf-8")) if "acc_bytes" in task_file.metrics.values() else 1 for choice in choices
         ]
         best = max(range(len(choices)), key=lambda index: likelihoods[index] / weights[index])
-        return choices[best], _right_choice(task_file, choices, sample)
+        return choices[best], task.right_choice(sample["doc"], sample["target"])
     return "", str(sample["target"])
-
-
-def _right_choice(task_file: TaskFile, choices: list[str], sample: dict[str, Any]) -> str:
-    """lm-eval only warns about a right choice that is not among the choices, and counts every answer as wrong."""
-    target = sample["target"]
-    if isinstance(target, int) and 0 <= target < len(choices):
-        return choices[target]
-    if isinstance(target, str) and target in choices:
-        return target
-    raise UserError(
-        f"task {task_file.task}: item {sample['doc'][ID]}: no choice number {target!r} among {len(choices)}"
-    )

@@ -1,7 +1,8 @@
 """Every task is tried before the first model is asked, so that a mistake in its file shows in seconds, not after hours.
 
 lm-eval makes the filters that extract answers only when all answers of a task are there. Here each is made and given an
-answer beforehand, and each task is built as plain and as chat models are asked it, which fills in its templates once.
+answer beforehand, and each task is built as plain and as chat models are asked it, and its templates are filled in with
+every record.
 """
 
 import re
@@ -26,7 +27,7 @@ def check_tasks(questions: "Questionnaire") -> None:
         try:
             for answer_filter in task.filter_list or []:
                 _try_filter(answer_filter, records[0])
-            build_task(task, records, chat, questions.settings.document_bytes)
+            build_task(task, records, chat, questions.settings.document_bytes).check_every_record()
         except UserError as error:
             raise UserError(f"{task_path(questions.settings, name)}: {error}") from None
 
@@ -42,3 +43,8 @@ def _try_filter(answer_filter: AnswerFilter, record: dict[str, Any]) -> None:
         except (LookupError, TypeError, ValueError, AttributeError, AssertionError, re.error) as error:
             problem = " ".join(str(error.args[0] if error.args else error).split())
             raise UserError(f"filter_list {answer_filter.name!r}, step {step.function!r}: {problem}") from None
+    if not isinstance(answers[0], str):
+        raise UserError(
+            f"filter_list {answer_filter.name!r} makes {answers[0]!r} of an answer, and exact_match compares texts; end"
+            " it with take_first, and give map a default_value that is a text"
+        )

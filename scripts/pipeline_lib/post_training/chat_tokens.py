@@ -81,8 +81,35 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    """Return the spellings that encode to one reserved token wherever they occur."""
-    return tuple(sorted(tokenizer.get_added_vocab()))
+    """Return the spellings that encode to a token of the chat's markup wherever they occur.
+
+    These are the special tokens, and the added tokens that the chat template spells out: some tokenizers have the
+    markers of their turns among the ordinary ones. What else was added (words of a domain, runs of spaces) is text.
+    """
+    special = set(tokenizer.all_special_tokens)
+    written = _template_texts(tokenizer.chat_template)
+    return tuple(
+        sorted(
+            token.content
+            for token in tokenizer.added_tokens_decoder.values()
+            if token.special
+            or token.content in special
+            or (_is_mark(token.content) and any(token.content in text for text in written))
+        )
+    )
+
+
+def _template_texts(template: str) -> list[str]:
+    """Return the texts a template can write: what stands outside of its tags, and the strings inside of them."""
+    from jinja2 import Environment
+
+    environment = Environment(trim_blocks=True, lstrip_blocks=True)  # as transformers cuts the lines of tags
+    return [text for _, kind, text in environment.lex(template) if kind in ("data", "string")]
+
+
+def _is_mark(spelling: str) -> bool:
+    """Words and white space may stand in a template too ('user', indentation), and in a message they do no harm."""
+    return not all(character.isalnum() or character.isspace() for character in spelling)
 
 
 def tokenize_conversations(

@@ -8,7 +8,8 @@ Records, by kind
     text          {"key": str, "text": str, "url": str, "origin": str (optional), "license": str (optional)}; `key`
                   names the record within its source and stays the same between runs (a path and byte offset, a module
                   name, an id of the data set); `origin` says for people where it was read (file:line, file and row).
-    other kinds   the data set's original record, unchanged: the formatters of stages 06 and 08 read it.
+    other kinds   the data set's original record, unchanged: the formatters of stages 06 and 08 read it. An object, or a
+                  list of objects where its format has that (a chat as its bare turns).
 
 A record that the source itself had to give up (a file that does not parse, a row without the named column) is
 yielded as `Dropped(reason, bytes)` in its place, so that the ledger can account for it.
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-Record = dict[str, Any]
+Record = dict[str, Any] | list[dict[str, Any]]
 
 KINDS = ("text", "sft", "reasoning", "preference", "domain", "eval")
 

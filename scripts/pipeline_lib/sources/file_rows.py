@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..config.sources import SourceSettings
+from ..config.sources import FORMATS_WITH_LISTS, SourceSettings
 from ..stage import UserError
 from .base import Dropped
 from .document_rows import read_html, read_text
@@ -41,10 +41,11 @@ def check_readable(name: str, settings: SourceSettings) -> None:
 def rows_of_file(path: Path, label: str, settings: SourceSettings, share: Share = WHOLE) -> Iterator[Row | Dropped]:
     """Rows of the file's share in file order. `label` is the file's name in keys and messages."""
     reader, compression = split_suffix(label)
+    lists = settings.record_format in FORMATS_WITH_LISTS
     if reader == "json_lines":
-        return read_json_lines(path, label, compression, share)
+        return read_json_lines(path, label, compression, share, lists)
     if reader == "json":
-        return read_json(path, label, compression)
+        return read_json(path, label, compression, lists)
     if reader == "parquet":
         return read_parquet(path, label, share, parquet_fields(settings))
     if reader == "csv":

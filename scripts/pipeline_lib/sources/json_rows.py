@@ -1,5 +1,6 @@
 """JSON records from a stream: one object per line, or one array of objects, in memory bounded by one record.
 
+Where the format of the source has it (`lists`), a record may also be a list of objects: a chat as its bare turns.
 A line belongs to the share of the file in which its first byte lies, so shares of a file can be read in any order
 and together give every line exactly once. Trap: a `.json` file may hold either shape, and an array may put its whole
 content on one line of gigabytes; the first character tells them apart.
@@ -20,36 +21,38 @@ _CHUNK = 1 << 18
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def read_json_lines(path: Path, label: str, compression: str, share: Share = WHOLE) -> Iterator[Row | Dropped]:
+def read_json_lines(
+    path: Path, label: str, compression: str, share: Share = WHOLE, lists: bool = False
+) -> Iterator[Row | Dropped]:
     """Rows of a file with one JSON object per line; blank lines are not rows. A share needs an uncompressed file."""
     with open_bytes(path, label, compression) as stream:
         if share.count == 1:
-            yield from _lines(stream, label, 0, None)
+            yield from _lines(stream, label, 0, None, lists)
         else:
             start, end = share.bounds(path.stat().st_size)
             if start:
                 stream.seek(start - 1)
                 start += _skip_rest(stream) - 1
-            yield from _lines(stream, label, start, end)
+            yield from _lines(stream, label, start, end, lists)
 
 
-def read_json(path: Path, label: str, compression: str) -> Iterator[Row | Dropped]:
+def read_json(path: Path, label: str, compression: str, lists: bool = False) -> Iterator[Row | Dropped]:
     """Rows of a `.json` file: an array of objects, or one object per line."""
     with open_bytes(path, label, compression) as stream:
         first = stream.read(1)
         while first and first in b" \t\r\n\xef\xbb\xbf":
             first = stream.read(1)
         if first == b"[":
-            yield from _array(stream, label)
+            yield from _array(stream, label, lists)
             return
-    rows = read_json_lines(path, label, compression)
+    rows = read_json_lines(path, label, compression, lists=lists)
     for number, row in enumerate(rows):
         if number == 0 and isinstance(row, Dropped):
             raise damaged(label, "a .json file holds an array of records or one record per line, and this has neither")
         yield row
 
 
-def _lines(stream: BinaryIO, label: str, start: int, end: int | None) -> Iterator[Row | Dropped]:
+def _lines(stream: BinaryIO, label: str, start: int, end: int | None, lists: bool) -> Iterator[Row | Dropped]:
     position, line_number = start, 0
     while end is None or position < end:
         line = stream.readline(MAX_ROW_BYTES + 1)
@@ -66,13 +69,13 @@ def _lines(stream: BinaryIO, label: str, start: int, end: int | None) -> Iterato
         if offset == 0:
             line = line.removeprefix(codecs.BOM_UTF8)
         if not line.isspace():
-            row = parse_row(line, f"@{offset}", place)
+            row = parse_row(line, f"@{offset}", place, lists)
             del line  # up to 64 MiB that nobody needs while the row is used
             yield row
             del row
 
 
-def parse_row(line: bytes, key: str, where: str) -> Row | Dropped:
+def parse_row(line: bytes, key: str, where: str, lists: bool = False) -> Row | Dropped:
     """One row from the bytes of one JSON object, or the drop that says what is wrong with them."""
     try:
         record = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
@@ -80,11 +83,14 @@ def parse_row(line: bytes, key: str, where: str) -> Row | Dropped:
         return Dropped("not UTF-8", bytes=len(line), where=where)
     except (ValueError, RecursionError):
         return Dropped("not JSON", bytes=len(line), where=where)
-    return _checked(record, key, where, len(line), b"\\u" in line)
+    return _checked(record, key, where, len(line), b"\\u" in line, lists)
 
 
-def _checked(record: Any, key: str, where: str, size: int, suspicious: bool) -> Row | Dropped:
-    if not isinstance(record, dict):
+def _checked(record: Any, key: str, where: str, size: int, suspicious: bool, lists: bool) -> Row | Dropped:
+    if lists and isinstance(record, list):
+        if not all(isinstance(part, dict) for part in record):
+            return Dropped("not a list of JSON objects", bytes=size, where=where)
+    elif not isinstance(record, dict):
         return Dropped("not a JSON object", bytes=size, where=where)
     if suspicious:  # an escaped half of a surrogate pair is legal JSON that no UTF-8 file can hold
         try:
@@ -108,7 +114,7 @@ def _skip_rest(stream: BinaryIO) -> int:
     return skipped
 
 
-def _array(stream: BinaryIO, label: str) -> Iterator[Row | Dropped]:
+def _array(stream: BinaryIO, label: str, lists: bool) -> Iterator[Row | Dropped]:
     """Rows of an array whose opening bracket has been read; each element is parsed as soon as it is whole."""
     decoder = json.JSONDecoder(parse_constant=_refuse_constant)
     utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")  # broken bytes stay visible in their own row
@@ -127,7 +133,7 @@ def _array(stream: BinaryIO, label: str) -> Iterator[Row | Dropped]:
                 source, position, comma_due = buffer[position:end], end, True
                 size = len(source.encode("utf-8", "surrogateescape"))
                 suspicious = "\\u" in source or not source.isascii()
-                yield _checked(record, f"#{number}", f"{label}, record {number}", size, suspicious)
+                yield _checked(record, f"#{number}", f"{label}, record {number}", size, suspicious, lists)
                 continue
         elif position < len(buffer):
             raise damaged(label, f"no comma or bracket after record {number}")

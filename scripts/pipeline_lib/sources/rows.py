@@ -19,7 +19,7 @@ MAX_ROW_BYTES = 64 << 20
 class Row:
     """One record of a file. `key` is its place in the file (a row number or a byte offset), stable between runs."""
 
-    record: dict[str, Any]
+    record: dict[str, Any] | list[dict[str, Any]]
     key: str
     where: str
     bytes: int

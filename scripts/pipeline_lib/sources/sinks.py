@@ -91,7 +91,7 @@ class ShardSink:
 
 
 class LineSink:
-    """Records of the other kinds, unchanged, one JSON object per line in UTF-8."""
+    """Records of the other kinds, unchanged, one per line as JSON in UTF-8."""
 
     def __init__(self, unit: Unit, source: str, name: str):
         self.files = [name]

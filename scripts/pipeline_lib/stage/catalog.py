@@ -12,7 +12,8 @@ class StageSpec:
     of training, so it is moved aside rather than deleted when settings or code no longer match; gives_verdict: it says
     whether what it reads is good enough, so it refuses to speak of models that are no longer there; scales_out: an
     engine of the section `scale_out` can do its units; reads_running: stages of `needs` that it can read while they are
-    still at work, each with the setting that must be true for it, or "".
+    still at work, each with the setting that must be true for it, or ""; needed_for: stages of `needs` that it reads
+    only when a setting that is a list has an entry, each with the setting and the entry.
     """
 
     name: str
@@ -24,6 +25,7 @@ class StageSpec:
     gives_verdict: bool = False
     scales_out: bool = False
     reads_running: tuple[tuple[str, str], ...] = ()
+    needed_for: tuple[tuple[str, str, str], ...] = ()
 
 
 STAGES = (
@@ -98,6 +100,13 @@ STAGES = (
         "evaluate",
         ("01_download", "02_clean", "03_packed", "04_init", "05_pretrain", "07_sft", "09_dpo", "10_lora"),
         "evaluates every model",
+        needed_for=(
+            ("04_init", "models", "init"),
+            ("05_pretrain", "models", "pretrained"),
+            ("07_sft", "models", "sft"),
+            ("09_dpo", "models", "dpo"),
+            ("10_lora", "models", "lora"),
+        ),
     ),
     StageSpec("12_gates", "12_check_gates.py", "gates", ("11_eval",), "gives the verdicts", gives_verdict=True),
 )

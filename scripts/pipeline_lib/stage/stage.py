@@ -124,7 +124,10 @@ class Stage:
     @property
     def needs(self) -> tuple[str, ...]:
         """The stages that this one reads; a run that starts from a packed cache has no 02_clean."""
-        absent = BEFORE_PACKED[:-1] if self.config.packed else ()
+        absent = list(BEFORE_PACKED[:-1]) if self.config.packed else []
+        for name, setting, entry in self.spec.needed_for:
+            if entry not in getattr(self.settings, setting):
+                absent.append(name)
         return tuple(name for name in self.spec.needs if name not in absent)
 
     def elsewhere(self, name: str) -> Path | None:
