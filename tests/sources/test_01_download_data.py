@@ -187,6 +187,19 @@ def test_text_that_is_not_unicode_is_dropped_by_name(tmp_path: Path, scripts: Pa
     assert sum(reason["documents"] for reason in download.ledger("text", "odd")["dropped"].values()) == 1
 
 
+def test_a_file_whose_name_is_not_utf8_keeps_its_documents(tmp_path: Path, scripts: Path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / os.fsdecode(b"caf\xe9.txt")).write_text("good words")
+    (folder / "caf\xe9.txt").write_text("other words")
+    source = {"name": "odd", "kind": "text", "type": "local", "paths": [str(folder)]}
+    download = Download(tmp_path, scripts, {"sources": [source]})
+    download.run_well()
+    origins = {row["text"]: row["origin"] for row in download.rows()}
+    assert origins == {"good words": rf"{folder}/caf\xe9.txt", "other words": f"{folder}/caf\xe9.txt"}
+    assert download.ledger("text", "odd")["dropped"] == {}
+
+
 def test_a_license_field_in_which_no_document_states_a_licence_is_refused(tmp_path: Path, scripts: Path):
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"text": ["good words"], "licences": ["MIT"]}), path)
