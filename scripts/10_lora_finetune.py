@@ -24,7 +24,7 @@ def estimate(stage: Stage) -> Estimate:
     domain = stage.input("01_download").ledger.total("domain")["documents"]
     examples = round(domain / (1 - stage.settings.general_share))
     mean = general["tokens"] / (general["train"] + general["val"])
-    return estimate_training(stage, stage.input("09_dpo").folder("final"), examples, mean, 1)
+    return estimate_training(stage, stage.input("09_dpo").folder("final"), examples, mean, 1, adapters=True)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,13 @@ import pytest
 from packed_run import make_packed_run
 
 from fork_launcher import run_script
+from pipeline_lib.config.model import ModelSettings
+from pipeline_lib.config.run import RunConfig
+from pipeline_lib.models.initialise import build_model, save_model_directory
+from pipeline_lib.models.shapes import resolve_shape
+from pipeline_lib.models.tokenizer_source import read_tokenizer_source
+from pipeline_lib.stage import Stage, StageInput, UserError
+from pipeline_lib.stage.catalog import BY_NAME
 from pipeline_lib.stage.manifest import Manifest
 
 
@@ -55,6 +62,30 @@ def test_the_same_seed_makes_the_same_bytes_and_another_seed_other_ones(made, tm
     assert done.returncode == 0, done.stderr
     changed = {name for name, digest in digests(copy / "04_init").items() if digest != expected[name]}
     assert changed == {"model.safetensors"}
+
+
+def test_the_tokenizer_is_whole_in_the_model_although_its_files_were_moved_while_the_model_was_made(made, tmp_path):
+    shutil.copytree(made[1] / "03_packed", tmp_path / "03_packed")
+    source = read_tokenizer_source(Stage(BY_NAME["04_init"], RunConfig(), tmp_path, 1, ""))
+    (tmp_path / "03_packed").rename(tmp_path / "elsewhere")
+    settings = ModelSettings(shape={"layers": 1, "width": 32, "heads": 2})
+    model = build_model(resolve_shape(settings, source.vocabulary, source.context), settings, source.special, seed=0)
+    folder = save_model_directory(model, source.files, tmp_path / "model")
+    files = list((made[1] / "03_packed" / "tokenizer").iterdir())
+    assert len(files) > 1 and all((folder / file.name).read_bytes() == file.read_bytes() for file in files)
+
+
+@pytest.mark.parametrize("change", [Path.unlink, lambda file: file.write_text("{}")])
+def test_a_tokenizer_that_changes_while_it_is_read_is_one_line_of_what_to_do(made, tmp_path, change):
+    shutil.copytree(made[1] / "03_packed", tmp_path / "03_packed")
+    packed = StageInput(tmp_path, "03_packed", " --config mine.yaml")
+    files = packed.files("tokenizer/*")
+    change(files[-1])  # after it was verified
+    with pytest.raises(UserError) as refused:
+        packed.contents("tokenizer/*")
+    command = "python scripts/03_tokenize_and_pack.py --config mine.yaml"
+    said = f"{files[-1]} was moved or made anew while it was read; wait for {command}, then start again"
+    assert str(refused.value) == said
 
 
 def test_an_impossible_shape_is_refused_in_one_line(made):

@@ -78,9 +78,21 @@ def test_explicit_numbers_win_over_preset_and_dial():
     assert shape.context == 700
 
 
-def test_fewer_heads_in_a_preset_keep_its_key_value_heads_if_they_divide():
-    shape = shape_of(preset="1b", shape={"heads": 8, "kv_heads": 4})
-    assert (shape.heads, shape.kv_heads, shape.head_width) == (8, 4, 256)
+@pytest.mark.parametrize(
+    ("preset", "given", "heads"),
+    [
+        ("1b", {"heads": 32}, (32, 8, 64)),
+        ("1b", {"heads": 8}, (8, 2, 256)),
+        ("3b", {"heads": 12}, (12, 4, 256)),
+        ("125m", {"heads": 6}, (6, 6, 128)),
+        ("1b", {"heads": 8, "kv_heads": 4}, (8, 4, 256)),
+        ("1b", {"heads": 2, "kv_heads": 2}, (2, 2, 1024)),
+        ("1b", {"width": 1024, "heads": 8}, (8, 2, 128)),
+    ],
+)
+def test_other_heads_in_a_preset_share_key_value_heads_as_its_own_do(preset, given, heads):
+    shape = shape_of(preset=preset, shape=given)
+    assert (shape.heads, shape.kv_heads, shape.head_width) == heads
 
 
 def test_a_preset_covers_the_packed_context():
@@ -97,6 +109,7 @@ def test_a_preset_covers_the_packed_context():
         ({"depth": 4, "context": 100}, "shorter than the packed"),
         ({"depth": 4, "shape": {"head_width": 7}}, "odd"),
         ({"preset": "125m", "shape": {"width": 512}}, "heads as well"),
+        ({"preset": "1b", "shape": {"heads": 2}}, "2 is not a multiple of 4, .* preset 1b: give model.shape.kv_heads"),
     ],
 )
 def test_an_impossible_shape_is_one_clear_line(settings, words):

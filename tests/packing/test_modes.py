@@ -121,6 +121,31 @@ def kill_when(run, moment) -> None:
     assert process.returncode == -signal.SIGKILL, said
 
 
+def test_an_index_that_unfinished_work_needs_and_repair_cannot_restore_is_told_with_what_helps(copied_run, packed_run):
+    gone, index = copied_run.packed / "chunks" / "chunk-00001.lz4", copied_run.packed / "index.json"
+    gone.unlink()
+    kill_when(copied_run, (copied_run.packed / "work" / "kept.json").exists)
+    flip(index)
+    command = f"python scripts/03_tokenize_and_pack.py --config {copied_run.config} --run-dir {copied_run.folder}"
+    code, _, err = copied_run.run()
+    assert code == 2 and err.endswith(f"make it again with: {command} --mode repair\n")
+    code, out, err = copied_run.run("--mode", "repair")
+    assert code == 2 and f"{index} cannot be restored: {gone} is missing or damaged" in out
+    assert err.startswith(f"error: {index} could not be restored, and the unfinished work in") and err.count("\n") == 1
+    assert err.endswith(f"; make the whole cache again with: {command} --force-rebuild\n")
+    succeed(copied_run, "--force-rebuild")
+    assert copied_run.outputs() == packed_run.outputs()
+
+
+def test_a_repair_that_cannot_restore_the_index_makes_all_again_and_does_not_advise_itself(copied_run, packed_run):
+    (copied_run.packed / "chunks" / "chunk-00001.lz4").unlink()
+    flip(copied_run.packed / "index.json")
+    out = succeed(copied_run, "--mode", "repair")
+    assert "the cache that is there is made again: its index.json cannot be used and was not restored" in out
+    assert "--mode repair" not in out
+    assert copied_run.outputs() == packed_run.outputs()
+
+
 def test_damage_after_a_kill_is_made_again_with_what_was_missing_before(copied_run, packed_run):
     chunks, work = copied_run.packed / "chunks", copied_run.packed / "work"
     (chunks / "chunk-00001.lz4").unlink()

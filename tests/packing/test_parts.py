@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 
 from pipeline_lib.config.pack import PackSettings
+from pipeline_lib.config.run import RunConfig
+from pipeline_lib.models.tokenizer_source import read_tokenizer_source
 from pipeline_lib.packing.cache_index import Shard
 from pipeline_lib.packing.chunk_format import ChunkFile
 from pipeline_lib.packing.kept_parts import divide
 from pipeline_lib.packing.packing_plan import Mixture, join_plans, write_plan
 from pipeline_lib.packing.reader import PackedCache
 from pipeline_lib.packing.so_far import index_name, published_parts
+from pipeline_lib.stage import Stage
+from pipeline_lib.stage.catalog import BY_NAME
 from pipeline_lib.stage.inputs import SO_FAR, RunningInput, open_input
 
 SHARDS, PART_BYTES = 6, 60_000
@@ -109,6 +113,8 @@ def test_killed_between_parts_it_encodes_no_published_part_again(parts_run, pack
     kill_when_published(run, 1)
     packed = open_input(run.folder, "03_packed", "")
     assert isinstance(packed, RunningInput) and not packed.finished and not packed.at_work
+    beside = Stage(BY_NAME["04_init"], RunConfig(), run.folder, 1, "")
+    source = read_tokenizer_source(beside)
     chunks = [run.packed / "work" / chunk["file"] for chunk in published_parts(run.packed / "work")["chunks"]]
     times = [path.stat().st_mtime_ns for path in chunks]
     code, out, err = run.run()
@@ -118,6 +124,7 @@ def test_killed_between_parts_it_encodes_no_published_part_again(parts_run, pack
     assert run.outputs() == parts_run.outputs()
     finished = open_input(run.folder, "03_packed", "")
     assert finished.finished and finished.manifest.attempt == packed.digest
+    assert source.files.keys() >= {"tokenizer.json"} and read_tokenizer_source(beside) == source  # all files have moved
 
 
 def test_a_published_chunk_of_unfinished_work_that_is_damaged_is_made_again(parts_run, packing_run, documents):

@@ -3,9 +3,12 @@
 import pytest
 import torch
 
+from pipeline_lib.config.run import RunConfig
 from pipeline_lib.config.sft import SftSettings
-from pipeline_lib.post_training.training_probe import TrainingPasses
+from pipeline_lib.post_training.training_probe import TrainingPasses, estimate_training
 from pipeline_lib.post_training.training_setup import load_model
+from pipeline_lib.stage import Stage
+from pipeline_lib.stage.catalog import BY_NAME
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -28,7 +31,23 @@ def test_a_pass_multiplies_in_the_format_and_recomputes_as_training_does(tiny_ru
 @pytest.mark.parametrize("script", ["07_sft.py", "09_dpo.py", "10_lora_finetune.py"])
 def test_plan_says_where_and_in_which_format_it_was_measured(aligned_run, helpers, capsys, script):
     assert helpers.run_script(script, aligned_run, "--plan", "--dtype", "bfloat16") == 0
-    assert f" s each on {DEVICE} in bfloat16" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f" s each on {DEVICE} in bfloat16" in out
+    assert ("; 4,352 of 37,792 parameters are trained" in out) == (script == "10_lora_finetune.py")
+
+
+@pytest.mark.parametrize("quantization", ["none", "4bit"])
+def test_the_plan_of_stage_10_is_that_of_its_adapters(aligned_run, quantization):
+    settings = {"rank": 4, "micro_batch": 2, "max_length": 96, "activation_checkpointing": True}
+    config = RunConfig(lora={**settings, "quantization": quantization, "keep_checkpoints": 2})
+    stage = Stage(BY_NAME["10_lora"], config, aligned_run, 1, "")
+    folder = stage.input("09_dpo").folder("final")
+    adapted = estimate_training(stage, folder, 8, 40, 1, adapters=True)
+    whole = estimate_training(stage, folder, 8, 40, 1)
+    model, adapters = 33_440, 2 * 4 * (4 * (32 + 32) + 3 * (32 + 64))  # parameters
+    assert adapted.disk_bytes == 4 * (model + adapters) + 3 * 3 * 4 * adapters
+    assert whole.disk_bytes == 4 * model * (1 + 3 * 3)
+    assert adapted.memory_bytes < whole.memory_bytes
 
 
 def test_a_plan_whose_micro_batch_does_not_fit_is_a_failure_with_what_to_do(run_copy, helpers, capsys):

@@ -182,7 +182,7 @@ def test_a_model_takes_the_variable_length_functions_and_computes_the_same_throu
 def test_the_operator_is_what_torch_expects_of_one():
     documents = some_documents()
     tensors = [torch.randn(3, 2, 8, 16, requires_grad=True) for _ in range(3)]
-    torch.library.opcheck(document_attention, (*tensors, documents, 0.25))
+    torch.library.opcheck(document_attention, (*tensors, documents, 0.25, torch.float32))
 
 
 @pytest.mark.slow

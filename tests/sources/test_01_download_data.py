@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xxhash
@@ -184,6 +185,29 @@ def test_text_that_is_not_unicode_is_dropped_by_name(tmp_path: Path, scripts: Pa
     download.run_well()
     assert [row["text"] for row in download.rows()] == ["good words"]
     assert sum(reason["documents"] for reason in download.ledger("text", "odd")["dropped"].values()) == 1
+
+
+def test_a_file_whose_name_is_not_utf8_keeps_its_documents(tmp_path: Path, scripts: Path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / os.fsdecode(b"caf\xe9.txt")).write_text("good words")
+    (folder / "caf\xe9.txt").write_text("other words")
+    source = {"name": "odd", "kind": "text", "type": "local", "paths": [str(folder)]}
+    download = Download(tmp_path, scripts, {"sources": [source]})
+    download.run_well()
+    origins = {row["text"]: row["origin"] for row in download.rows()}
+    assert origins == {"good words": rf"{folder}/caf\xe9.txt", "other words": f"{folder}/caf\xe9.txt"}
+    assert download.ledger("text", "odd")["dropped"] == {}
+
+
+def test_a_license_field_in_which_no_document_states_a_licence_is_refused(tmp_path: Path, scripts: Path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"text": ["good words"], "licences": ["MIT"]}), path)
+    source = {"name": "mine", "kind": "text", "type": "local", "paths": [str(path)], "license_field": "license"}
+    code, out, err = Download(tmp_path, scripts, {"sources": [source]}).run()
+    assert code == 2 and err.count("\n") == 1 and "Traceback" not in out
+    assert "none of its 1 documents states a licence in the field 'license'" in err
+    assert f"the first, {path}, row 1, has licences, text; correct or remove `license_field`" in err
 
 
 def test_kinds_that_the_list_leaves_out_are_filled_or_named(tmp_path: Path, scripts: Path, lines: list[dict]):

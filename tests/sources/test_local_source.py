@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from dataset_formatters import FORMAT_HANDLERS
 from pipeline_lib.config import base
 from pipeline_lib.sources import file_rows, local, units
-from pipeline_lib.sources.base import Dropped, Source
+from pipeline_lib.sources.base import Dropped, Source, UnstatedLicense
 from pipeline_lib.sources.local import LocalSource, content_digest
 from pipeline_lib.sources.units import plan_units, unit_names
 from pipeline_lib.stage import UserError
@@ -87,6 +87,26 @@ def test_named_fields_make_the_record(quick, corpus):
     assert record == {"key": "one", "text": "jsonl", "url": "http://a/", "origin": origin, "license": "MIT"}
 
 
+def test_licences_of_a_list_stand_side_by_side_and_what_states_none_is_marked(quick, tmp_path):
+    stated = [["MIT", "Apache-2.0"], "CC0-1.0", ["ISC"]]
+    unstated = [None, "", [], [None], ["MIT", ""], 7, {"name": "MIT"}]
+    lines = [{"text": "a", "by": licence} for licence in [*stated, *unstated]] + [{"text": "a", "licence": "MIT"}]
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    table = {"text": ["a", "a"], "by": [["MIT", "ISC"], None], "other": [1, 2]}
+    pq.write_table(pa.table(table), tmp_path / "y.parquet")
+    (tmp_path / "z.txt").write_text("a")
+    settings = quick(type="local", paths=[str(tmp_path)], license="ODC-BY", license_field="by")
+    records = read_all(LocalSource(settings))
+    marks = {number: record["unstated_license"] for number, record in enumerate(records) if len(record) == 6}
+    own = [record["license"] for number, record in enumerate(records) if number not in marks]
+    assert own == ["MIT, Apache-2.0", "CC0-1.0", "ISC", "MIT, ISC"]
+    assert list(marks) == [3, 4, 5, 6, 7, 8, 9, 10, 12, 13]
+    assert all(records[number]["license"] == "ODC-BY" for number in marks)
+    assert marks[10] == UnstatedLicense(f"{path}:11", "by", ("licence", "text"))
+    assert marks[12] == UnstatedLicense(f"{tmp_path}/y.parquet, row 2", "by", ("by", "other", "text"))
+
+
 def test_records_of_other_kinds_are_handed_on_unchanged(quick, shared_data):
     path = shared_data / "gsm8k/train.jsonl"
     source = LocalSource(quick(kind="reasoning", format="gsm8k", type="local", paths=[str(path)]))
@@ -141,6 +161,10 @@ def test_field_name_that_no_record_has_is_reported_with_the_names_there_are(quic
     fields = {"text_field": "content", "id_field": "uuid"}
     with pytest.raises(UserError, match="the field 'uuid'"):
         read_all(LocalSource(quick(type="local", paths=[str(path)], **fields)))
+    table = tmp_path / "y.parquet"
+    pq.write_table(pa.table({"text": ["a"], "number": [1]}), table)
+    with pytest.raises(UserError, match="the field 'uuid'; the first has number, text"):
+        read_all(LocalSource(quick(type="local", paths=[str(table)], id_field="uuid")))
 
 
 @pytest.mark.parametrize("path", ["~nobody-of-that-name/notes", "~nobody-of-that-name/*.txt"])

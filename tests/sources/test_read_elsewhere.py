@@ -31,19 +31,19 @@ def lines(count: int, *broken: bytes, **fields: str) -> bytes:
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch) -> Path:
-    """Two text sources of several units each with broken lines, one with a limit, and chats; all on this disk."""
+    """Text sources of several units each with broken lines, one with a limit, one with licences of some; and chats."""
     monkeypatch.setattr(file_rows, "SHARE_BYTES", 4000)
     monkeypatch.setattr(units, "SHARE_BYTES", 4000)
     folder = tmp_path / "in"
     folder.mkdir()
     (folder / "large.jsonl").write_bytes(lines(60, b"broken\n", b'"\\ud800"\n', b'{"text": "\\ud800"}\n'))
     for number in range(5):
-        (folder / f"small-{number}.jsonl").write_bytes(lines(9))
+        (folder / f"small-{number}.jsonl").write_bytes(lines(9, license="MIT"))
     chats = [{"instruction": f"say {n} " * 30, "output": f"{n}"} for n in range(40)]
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     text = {"kind": "text", "type": "local", "license": "CC0-1.0"}
     sources = [
-        {"name": "mine", **text, "paths": [str(folder)]},
+        {"name": "mine", **text, "paths": [str(folder)], "license_field": "license"},
         {"name": "few", **text, "paths": [str(folder)], "max_documents": 30},
         {"name": "more", **text, "paths": [str(folder / "large.jsonl")]},
         {"name": "chats", "kind": "sft", "format": "alpaca", "type": "local", "paths": [str(tmp_path / "chats.jsonl")]},
@@ -76,6 +76,10 @@ def test_tasks_read_to_the_same_files_and_accounts(config: Path, tmp_path: Path,
     few = decisive(home)["ledger"]["text"]["few"]
     assert few["kept"]["documents"] == 30 and sum(amount["documents"] for amount in few["dropped"].values()) > 1
     examples = [line for line in said.splitlines() if "large.jsonl:" in line]
+    first = f"(the first is {tmp_path}/in/large.jsonl:1)"
+    note = f"mine: 60 of 105 documents state no licence in the field 'license' {first} and stand under that of the"
+    assert f"{note} source, CC0-1.0" in decisive(home)["notes"]
+    assert "  mine: so far no document states a licence in the field 'license'\n" in said
     assert len(examples) > 2 and examples == [line for line in said_elsewhere.splitlines() if "large.jsonl:" in line]
 
 

@@ -81,14 +81,14 @@ def initialise(model: PreTrainedModel, std: float, layers: int, seed: int) -> No
             parameter.normal_(0.0, scale, generator=generator)
 
 
-def save_model_directory(model: PreTrainedModel, tokenizer_files: list[Path], folder: Path) -> Path:
-    """Write configuration, safetensors and the tokenizer's files to `folder`, emptied first, and return it."""
+def save_model_directory(model: PreTrainedModel, tokenizer_files: dict[str, bytes], folder: Path) -> Path:
+    """Write configuration, safetensors and tokenizer files (content by name) to `folder`, emptied first; return it."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     with as_os_errors(folder):
         model.save_pretrained(folder)
-    for file in tokenizer_files:
-        shutil.copyfile(file, folder / file.name)
+    for name, content in tokenizer_files.items():
+        (folder / name).write_bytes(content)
     return folder
 
 

@@ -97,7 +97,7 @@ def resolve_shape(settings: ModelSettings, vocabulary: int, packed_context: int)
         layers=numbers["layers"],
         width=numbers["width"],
         heads=numbers["heads"],
-        kv_heads=given.get("kv_heads", numbers["heads"] if "heads" in given else numbers["kv_heads"]),
+        kv_heads=given.get("kv_heads") or _kv_heads(numbers["heads"], base, settings.preset),
         head_width=numbers["head_width"],
         ffn=numbers["ffn"],
         context=settings.context or context,
@@ -151,6 +151,17 @@ def dial(depth: int, width: int | None = None, head_width: int | None = None) ->
 def gated_ffn(width: int) -> int:
     """Return 8/3 of the width, rounded up to a multiple of 64."""
     return -(-8 * width // (3 * 64)) * 64
+
+
+def _kv_heads(heads: int, base: dict[str, int], preset: str | None) -> int:
+    """Return as many key/value heads as keep the groups of heads that share one as large as they are in `base`."""
+    group = base["heads"] // base["kv_heads"]
+    if heads % group:
+        raise UserError(
+            f"model.shape.heads {heads} is not a multiple of {group}, the heads that share a key/value head in preset"
+            f" {preset}: give model.shape.kv_heads as well"
+        )
+    return heads // group
 
 
 def _divide(width: int, heads: int) -> int:

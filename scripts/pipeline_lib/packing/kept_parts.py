@@ -70,7 +70,7 @@ def _layout(stage: "Stage", kept: int, shards: list[Shard], by_digest: "dict[str
     part_bytes = stage.settings.part_bytes
     if not kept:
         return CacheLayout(divide(shards, by_digest, part_bytes, stage.seed), by_digest)
-    index = read_index(stage.folder, stage.command)
+    index = _index_that_stays(stage)
     manifest = Manifest.read(stage.folder / MANIFEST)
     if manifest is None:  # another process is publishing this very moment
         raise FileNotFoundError(stage.folder / MANIFEST)
@@ -85,6 +85,24 @@ def _layout(stage: "Stage", kept: int, shards: list[Shard], by_digest: "dict[str
         whole=set(manifest.files) - set(manifest.damaged_files(stage.folder)),
         tokenizer=index["tokenizer"],
     )
+
+
+def _index_that_stays(stage: "Stage") -> dict[str, Any]:
+    """Return the index of the cache that unfinished work goes on from. Raises UserError, with what helps against it."""
+    try:
+        return read_index(stage.folder, stage.command)
+    except UserError:
+        if not _repairs(stage):
+            raise
+        raise UserError(
+            f"{stage.folder / INDEX} could not be restored, and the unfinished work in {stage.work} goes on from it;"
+            f" make the whole cache again with: {stage.command} --force-rebuild"
+        ) from None
+
+
+def _repairs(stage: "Stage") -> bool:
+    """Say whether restoring the index was tried before the stage began, so that to try it is no advice any more."""
+    return stage.flags.get("mode") == "repair"
 
 
 def divide(shards: list[Shard], paths: "dict[str, Path]", part_bytes: int | None, seed: int) -> list[list[Shard]]:
@@ -119,7 +137,8 @@ def _parts_that_stay(stage: "Stage", by_digest: "dict[str, Path]") -> tuple[int,
     try:
         index = read_index(stage.folder, stage.command)
     except UserError as error:
-        return 0, f"the cache that is there is made again: {error}"
+        why = f"its {INDEX} cannot be used and was not restored" if _repairs(stage) else error
+        return 0, f"the cache that is there is made again: {why}"
     if index["recipe"] != recipe_of(stage.settings, stage.seed):
         return 0, "the cache that is there is made again: a setting changed that decides the content of its chunks"
     if stage.settings.tokenizer is not None and index["tokenizer"] != _given_tokenizer(stage):

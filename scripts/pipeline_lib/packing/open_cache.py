@@ -1,6 +1,7 @@
 """Open the packed cache of a run for a stage that reads it, whether stage 03 has finished it or is still at work."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from pipeline_lib.stage import UserError
 
@@ -11,20 +12,26 @@ from .so_far import newest_index_name
 if TYPE_CHECKING:
     from pipeline_lib.stage import Stage, StageInput
 
+Content = TypeVar("Content")
+
 
 def open_packed(stage: "Stage") -> "tuple[StageInput, PackedCache]":
-    """Return stage 03 as the run has it now, and its cache with all plans read. Raises UserError.
+    """Return stage 03 as the run has it now, and its cache with all plans read. Raises UserError."""
+    return read_packed(stage, lambda packed: (packed, open_cache(packed)))
 
-    An unfinished one may move its files into place at any moment, so what fails to open then is opened once more.
+
+def read_packed(stage: "Stage", read: "Callable[[StageInput], Content]") -> Content:
+    """Return what `read` makes of stage 03 as the run has it now. Raises UserError.
+
+    An unfinished one may move its files into place at any moment, so what cannot be read then is read once more.
     """
     packed = stage.input("03_packed")
     try:
-        return packed, open_cache(packed)
+        return read(packed)
     except (UserError, FileNotFoundError):
         if packed.finished:
             raise
-    packed = stage.input_again("03_packed")
-    return packed, open_cache(packed)
+    return read(stage.input_again("03_packed"))
 
 
 def open_cache(packed: "StageInput") -> PackedCache:

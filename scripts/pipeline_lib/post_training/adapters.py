@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet as parquet
 import torch
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline_lib.config.lora import LoraSettings
@@ -114,6 +114,12 @@ def adapter_config(model: PreTrainedModel, settings: LoraSettings) -> LoraConfig
     )
 
 
+def load_adapted(folder: Path, settings: LoraSettings, dtype: str) -> PeftModel:
+    """Load the base model as `load_frozen` does, with new adapters in float32, its only trainable parameters."""
+    model = load_frozen(folder, settings, dtype)
+    return get_peft_model(model, adapter_config(model, settings))
+
+
 def save_adapter(model: PeftModel, folder: Path) -> None:
     """Write adapter_model.safetensors and adapter_config.json, the same bytes in every run and run folder."""
     model.save_pretrained(folder, save_embedding_layers=False)
@@ -178,9 +184,7 @@ def adapt(stage: Stage) -> None:
     stage.adopt(METRICS)
 
 
-def _train(
-    stage: Stage, source: Path, tokenizer: PreTrainedTokenizerBase, train: Examples, val: Examples
-) -> None:
+def _train(stage: Stage, source: Path, tokenizer: PreTrainedTokenizerBase, train: Examples, val: Examples) -> None:
     model = load_frozen(source, stage.settings, matmul_dtype(stage.settings, stage))
     trainer = make_trainer(stage, model, tokenizer, train, peft_config=adapter_config(model, stage.settings))
     _adapters_in_float32(trainer)

@@ -25,21 +25,31 @@ _TIMED_STEPS = 2
 
 
 def estimate_training(
-    stage: Stage, model_folder: Path, examples: int, mean_tokens: float, sequences: int, forward_share: float = 0.0
+    stage: Stage,
+    model_folder: Path,
+    examples: int,
+    mean_tokens: float,
+    sequences: int,
+    forward_share: float = 0.0,
+    adapters: bool = False,
 ) -> Estimate:
     """Time forward and backward passes of one micro-batch and extrapolate to all steps.
 
     examples: how many there are; mean_tokens: of one sequence; sequences: per example (2 for pairs); forward_share:
-    further forward passes per step, as a share of a whole step (the reference model of DPO). Raises StageFailure when
-    memory runs out.
+    further forward passes per step, as a share of a whole step (the reference model of DPO); adapters: whether these
+    are trained, on the frozen model, and merged into it afterwards. Raises StageFailure when memory runs out.
     """
     prepare_libraries(stage)
     settings = stage.settings
-    model = load_model(model_folder)
+    dtype = matmul_dtype(settings, stage)
+    if adapters:
+        from .adapters import load_adapted  # with TRL, which must be imported after prepare_libraries
+
+    before = _peak_bytes()
+    model = load_adapted(model_folder, settings, dtype) if adapters else load_model(model_folder)
     check_context(model, settings, stage.spec.section)
     rows = settings.micro_batch * sequences
     length = max(2, min(round(mean_tokens), settings.max_length))
-    dtype = matmul_dtype(settings, stage)
     try:
         passes = TrainingPasses(model, settings, dtype)
         seconds = passes.seconds(rows, length) * (1 + forward_share)
@@ -52,14 +62,21 @@ def estimate_training(
             f" into halves; lower {stage.spec.section}.micro_batch or max_length, or switch activation_checkpointing on"
         ) from None
     steps = horizon(examples, settings).steps
-    weights = sum(weight.numel() * 4 for weight in model.parameters())
+    every, trained = model.num_parameters(), model.num_parameters(only_trainable=True)
+    share = f"; {trained:,} of {every:,} parameters are trained" if adapters else ""
     return Estimate(
         seconds=_LIBRARIES_SECONDS + steps * settings.accumulation * seconds,
-        memory_bytes=peak + 2 * weights,
-        disk_bytes=weights * (1 + 3 * (settings.keep_checkpoints + 1)),
+        # Adam keeps two moments of what is trained; after that, a merge holds the whole model in float32.
+        memory_bytes=max(peak + 2 * 4 * trained, before + 4 * every),
+        disk_bytes=4 * every + 3 * 4 * trained * (settings.keep_checkpoints + 1),
         basis=f"{steps:,} steps; micro-batches of {rows} x {length} tokens took {seconds:.2f} s each on"
-        f" {passes.device.type} in {dtype}",
+        f" {passes.device.type} in {dtype}{share}",
     )
+
+
+def _peak_bytes() -> int:
+    """Return the peak of the GPU where training uses one, and of this process otherwise."""
+    return torch.cuda.max_memory_allocated() if choose_device().type == "cuda" else own_peak_bytes()
 
 
 class TrainingPasses:
@@ -83,7 +100,7 @@ class TrainingPasses:
         from trl import DPOTrainer, SFTTrainer  # noqa: F401 for the memory that their libraries take
 
         self.run(rows, length)
-        return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else own_peak_bytes()
+        return _peak_bytes()
 
     def run(self, rows: int, length: int) -> None:
         """Do one pass over random tokens [rows, length]."""

@@ -5,9 +5,10 @@ nothing: `writer.py` turns records into files, so that a new source is one class
 (docs/add_a_source.md).
 
 Records, by kind
-    text          {"key": str, "text": str, "url": str, "origin": str (optional), "license": str (optional)}; `key`
-                  names the record within its source and stays the same between runs (a path and byte offset, a module
-                  name, an id of the data set); `origin` says for people where it was read (file:line, file and row).
+    text          {"key": str, "text": str, "url": str, "origin": str (optional), "license": str (optional),
+                  "unstated_license": UnstatedLicense (optional)}; `key` names the record within its source and stays
+                  the same between runs (a path and byte offset, a module name, an id of the data set); `origin` says
+                  for people where it was read (file:line, file and row).
     other kinds   the data set's original record, unchanged: the formatters of stages 06 and 08 read it. An object, or a
                   list of objects where its format has that (a chat as its bare turns).
 
@@ -40,6 +41,18 @@ class Dropped:
     bytes: int = 0
     documents: int = 1
     where: str = ""
+
+
+@dataclass(frozen=True)
+class UnstatedLicense:
+    """Says of a text record that the field its source reads licences from states none; that of the source holds then.
+
+    where: file:line or row; field: the one that was asked; fields: those that the record has.
+    """
+
+    where: str
+    field: str
+    fields: tuple[str, ...]
 
 
 @dataclass(frozen=True)

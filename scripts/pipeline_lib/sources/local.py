@@ -106,9 +106,13 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _label(file: Path, entry: str) -> str:
-    """Relative to the project when the entry is, so that ids do not depend on where the project lies."""
+    """Relative to the project when the entry is, so that ids do not depend on where the project lies.
+
+    Bytes of a name that are not UTF-8 are spelled \\xNN: no id, shard or message could hold them as they are.
+    """
     absolute = expand_user(entry).is_absolute() and not file.is_relative_to(PROJECT_ROOT)
-    return file.as_posix() if absolute else Path(os.path.relpath(file, PROJECT_ROOT)).as_posix()
+    label = file.as_posix() if absolute else Path(os.path.relpath(file, PROJECT_ROOT)).as_posix()
+    return os.fsencode(label).decode("utf-8", "backslashreplace")
 
 
 def content_digest(file: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..config.sources import SourceSettings
 from ..stage import UserError
-from .base import Dropped, Record
+from .base import Dropped, Record, UnstatedLicense
 from .file_rows import label_suffix_is_document
 from .rows import Row
 
@@ -26,7 +26,7 @@ def records_of(rows: Iterable[Row | Dropped], label: str, settings: SourceSettin
         if isinstance(row, Row) and settings.kind == "text":
             record = _text_record(row, label, settings, documents)
             if isinstance(record, Dropped):
-                example = example or sorted(row.record)
+                example = example or row.fields()
         else:
             record = row.record if isinstance(row, Row) else row
         seen[record.reason if isinstance(record, Dropped) else ""] += 1
@@ -72,9 +72,19 @@ def _text_record(row: Row, label: str, settings: SourceSettings, documents: bool
         key = str(identity)
     url = field_of(row.record, url_field)
     url = url if isinstance(url, str) else ""
-    record = {"key": key, "text": text, "url": url, "origin": row.where, "license": settings.license}
-    if settings.license_field and not documents:
-        licence = field_of(row.record, settings.license_field)
-        if isinstance(licence, str) and licence:
+    record: Record = {"key": key, "text": text, "url": url, "origin": row.where, "license": settings.license}
+    if field := settings.license_field:
+        if licence := "" if documents else _licence(field_of(row.record, field)):
             record["license"] = licence
+        else:
+            record["unstated_license"] = UnstatedLicense(row.where, field, tuple(row.fields()))
     return record
+
+
+def _licence(value: Any) -> str:
+    """The licence that a field states, several of them side by side; empty when it states none.
+
+    What joins several is for people to find out: a list says neither AND nor OR.
+    """
+    names = value if isinstance(value, list) else [value]
+    return ", ".join(names) if all(isinstance(name, str) and name.strip() for name in names) else ""

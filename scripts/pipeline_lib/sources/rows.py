@@ -23,6 +23,12 @@ class Row:
     key: str
     where: str
     bytes: int
+    unread: tuple[str, ...] = ()
+    """Names of fields that the file has beside those of `record`."""
+
+    def fields(self) -> list[str]:
+        """The names of all fields that the file has in this row, for messages."""
+        return sorted({*self.record, *self.unread})
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import decimal
 import io
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -90,13 +91,14 @@ def read_parquet(
         parquet = pyarrow.parquet.ParquetFile(file, buffer_size=_READ_BUFFER, pre_buffer=False)
         with parquet:
             columns = _columns(parquet.schema_arrow, label, fields)
+            unread = tuple(name for name in parquet.schema_arrow.names if name not in columns)
             odd = any(not _is_plain(parquet.schema_arrow.field(column).type, label, column) for column in columns)
             for group, number in _groups_of_share(parquet, file, share):
                 rows = _rows_per_batch(parquet.metadata.row_group(group), columns)
                 for batch in parquet.iter_batches(rows, [group], columns, use_threads=False):
                     size = batch.nbytes // max(1, batch.num_rows)
-                    for row in _batch_rows(batch, label, number, size):
-                        yield Row(plain(row.record), row.key, row.where, size) if odd and isinstance(row, Row) else row
+                    for row in _batch_rows(batch, label, number, size, unread):
+                        yield replace(row, record=plain(row.record)) if odd and isinstance(row, Row) else row
                     number += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
         if getattr(error, "errno", None) is not None:  # the disk, not the file
@@ -139,7 +141,7 @@ def _groups_of_share(parquet: Any, file: Path | BinaryIO, share: Share) -> Itera
         first_row += metadata.num_rows
 
 
-def _batch_rows(batch: Any, label: str, number: int, size: int) -> Iterator[Row | Dropped]:
+def _batch_rows(batch: Any, label: str, number: int, size: int, unread: tuple[str, ...]) -> Iterator[Row | Dropped]:
     try:
         records = batch.to_pylist()
     except UnicodeDecodeError:  # Parquet does not enforce UTF-8; find the rows that break it
@@ -149,7 +151,7 @@ def _batch_rows(batch: Any, label: str, number: int, size: int) -> Iterator[Row 
         if record is None:
             yield Dropped("not UTF-8", bytes=size, where=where)
         else:
-            yield Row(record, f"#{number + index + 1}", where, size)
+            yield Row(record, f"#{number + index + 1}", where, size, unread)
 
 
 def _decode_row(batch: Any, index: int) -> dict[str, Any] | None:

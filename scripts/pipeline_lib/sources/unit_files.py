@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import Any
 
 from ..stage import Ledger, Unit
-from .base import Dropped, Record, Source
+from .base import Dropped, Record, Source, UnstatedLicense
 from .sinks import LineSink, ShardSink, Sink
 
 BEYOND_LIMIT = "beyond max_documents (reading stopped)"
@@ -36,7 +36,11 @@ def parts_of(units: Sequence[str]) -> dict[str, int | None]:
 def write_unit(
     unit: Unit, sink: Sink, source: Source, records: Iterable[Record | Dropped], room: int | None, say: Say
 ) -> dict[str, Any]:
-    """Write at most `room` records; return the unit's result: documents, bytes, files, and drops per reason."""
+    """Write at most `room` records; return the unit's result.
+
+    documents, bytes, files; dropped: documents per reason; unstated_licenses: how many documents state none in the
+    field that their source names, and what the first of them says; empty without any.
+    """
     counts = _Counts(unit.ledger, source, say)
     with closing(sink):
         for record in records:
@@ -47,10 +51,16 @@ def write_unit(
                 break
             else:
                 try:
-                    counts.keep(sink.add(record))
+                    counts.keep(record, sink.add(record))
                 except UnicodeEncodeError:
                     counts.drop(Dropped(NOT_UNICODE, _text_bytes(record)))
-    return {"documents": counts.documents, "bytes": counts.bytes, "files": sink.files, "dropped": dict(counts.dropped)}
+    return {
+        "documents": counts.documents,
+        "bytes": counts.bytes,
+        "files": sink.files,
+        "dropped": dict(counts.dropped),
+        "unstated_licenses": counts.unstated_licenses,
+    }
 
 
 def _text_bytes(record: Record) -> int:
@@ -66,16 +76,21 @@ class _Counts:
     def __init__(self, ledger: Ledger, source: Source, say: Say):
         self.documents = self.bytes = 0
         self.dropped: Counter[str] = Counter()
+        self.unstated_licenses: dict[str, Any] = {}
         self._ledger, self._say = ledger, say
         self._flow, self._name = source.kind, source.name
         self._shown: Counter[str] = Counter()
 
-    def keep(self, size: int) -> None:
+    def keep(self, record: Record, size: int) -> None:
         measured = size if self._flow == "text" else 0
         self._ledger.enter(self._flow, self._name, 1, measured)
         self._ledger.keep(self._flow, self._name, 1, measured)
         self.documents += 1
         self.bytes += size
+        unstated = record.get("unstated_license")
+        if isinstance(unstated, UnstatedLicense):  # an original record may have a field of that name
+            self.unstated_licenses = self.unstated_licenses or {"documents": 0, **vars(unstated)}
+            self.unstated_licenses["documents"] += 1
 
     def drop(self, dropped: Dropped) -> None:
         measured = dropped.bytes if self._flow == "text" else 0

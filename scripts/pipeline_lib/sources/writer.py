@@ -61,11 +61,36 @@ def _write_source(stage: Stage, opened: OpenedSource, first_shard: int, shard_by
             results.append(stage.unit_result(key))
             kept += results[-1]["documents"]
             shards += len(results[-1]["files"])
+            if number == 0 and len(units) > 1 and results[0]["unstated_licenses"].get("documents") == kept:
+                field = results[0]["unstated_licenses"]["field"]
+                stage.say(f"  {source.name}: so far no document states a licence in the field '{field}'")
             bar.skip(1) if before else bar.advance(1)
     if kept == 0:
         raise UserError(f"download.sources '{source.name}' gave no records{_reasons(results)}; correct or remove it")
+    _account_for_licenses(stage, source, results)
     described = {"name": source.name, "kind": source.kind, "format": source.format, "license": source.license}
     return {**described, **totals(results), "provenance": source.provenance()}
+
+
+def _account_for_licenses(stage: Stage, source: Source, results: list[dict[str, Any]]) -> None:
+    """Note how many documents state no licence in the field that the source names.
+
+    Raises UserError when none states one: then it is the field that is wrong.
+    """
+    unstated = [result["unstated_licenses"] for result in results if result["unstated_licenses"]]
+    if not unstated:
+        return
+    number, all_of_them = sum(each["documents"] for each in unstated), totals(results)["documents"]
+    where, field, fields = (unstated[0][name] for name in ("where", "field", "fields"))
+    if number == all_of_them:
+        raise UserError(
+            f"download.sources '{source.name}': none of its {number:,} documents states a licence in the field"
+            f" '{field}'; the first, {where}, has {', '.join(fields)}; correct or remove `license_field`"
+        )
+    stage.note(
+        f"{source.name}: {number:,} of {all_of_them:,} documents state no licence in the field '{field}' (the first is"
+        f" {where}) and stand under that of the source, {source.license or 'not stated'}"
+    )
 
 
 def _fills(stage: Stage, opened: OpenedSource, waiting: Sequence[str], shard_bytes: int) -> Iterator[Fill]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .catalog import BY_NAME
-from .digests import file_digest
+from .digests import bytes_digest, file_digest
 from .errors import UserError
 from .ledger import Ledger
 from .lock import LOCK, is_locked
@@ -98,6 +98,25 @@ class StageInput:
         depth = pattern.count("/")
         names = [name for name in self.manifest.files if name.count("/") == depth and Path(name).match(pattern)]
         return [self._verify(name) for name in sorted(names)]
+
+    def contents(self, pattern: str) -> dict[str, bytes]:
+        """Return {name of a file: its bytes} of small outputs as `files` returns them, all of one publication.
+
+        For what is used later than it is read: the stage may move its files or make them anew meanwhile. Raises
+        UserError when that happens while they are read.
+        """
+        found: dict[str, bytes] = {}
+        for path in self.files(pattern):
+            try:
+                found[path.name] = path.read_bytes()
+            except FileNotFoundError:
+                raise self._changing(path) from None
+            if bytes_digest(found[path.name]) != self.manifest.files[path.relative_to(self.path).as_posix()].digest:
+                raise self._changing(path)
+        return found
+
+    def _changing(self, path: Path) -> UserError:
+        return UserError(f"{path} was moved or made anew while it was read; wait for {self.command}, then start again")
 
     def file(self, name: str) -> Path:
         """Return one verified output. Raises UserError when the stage did not make it."""
