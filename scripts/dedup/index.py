@@ -7,9 +7,10 @@ Undo: the source goes, and the sources added after it are decided again from the
 one that would have come about without it.
 One writer: who changes an index holds its lock, and begins by reading the record again, which another process may have
 written since the index was opened.
-Cost: 0.6 KB on disk per document; opening verifies the checksum of every file, about 10 GB/s.
-Traps: the input files are not copied. One that was moved or changed is found out (every text that is read again must
-have the digest it had) and refused by name.
+Cost: 0.6 KB on disk per document; opening verifies the checksum of every file of the index, about 10 GB/s, and adding
+reads every input file once more, for its digest.
+Traps: the input files are not copied. One that was moved or changed is found out (by its size and, where its time of
+modification is another, its digest; every text that is read again must have the digest it had) and refused by name.
 """
 
 import shutil
@@ -30,7 +31,7 @@ from .array_files import load_arrays, save_arrays
 from .corpus import Corpus, Piece
 from .cpu_dedup import RECEIPTS_NAME, check_outputs, write_kept_shards
 from .guard import check_limits
-from .index_record import RECORD, IndexRecord, check_files, check_inputs, read_record
+from .index_record import RECORD, IndexRecord, check_files, check_inputs, read_record, with_digest
 from .job import DedupJob
 from .known import Known, Table
 from .leftovers import clear_results
@@ -137,7 +138,8 @@ class DedupIndex:
         """Deduplicate a new source against all before it and within itself; returns its entry in index.json.
 
         `keep_all` only enters it: nothing of it is removed. A call that was interrupted goes on when it is repeated.
-        Raises UserError for a name that is taken, StageFailure from the guard (nothing is added then).
+        Raises UserError for a name that is taken and for a file that changes meanwhile, StageFailure from the guard
+        (nothing is added then).
         """
         if not name or name != Path(name).name or name.startswith("."):
             raise UserError(f"dedup: {name!r} cannot be the name of a source; use letters, digits, - and _")
@@ -153,9 +155,13 @@ class DedupIndex:
         return entry
 
     def _decide(
-        self, name: str, corpus: Corpus, run: Run, keep_all: bool, accepted: bool = False
+        self, name: str, corpus: Corpus, run: Run, keep_all: bool, before: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """Decide a source and return its entry; one that was accepted once is not put before the guard again."""
+        """Decide a source and return its entry.
+
+        `before`: its entry of an earlier time. Its sketches count, whatever the times of its files, which must have
+        been checked; and as it was accepted once, it is not put before the guard again.
+        """
         folder = self._folder(name)
         job = DedupJob(
             corpus,
@@ -165,6 +171,7 @@ class DedupIndex:
             run.workers,
             self.known(),
             sketch_folder=folder / "sketches",
+            recorded=tuple(before["inputs"]) if before else (),
         )
         if keep_all:
             steps.sketch_all(job)
@@ -172,7 +179,7 @@ class DedupIndex:
         else:
             steps.run(job, run.say)
             removals = collect(job)
-            if not accepted:
+            if before is None:
                 check_limits(removals, self.parameters)
         written = [folder / "removed.npz", *_write_tables(job, removals, folder / "tables")]
         source, row = self._origin(removals.survivor, job)
@@ -212,8 +219,8 @@ class DedupIndex:
     def undo(self, name: str, run: Run = Run()) -> list[str]:
         """Take a source out, and decide all later ones again as if it had never been; returns their names.
 
-        Their text is not sketched again, but that of candidates is read: the files of all sources that stay must be as
-        they were added. Raises UserError, and changes nothing, when one is not, and for a name that is not there.
+        Their text is not sketched again, but that of candidates is read: the files of all sources that stay must hold
+        what was added. Raises UserError, and changes nothing, when one does not, and for a name that is not there.
         """
         if not (self.folder / RECORD).exists():
             self._source(name)  # which is not there; a folder that is no index gets no lock
@@ -240,7 +247,7 @@ class DedupIndex:
         while self.record.pending:
             source = self.record.pending[0]
             check_inputs(source)
-            entry = self._decide(source["name"], _corpus(source), run, source["keep_all"], accepted=True)
+            entry = self._decide(source["name"], _corpus(source), run, source["keep_all"], before=source)
             self._commit([*self.sources, entry], self.record.pending[1:])
             clear_results(self.folder / WORK)
 
@@ -346,9 +353,7 @@ def _corpus(source: dict) -> Corpus:
 
 def _input_records(job: DedupJob) -> list[dict]:
     """Return what the files were when they were sketched (index_record.check_inputs)."""
-    made = {file.made_from["file"]: file.made_from for file in job.sketch_files}
-    names = ("file", "bytes", "modified_ns")
-    return [{name: made[str(file.resolve())][name] for name in names} for file in job.corpus.files]
+    return list(job.recorded) or [with_digest(made) for made in job.inputs]
 
 
 def _piece_record(piece: Piece) -> dict:

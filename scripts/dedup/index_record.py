@@ -15,6 +15,9 @@ from .parameters import DedupParameters
 
 FORMAT = 2
 RECORD = "index.json"
+_WITH_ITS_TIME = (
+    " with its time of modification (it was added before digests were recorded, so a copy cannot be told from a change)"
+)
 
 
 @dataclass
@@ -84,13 +87,45 @@ def check_files(folder: Path, source: dict) -> None:
             )
 
 
+def with_digest(made: dict[str, Any]) -> dict[str, Any]:
+    """Return what is recorded of an input file that was sketched, with the digest of its content (reads all of it).
+
+    Raises UserError when its size or time of modification has changed since it was sketched, or changes while it is
+    read: the digest could be of another content than the sketches.
+    """
+    file, status = Path(made["file"]), (made["bytes"], made["modified_ns"])
+    if _status(file) == status:
+        digest = file_digest(file)
+        if _status(file) == status:
+            return {**made, "digest": digest}
+    raise UserError(f"dedup: {file} changed while it was being added; add it again when nothing writes to it")
+
+
 def check_inputs(source: dict) -> None:
-    """Raise UserError when an input file of a source is gone, or not the one that was added."""
+    """Raise UserError when an input file of a source is gone, or not the one that was added.
+
+    One that differs only in its time of modification, as a copy does, is read: its digest decides.
+    """
     for made in source["inputs"]:
-        file = Path(made["file"])
-        status = file.stat() if file.is_file() else None
-        if status is None or (status.st_size, status.st_mtime_ns) != (made["bytes"], made["modified_ns"]):
+        if not _is_as_added(made):
             raise UserError(
-                f"dedup: {file} is gone or not as it was when it was added as {source['name']!r}; put it back with"
-                " its time of modification, or undo that source (of several such the last one first) and add it again"
+                f"dedup: {made['file']} is gone or not as it was when it was added as {source['name']!r}; put it back"
+                f"{'' if 'digest' in made else _WITH_ITS_TIME}, or undo that source (of several such the last one"
+                " first) and add it again"
             )
+
+
+def _is_as_added(made: dict[str, Any]) -> bool:
+    file = Path(made["file"])
+    status = _status(file)
+    if status is None or status[0] != made["bytes"]:
+        return False
+    return status[1] == made["modified_ns"] or ("digest" in made and file_digest(file) == made["digest"])
+
+
+def _status(file: Path) -> tuple[int, int] | None:
+    """Return (bytes, time of modification in nanoseconds) of a file, None when it is gone."""
+    if not file.is_file():
+        return None
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns

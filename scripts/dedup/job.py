@@ -6,6 +6,7 @@ A job does no work: the steps (steps.py) do, each from the results of those befo
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from .external_sort import ExternalSorter
 from .known import Known
 from .memory_limit import MemoryLimit
 from .parameters import DedupParameters
-from .sketch import KEEP_OPEN, SketchFile, SketchSet, made_from
+from .sketch import KEEP_OPEN, SketchFile, SketchSet, file_status, made_from
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class DedupJob:
     """Whether new documents are compared with each other, or only with what is known."""
     sketch_folder: Path | None = None
     """Where sketches are kept, when not in `folder`."""
+    recorded: tuple[dict[str, Any], ...] = ()
+    """What `file_status` said of each file of the corpus when it was sketched before, for files whose content is still
+    the same; (): it is asked now."""
 
     # What a run consists of ------------------------------------------------------------------------------------------
 
@@ -51,10 +55,16 @@ class DedupJob:
         return [*self.known.pieces, *((self.corpus, piece) for piece in self.new_pieces)]
 
     @cached_property
+    def inputs(self) -> list[dict[str, Any]]:
+        """What each file of the corpus was when it was sketched, or is now that it will be."""
+        return list(self.recorded) or [file_status(file) for file in self.corpus.files]
+
+    @cached_property
     def sketch_files(self) -> list[SketchFile]:
         """One per new piece; the name says from what it was made, so that a changed file is another sketch."""
         folder = self.sketch_folder or self.folder / "sketches"
-        sources = [made_from(self.corpus, piece, self.parameters) for piece in self.new_pieces]
+        status = dict(zip(self.corpus.files, self.inputs, strict=True))  # before any of a file is read
+        sources = [made_from(self.corpus, piece, status[piece.file], self.parameters) for piece in self.new_pieces]
         return [SketchFile(folder / f"{_short_digest(source)}.arrow", source) for source in sources]
 
     @cached_property

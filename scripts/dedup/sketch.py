@@ -185,15 +185,23 @@ class SketchFile:
         return record["digest"] == file_digest(self.path)
 
 
-def made_from(corpus: Corpus, piece: Piece, parameters: DedupParameters) -> dict[str, Any]:
-    """Return what the sketch of a piece depends on, as JSON: the file as it is now, the row groups, the parameters."""
-    status = piece.file.stat()
+def file_status(file: Path) -> dict[str, Any]:
+    """Return what a file is known by without being read, as JSON: its path, its size and its time of modification."""
+    status = file.stat()
+    return {"file": str(file.resolve()), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+
+
+def made_from(corpus: Corpus, piece: Piece, status: dict[str, Any], parameters: DedupParameters) -> dict[str, Any]:
+    """Return what the sketch of a piece depends on, as JSON: the file, the row groups, the parameters.
+
+    `status`: what `file_status` says of the file, or said when the sketch was made.
+    """
     columns = [corpus.text_column, corpus.id_column, corpus.source_column, corpus.quality_column]
     return {
         "format": FORMAT,
-        "file": str(piece.file.resolve()),
-        "bytes": status.st_size,
-        "modified_ns": status.st_mtime_ns,
+        "file": status["file"],
+        "bytes": status["bytes"],
+        "modified_ns": status["modified_ns"],
         "groups": list(piece.groups),
         "columns": columns,
         "parameters": parameters.shape(),

@@ -45,7 +45,7 @@ def sketch_piece(job: DedupJob, unit: int, workers: int = 1) -> None:
 
 _STEPS = {
     "sketch": Step(
-        lambda job: range(len(job.new_pieces)),
+        lambda job: range(len(job.sketch_files)),
         lambda job, unit: job.sketch_files[unit].is_done(),
         lambda job, unit, share: sketch_piece(job, unit),
     ),

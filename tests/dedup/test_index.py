@@ -14,7 +14,7 @@ import pytest
 from dedup import DedupParameters, find_duplicates
 from dedup.corpus import Corpus
 from dedup.index import DedupIndex, Run, subtract
-from pipeline_lib.stage import StageFailure, UserError
+from pipeline_lib.stage import StageFailure, UserError, file_digest
 
 PARAMETERS = DedupParameters(max_removed_fraction=1.0)
 
@@ -117,6 +117,16 @@ def copied(parts, folder, names: str) -> dict[str, Corpus]:
     return made
 
 
+def modified_later(file: Path) -> None:
+    """Give a file another time of modification, as a copy of it has."""
+    status = file.stat()
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
+
+
+def of_another_byte(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
 class Killed(BaseException):
     """Stands for the end of the process."""
 
@@ -161,7 +171,7 @@ def test_an_interrupted_undo_is_finished_before_an_export(parts, tmp_path, monke
     assert sorted(exported["id"].to_pylist()) == kept_ids(index_of(tmp_path / "other", parts, "bc"), "c")
 
 
-@pytest.mark.parametrize("harm", ["changed", "missing"])
+@pytest.mark.parametrize("harm", ["longer", "of the same size", "missing"])
 @pytest.mark.parametrize("whose", "ac")
 def test_an_undo_that_could_not_be_finished_is_refused_before_it_begins(parts, tmp_path, harm, whose):
     mine = copied(parts, tmp_path / "in", "abc")
@@ -170,8 +180,9 @@ def test_an_undo_that_could_not_be_finished_is_refused_before_it_begins(parts, t
     file = mine[whose].files[1]
     content = file.read_bytes()
     file.unlink()
-    if harm == "changed":
-        file.write_bytes(content + b"x")
+    if harm != "missing":
+        file.write_bytes(content + b"x" if harm == "longer" else of_another_byte(content))
+        modified_later(file)
     for undo in (index.undo, lambda name: DedupIndex.forget(index.folder, name, Run(), PARAMETERS)):
         with pytest.raises(UserError, match=f"{file} is gone or not as it was when it was added as '{whose}'"):
             undo("b")
@@ -314,6 +325,82 @@ def test_files_that_changed_after_they_were_added_are_not_exported_by_row(parts,
     with pytest.raises(UserError, match=f"{files[0].name} is gone or not as it was when it was added as 'a'"):
         index.export("a", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_the_same_size_and_other_content_is_refused_by_name(parts, tmp_path):
+    mine = copied(parts, tmp_path / "in", "ab")
+    index = index_of(tmp_path / "index", mine, "ab")
+    file = mine["b"].files[1]
+    file.write_bytes(of_another_byte(file.read_bytes()))
+    modified_later(file)
+    for refused in (lambda: index.export("b", tmp_path / "out"), lambda: index.undo("a")):
+        with pytest.raises(UserError, match=f"{file} is gone or not as it was .* as 'b'; put it back, or undo that"):
+            refused()
+    assert not (tmp_path / "out").exists()
+    assert [source["name"] for source in DedupIndex.open(index.folder, PARAMETERS).sources] == ["a", "b"]
+
+
+def test_files_that_were_copied_without_their_times_are_exported_and_decided_again_from_their_sketches(parts, tmp_path):
+    mine = copied(parts, tmp_path / "in", "abc")
+    index = index_of(tmp_path / "index", mine, "abc")
+    written = {path: path.stat().st_mtime_ns for path in (index.folder / "sources").glob("[bc]/sketches/*")}
+    for corpus in mine.values():
+        for file in corpus.files:
+            modified_later(file)
+    index.export("b", tmp_path / "out")
+    exported = pa.concat_tables(pq.read_table(tmp_path / "out" / file.name) for file in mine["b"].files)
+    assert sorted(exported["id"].to_pylist()) == kept_ids(index, "b")
+    assert index.undo("a") == ["b", "c"]
+    assert {path: path.stat().st_mtime_ns for path in (index.folder / "sources").glob("[bc]/sketches/*")} == written
+    assert index.undo("b") == ["c"]  # which is known by its content still
+    assert kept_ids(index, "c") == kept_ids(index_of(tmp_path / "never", mine, "c"), "c")
+
+
+def test_copies_are_refused_with_the_reason_where_an_index_was_made_before_digests_were_recorded(parts, tmp_path):
+    mine = copied(parts, tmp_path / "in", "ab")
+    record = index_of(tmp_path / "index", mine, "ab").record
+    for made in (made for source in record.sources for made in source["inputs"]):
+        del made["digest"]
+    record.write(tmp_path / "index")
+    index = DedupIndex.open(tmp_path / "index", PARAMETERS)
+    index.export("b", tmp_path / "before")
+    file = mine["b"].files[0]
+    modified_later(file)
+    said = f"{file} is gone or not as it was .* as 'b'; put it back with its time .* added before digests were recorded"
+    for refused in (lambda: index.export("b", tmp_path / "out"), lambda: index.undo("a")):
+        with pytest.raises(UserError, match=said):
+            refused()
+    index.undo("b")  # the way out that the message names
+    index.add("b", mine["b"])
+    modified_later(file)
+    index.export("b", tmp_path / "out")
+
+
+@pytest.mark.parametrize("when", ["sketched", "hashed"])
+def test_a_file_that_changes_while_it_is_added_is_refused(tmp_path, monkeypatch, when):
+    """What was sketched would not be what the digest is of."""
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"id": ["1"], "text": [" ".join(f"word{n}" for n in range(80))]}), file)
+
+    def and_then_written(read):
+        def reading(*given):
+            content = read(*given)
+            modified_later(file)
+            return content
+
+        return reading
+
+    index = DedupIndex.open(tmp_path / "index", PARAMETERS)
+    with monkeypatch.context() as patch:
+        if when == "sketched":
+            patch.setattr(Corpus, "read", and_then_written(Corpus.read))
+        else:
+            patch.setattr("dedup.index_record.file_digest", and_then_written(file_digest))
+        with pytest.raises(UserError, match=f"{file} changed while it was being added; add it again"):
+            index.add("a", Corpus((file,)))
+    assert index.sources == [] and not (tmp_path / "index" / "index.json").exists()
+    index.add("a", Corpus((file,)))
+    assert index.sources[0]["inputs"][0]["digest"] == file_digest(file)
 
 
 def test_remove_from_a_what_is_in_b_keeps_copies_within_a(tmp_path):
