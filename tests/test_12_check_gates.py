@@ -79,6 +79,18 @@ def test_there_is_no_verdict_on_a_model_that_has_been_made_anew_since_it_was_eva
         assert "11_eval was made from an earlier 10_lora; make it again with: python scripts/11_eval" in done.stderr
 
 
+def test_the_runs_own_packed_cache_does_not_count_where_the_yaml_names_another(run):
+    own = run.folder / "run" / "03_packed" / "manifest.json"
+    own.parent.mkdir()
+    Manifest("03_packed", {"inputs": {}}, {"index.json": FileEntry(1, "own")}, {}, {}, [], 0, {}).write(own)
+    run.write_results(json.dumps(RESULTS), {"03_packed": "digest of the other cache"})
+    assert run.check().returncode == 2
+    config = run.folder / "config.yaml"
+    config.write_text(config.read_text("utf-8") + f"packed: {run.folder / 'other' / '03_packed'}\n", "utf-8")
+    done = run.check()
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_run_that_passes_exits_0_and_writes_three_files(run):
     done = run.check()
     assert done.returncode == 0, done.stdout + done.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline_lib.reporting import chat
+from pipeline_lib.reporting import chat, report, run_card
 from pipeline_lib.reporting.chat import choose_folder
 from pipeline_lib.reporting.plots import training_curve
 from pipeline_lib.reporting.report import render
@@ -116,6 +116,19 @@ def test_a_table_made_from_an_earlier_model_is_called_stale(half_done: Path):
     console = Console(width=160, record=True, file=io.StringIO())
     print_run_card(facts, console)
     assert "Stale:   12_gates" in console.export_text() and "Stale: 12_gates" in render(facts)
+
+
+def test_a_run_from_a_packed_cache_needs_no_stages_before_it(half_done: Path, tmp_path: Path, capsys):
+    finish_stage(half_done, "03_packed", {"index.json": b"{}"}, Ledger())
+    manifest = Manifest.read(half_done / "05_pretrain" / "manifest.json")
+    made_from = {"inputs": {"03_packed": "digest of the other cache"}}
+    dataclasses.replace(manifest, fingerprint=made_from).write(half_done / "05_pretrain" / "manifest.json")
+    (tmp_path / "x.yaml").write_text("packed: /caches/03_packed\n")
+    flags = ["--config", str(tmp_path / "x.yaml"), "--run-dir", str(half_done)]
+    run_card.main(flags)
+    report.main(flags)
+    for shown in (capsys.readouterr().out, (half_done / "report.html").read_text()):
+        assert shown.count("not needed (packed: /caches/03_packed)") == 2 and "Stale" not in shown
 
 
 def test_a_damaged_result_is_refused_and_not_shown(half_done: Path):

@@ -22,7 +22,8 @@ def render(facts: RunFacts) -> str:
     stages = []
     for stage in facts.stages:
         if stage.manifest is None:
-            stages.append({"name": stage.spec.name, "does": stage.spec.does, "finished": False})
+            missing = {"finished": False, "missing": stage.missing}
+            stages.append({"name": stage.spec.name, "does": stage.spec.does, **missing})
             continue
         run = stage.manifest.run
         entered, kept = in_and_out(stage.manifest)

@@ -61,7 +61,7 @@ def _stage_table(facts: RunFacts) -> Table:
     seconds, peak = 0.0, 0
     for stage in facts.stages:
         if stage.manifest is None:
-            table.add_row(stage.spec.name, "not finished", "", "", "")
+            table.add_row(stage.spec.name, stage.missing, "", "", "")
             continue
         run = stage.manifest.run
         seconds, peak = seconds + run["seconds"], max(peak, run["peak_memory_bytes"])

@@ -325,8 +325,9 @@ def _make_folder(folder: Path) -> None:
 def _superseded_inputs(stage: Stage) -> list[str]:
     """Return a line per input that was made from outputs which no longer lie in this run."""
     lines = []
+    left_out = BEFORE_PACKED if stage.config.packed else ()
     for name, source in sorted(stage.inputs.items()):
-        changed = [] if source.elsewhere else inputs_made_anew(source.manifest, stage.run_folder)
+        changed = [] if source.elsewhere else inputs_made_anew(source.manifest, stage.run_folder, left_out)
         if changed:
             lines.append(
                 f"{name} was made from an earlier {', '.join(changed)}; make it again with:"
