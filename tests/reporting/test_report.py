@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from pipeline_lib.reporting import chat, report, run_card
-from pipeline_lib.reporting.chat import choose_folder
+from pipeline_lib.reporting.chat import Conversation, choose_folder
 from pipeline_lib.reporting.plots import training_curve
 from pipeline_lib.reporting.report import render
 from pipeline_lib.reporting.run_card import print_run_card
@@ -167,6 +167,62 @@ def test_chat_refuses_a_damaged_model(tmp_path: Path):
     (tmp_path / "04_init" / "model.safetensors").write_bytes(b"weighty")
     with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
         choose_folder(tmp_path, "init")
+
+
+TEMPLATE = (
+    "{% for message in messages %}<turn>{{ message.role }}\n{% if message.role == 'assistant' %}"
+    "{% generation %}{{ message.content }}</turn>{% endgeneration %}{% else %}{{ message.content }}</turn>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<turn>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def turn_ender(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that says only </turn>, with which its tokenizer ends a turn, and that is not told where to stop."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = ["</turn>", "<turn>", "<end>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE({word: place for place, word in enumerate(words)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens(["</turn>", "<turn>"])  # not special, so that an answer shows how often it was said
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>")
+    fast.chat_template = TEMPLATE
+    folder = tmp_path_factory.mktemp("model")
+    fast.save_pretrained(folder)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
+            max_position_embeddings=256, tie_word_embeddings=False, bos_token_id=None, eos_token_id=None,
+            pad_token_id=words.index("<pad>"),
+        )
+    )  # fmt: skip
+    torch.nn.init.zeros_(model.lm_head.weight)  # all tokens are equally likely, and </turn> is the first
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_an_answer_ends_where_another_tokenizers_template_ends_the_turn(turn_ender: Path):
+    assert Conversation(turn_ender, 4, 0.0).ask("hello") == "</turn>"
+
+
+def test_an_answer_ends_where_the_models_own_settings_say(turn_ender: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(turn_ender, tmp_path / "model"))
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("{% generation %}", "").replace("{% endgeneration %}", ""))
+    with pytest.raises(UserError, match="has no {% generation %} markers"):
+        Conversation(folder, 4, 0.0)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [0]}')
+    assert Conversation(folder, 4, 0.0).ask("hello") == "</turn>"
+
+
+def test_a_tokenizer_that_cannot_spell_a_turn_is_refused(turn_ender: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(turn_ender, tmp_path / "model"))
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(UserError, match="model: the tokenizer has no chat template; give it one"):
+        Conversation(folder, 4, 0.0)
 
 
 @pytest.mark.parametrize("flags", [["--max-new-tokens", "0"], ["--temperature", "-1"], ["--temperature", "nan"]])
