@@ -67,7 +67,24 @@ def test_the_card_tells_unfinished_from_finished_and_a_missing_number_from_zero(
     assert "1.5k" in text and "1.2k" in text and "1 min 01 s (resumed)" in text and "2.0 MB" in text
     assert "text 5.0M tok" in text and "text 4.0M tok, 1.634 bits per byte" in text and "0 of 1 gates passed" in text
     assert "with 90 % confidence intervals" in text and "Stale" not in text
-    assert "0.500 [0.400, 0.600]" in text and "FAIL" in text and "missing" in text and "FAILED: g" in text
+    assert "0.500 [0.400, 0.600]" in text and "FAIL" in text and "missing <i>" in text and "FAILED: g" in text
+
+
+def test_names_that_look_like_markup_stay_as_they_are_and_a_truth_value_is_no_number(
+    half_done: Path, tmp_path: Path, capsys
+):
+    name = "accuracy [strict] of [/100] :warning:"
+    gate = {"name": name, "passed": False, "demand": "is false", "observed": True, "metric": "m", "reason": "is true"}
+    verdicts = {"passed": False, "failed": [name], "gates": [gate]}
+    shutil.rmtree(half_done / "12_gates")
+    files = {"gates.json": json.dumps(verdicts).encode()}
+    finish_stage(half_done, "12_gates", files, Ledger(), gates_passed="0 of 1")
+    (tmp_path / "x.yaml").write_text("seed: 1\n")
+    folder = half_done.rename(tmp_path / "run [red]")
+    run_card.main(["--config", str(tmp_path / "x.yaml"), "--run-dir", str(folder)])
+    card = capsys.readouterr().out
+    assert card.count(name) == 2 and "│ true" in card
+    assert card.startswith("Run run [red]") and f"Model:   {folder}/05_pretrain/final" in card
 
 
 def test_the_report_escapes_what_comes_from_data(half_done: Path):
