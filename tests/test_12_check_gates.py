@@ -119,6 +119,9 @@ def test_editing_the_gate_file_makes_the_verdict_stale(run):
 def test_one_group_is_checked_alone(run):
     run.demand("0.9")
     assert run.check("--only", "sft").returncode == 0
+    said = {"json": '"only": "sft"', "md": "only the group sft", "junit.xml": 'name="gates (only sft)"'}
+    for ending, words in said.items():
+        assert words in (run.verdicts / f"gates.{ending}").read_text("utf-8"), ending
     assert run.check("--only", "later").returncode == 1
     nothing = run.check("--only", "nothing")
     assert nothing.returncode == 2 and "no gates of the group 'nothing'" in nothing.stderr
