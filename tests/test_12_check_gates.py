@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline_lib.stage.catalog import BY_NAME
 from pipeline_lib.stage.digests import file_digest
 from pipeline_lib.stage.manifest import FileEntry, Manifest
 
@@ -95,6 +96,7 @@ def test_a_run_that_passes_exits_0_and_writes_three_files(run):
     done = run.check()
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((run.verdicts / "gates.json").read_text())["passed"] is True
+    assert set(Manifest.read(run.verdicts / "manifest.json").files) == set(BY_NAME["12_gates"].verdict_files)
     assert (run.verdicts / "gates.md").exists() and (run.verdicts / "gates.junit.xml").exists()
     assert run.check().stdout.strip().endswith("up to date")
 
@@ -176,6 +178,19 @@ def test_results_that_went_bad_withdraw_the_verdict_that_was_given_on_them(run, 
         run.write_results("{")
     assert run.check().returncode == 2
     assert not verdict.exists()
+
+
+@pytest.mark.parametrize("manifest", [None, b"{"])
+def test_a_verdict_whose_manifest_is_gone_or_damaged_is_withdrawn_too(run, manifest):
+    """As a kill in the midst of a withdrawal could leave it, or a disk that went bad."""
+    assert run.check().returncode == 0
+    path = run.verdicts / "manifest.json"
+    path.unlink()
+    if manifest is not None:
+        path.write_bytes(manifest)
+    run.write_results("{")
+    assert run.check().returncode == 2
+    assert not path.exists() and not list(run.verdicts.glob("gates.*"))
 
 
 def test_neither_torch_nor_transformers_nor_lm_eval_nor_numpy_is_loaded(run):
