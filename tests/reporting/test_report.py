@@ -172,8 +172,8 @@ def test_metrics_without_a_loss_have_no_curve(tmp_path: Path):
 
 
 def test_chat_says_what_to_do_when_there_is_no_model(half_done: Path, tmp_path: Path):
-    with pytest.raises(UserError, match="holds no model yet; make it with"):
-        choose_folder(tmp_path / "empty", None)
+    with pytest.raises(UserError, match=r"holds no model yet; make the first with: .*04_init_model\.py -c x$"):
+        choose_folder(tmp_path / "empty", None, " -c x")
     with pytest.raises(UserError, match=r"07_sft/manifest.json is missing; make it with: .*07_sft\.py -c x"):
         choose_folder(half_done, "sft", " -c x")
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pipeline_lib.config.run_choice import read_run_choice
 from pipeline_lib.post_training.chat_tokens import end_of_turn_id, load_chat_tokenizer
 from pipeline_lib.stage.errors import UserError
-from pipeline_lib.stage.inputs import StageInput
+from pipeline_lib.stage.inputs import StageInput, repairing_command
 
 from .run_facts import MODEL_FOLDERS, gather
 
@@ -49,7 +49,8 @@ def choose_folder(run_folder: Path, name: str | None, arguments: str = "") -> Pa
     if name is None:
         last = gather(run_folder, arguments).last_model
         if last is None:
-            raise UserError(f"{run_folder} holds no model yet; make it with `make all`")
+            first = repairing_command(MODEL_FOLDERS["init"], arguments)
+            raise UserError(f"{run_folder} holds no model yet; make the first with: {first}")
         name = next(name for name, place in MODEL_FOLDERS.items() if run_folder / place == last)
     stage, _, inside = MODEL_FOLDERS[name].partition("/")
     made = StageInput(run_folder, stage, arguments)
