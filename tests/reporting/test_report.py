@@ -155,6 +155,18 @@ def test_a_damaged_result_is_refused_and_not_shown(half_done: Path):
         gather(half_done, " --config x.yaml")
 
 
+def test_a_curve_is_not_drawn_from_damaged_metrics(half_done: Path, tmp_path: Path, capsys):
+    path = half_done / "05_pretrain" / "metrics.jsonl"
+    path.write_text(path.read_text().replace("2.9", "1.9"))
+    (tmp_path / "x.yaml").write_text("seed: 1\n")
+    with pytest.raises(SystemExit, match="2"):
+        report.main(["--config", str(tmp_path / "x.yaml"), "--run-dir", str(half_done)])
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {path} is damaged") and said.count("\n") == 1
+    assert f"05_pretrain.py --config {tmp_path}/x.yaml --run-dir {half_done} --force" in said
+    assert not (half_done / "report.html").exists()
+
+
 def test_the_report_is_the_same_page_each_time(half_done: Path):
     assert render(gather(half_done)) == render(gather(half_done))
 

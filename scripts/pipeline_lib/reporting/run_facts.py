@@ -38,7 +38,8 @@ class StageFacts:
 class RunFacts:
     """A run: its folder, its stages in order, the evaluation (results.json) and the verdicts (gates.json) if made.
 
-    left_out: stages that the run does without, because it starts from a packed cache.
+    left_out: stages that the run does without, because it starts from a packed cache; arguments: the flags that lead a
+    script to this run.
     """
 
     folder: Path
@@ -46,6 +47,7 @@ class RunFacts:
     evaluation: dict[str, Any] | None
     verdicts: dict[str, Any] | None
     left_out: tuple[str, ...] = ()
+    arguments: str = ""
 
     @property
     def stale(self) -> list[str]:
@@ -86,6 +88,7 @@ def gather(run_folder: Path, arguments: str = "", packed: str | None = None) -> 
         evaluation=_read(run_folder, "11_eval", "results.json", arguments) if "11_eval" in finished else None,
         verdicts=_read(run_folder, "12_gates", "gates.json", arguments) if "12_gates" in finished else None,
         left_out=left_out,
+        arguments=arguments,
     )
 
 
