@@ -3,10 +3,17 @@ SHELL   := /bin/bash
 PYTHON  ?= python3
 VENV    ?= .venv
 CONFIG  ?= configs/demo.yaml
+RUN_DIR ?=
 FLAGS   ?=
 PY      := $(VENV)/bin/python
 STAGES  := $(sort $(wildcard scripts/[0-9][0-9]_*.py))
+CHOICE  := --config $(CONFIG)$(if $(RUN_DIR), --run-dir "$(RUN_DIR)")
 MODULE  := PYTHONPATH=scripts $(PY) -m
+
+# A --run-dir in FLAGS would reach the scripts alone, and the card, the report and the chat would be of another run.
+ifneq ($(findstring --run-dir,$(FLAGS)),)
+$(error FLAGS holds --run-dir; say RUN_DIR=FOLDER instead, which the card, the report and the chat are told too)
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help demo all run-all test test-slow lint bench report chat schema clean install install-dev
@@ -15,7 +22,8 @@ MODULE  := PYTHONPATH=scripts $(PY) -m
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+[^:]*:.*## /{printf "  make %-30s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@printf "  make %-30s %s\n" "stage-05 [CONFIG=...]" "Run one stage (stage-06 runs both of its scripts)"
-	@echo "  CONFIG=configs/demo.yaml chooses the run, FLAGS='--force' is passed to the scripts, VENV=.venv is the environment."
+	@echo "  CONFIG=configs/demo.yaml chooses the run, RUN_DIR=FOLDER where it lies (default: runs/<run>), VENV=.venv the environment."
+	@echo "  FLAGS='--force' is passed to the scripts, FLAGS='--model sft' to the chat."
 
 demo: export HF_HUB_OFFLINE = 1
 demo:  ## Raw text to a gated model on this machine, offline after the install
@@ -26,19 +34,19 @@ all: run-all  ## Run all stages of CONFIG
 
 # A failed gate still deserves its card, so the card is printed before the exit code is given.
 run-all: install
-	@for script in $(filter-out scripts/12_%,$(STAGES)); do $(PY) $$script --config $(CONFIG) $(FLAGS) || exit $$?; done; \
-	$(PY) scripts/12_check_gates.py --config $(CONFIG) $(FLAGS); verdict=$$?; \
-	if [ $$verdict -le 1 ]; then $(MODULE) pipeline_lib.reporting.run_card --config $(CONFIG) || exit $$?; fi; exit $$verdict
+	@for script in $(filter-out scripts/12_%,$(STAGES)); do $(PY) $$script $(CHOICE) $(FLAGS) || exit $$?; done; \
+	$(PY) scripts/12_check_gates.py $(CHOICE) $(FLAGS); verdict=$$?; \
+	if [ $$verdict -le 1 ]; then $(MODULE) pipeline_lib.reporting.run_card $(CHOICE) || exit $$?; fi; exit $$verdict
 
 stage-%: install
 	@scripts="$(wildcard scripts/$*_*.py)"; [ -n "$$scripts" ] || { echo "there is no stage $*; stages are 01 to 12" >&2; exit 2; }; \
-	for script in $$scripts; do $(PY) $$script --config $(CONFIG) $(FLAGS) || exit $$?; done
+	for script in $$scripts; do $(PY) $$script $(CHOICE) $(FLAGS) || exit $$?; done
 
 report: install  ## Write runs/<run>/report.html
-	@$(MODULE) pipeline_lib.reporting.report --config $(CONFIG)
+	@$(MODULE) pipeline_lib.reporting.report $(CHOICE)
 
 chat: install  ## Talk to the model of CONFIG
-	@$(MODULE) pipeline_lib.reporting.chat --config $(CONFIG)
+	@$(MODULE) pipeline_lib.reporting.chat $(CHOICE) $(FLAGS)
 
 test: install-dev  ## Run the tests (a quarter of an hour on 2 cores, more on slow ones)
 	$(PY) -m pytest -m "not slow" -n 2 --dist loadfile --durations=25

@@ -54,7 +54,8 @@ def rows_of(results: str, benchmark: str) -> list[dict[str, str]]:
         lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in section.splitlines() if line.startswith("|")]
         cells = [[cell.strip() for cell in line] for line in lines]
         return [dict(zip(cells[0], line, strict=True)) for line in cells[2:]]
-    raise ValueError(f"RESULTS.md has no section {benchmark}; run python benchmarks/run_all.py {benchmark}")
+    command = f"python benchmarks/run_all.py {benchmark.replace(' ', ' -- ', 1)}"  # options follow a --
+    raise ValueError(f"RESULTS.md has no section {benchmark}; run {command}")
 
 
 def table(results: str, claims: tuple[Claim, ...] = CLAIMS) -> str:

@@ -1,6 +1,6 @@
 """Run the benchmarks of this folder and write benchmarks/RESULTS.md from what they print.
 
-    python benchmarks/run_all.py                              all of them (make bench)
+    python benchmarks/run_all.py                              all of them, and those of claims.py (make bench)
     python benchmarks/run_all.py packing_speed packing_rules  these; the sections of the others stay as they are
     python benchmarks/run_all.py NAME -- --reduced            one with options, in a section named after both
 
@@ -20,10 +20,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from claims import Claim
 
 FOLDER = Path(__file__).resolve().parent
 NO_BENCHMARKS = ("run_all", "claims")
 COLUMNS = ("claim", "ours", "peer", "ratio", "quality")
+# Peers with an environment of their own, and the variable that names its Python.
+ELSEWHERE = {"litgpt": "LITGPT_PYTHON"}
 HEAD = """# Results
 
 Written by `make bench` (one benchmark: `python benchmarks/run_all.py NAME`). Ratios of medians; absolute figures are
@@ -96,11 +102,29 @@ def choose(names: list[str], existing: list[str]) -> list[str]:
     return list(dict.fromkeys(chosen)) or existing
 
 
-def main(folder: Path, names: list[str], options: Sequence[str] = ()) -> int:
-    """Run the benchmarks named, or all of `folder`, and rewrite its RESULTS.md after each; options go to a single one.
+def every_section(existing: list[str], claims: Sequence["Claim"]) -> list[tuple[str, ...]]:
+    """Return all benchmarks, plain and with the options that a claim names, each as its name and its options.
 
-    Returns 0, 1 when a benchmark failed or printed nothing (the others are still run, and the section it had before
-    stays), or 2 when a name is none or options come with several.
+    One is left out with a line when a claimed peer is not installed: measured without it, its section loses that row.
+    """
+    sections = dict.fromkeys([*existing, *(claim.benchmark for claim in claims)])
+    for claim in claims:
+        absent = [peer for peer, variable in ELSEWHERE.items() if peer in claim.row and not os.environ.get(variable)]
+        if absent and claim.benchmark in sections:
+            del sections[claim.benchmark]
+            print(
+                f"{claim.benchmark}: not measured, {ELSEWHERE[absent[0]]} names no Python that has {absent[0]};"
+                " a section measured before stays"
+            )
+    return [tuple(section.split()) for section in sections]
+
+
+def main(folder: Path, names: list[str], options: Sequence[str] = (), claims: Sequence["Claim"] = ()) -> int:
+    """Run the benchmarks named and rewrite the RESULTS.md of `folder` after each; options go to a single one.
+
+    Without names these are all of the folder, and again those that a claim names with options. Returns 0, 1 when a
+    benchmark failed or printed nothing (the others are still run, and the section it had before stays), or 2 when a
+    name is none or options come with several.
     """
     from pipeline_lib.stage import write_bytes_atomic
 
@@ -116,16 +140,17 @@ def main(folder: Path, names: list[str], options: Sequence[str] = ()) -> int:
     results, genuine = folder / "RESULTS.md", folder.parents[1] / "shared" / "data"
     sections = {name: body for name, body in read_sections(results).items() if name.split()[0] in existing}
     failed = []
-    for position, name in enumerate(chosen, 1):
-        print(f"running {name} ({position} of {len(chosen)})", flush=True)
+    jobs = [(name, *options) for name in chosen] if names or options else every_section(existing, claims)
+    for position, (script, *given) in enumerate(jobs, 1):
+        name = " ".join([script, *given])  # measured otherwise, it is another section
+        print(f"running {name} ({position} of {len(jobs)})", flush=True)
         measured = f"{time.strftime('%Y-%m-%d')}, {commit_of(folder)}, {machine()}"
-        rows = run_benchmark(folder / f"{name}.py", options)
-        name = " ".join([name, *options])  # measured otherwise, it is another section
+        rows = run_benchmark(folder / f"{script}.py", given)
         if rows:
             sections[name] = f"{measured}.\n\n{table(rows)}"
         elif rows is None or genuine.is_dir():
             if rows is not None:
-                print(f"{name}.py printed no row", file=sys.stderr)
+                print(f"{script}.py printed no row", file=sys.stderr)
             failed.append(name)
             continue
         elif "\n|" in sections.get(name, ""):
@@ -142,6 +167,8 @@ def main(folder: Path, names: list[str], options: Sequence[str] = ()) -> int:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(FOLDER.parent / "scripts"))
+    from claims import CLAIMS
+
     parser = argparse.ArgumentParser(
         usage="run_all.py [-h] [NAME ...] [-- OPTION ...]",
         description="Run benchmarks and write their sections of benchmarks/RESULTS.md.",
@@ -150,6 +177,6 @@ if __name__ == "__main__":
     parser.add_argument("names", nargs="*", metavar="NAME", help="a benchmark, with or without .py; all when left out")
     split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     try:
-        sys.exit(main(FOLDER, parser.parse_args(sys.argv[1:split]).names, sys.argv[split + 1 :]))
+        sys.exit(main(FOLDER, parser.parse_args(sys.argv[1:split]).names, sys.argv[split + 1 :], CLAIMS))
     except KeyboardInterrupt:
         sys.exit(130)

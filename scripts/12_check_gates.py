@@ -55,7 +55,7 @@ def run(stage: "Stage") -> None:
     outputs = {
         "gates.json": verdict_files.as_json_text(content).encode(),
         "gates.md": verdict_files.as_markdown(gate_file, verdicts, only).encode(),
-        "gates.junit.xml": verdict_files.as_junit(verdicts),
+        "gates.junit.xml": verdict_files.as_junit(verdicts, only),
     }
     for name, data in outputs.items():
         write_bytes_atomic(stage.work / name, data)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline_lib.stage.catalog import BY_NAME
 from pipeline_lib.stage.digests import file_digest
 from pipeline_lib.stage.manifest import FileEntry, Manifest
 
@@ -79,10 +80,23 @@ def test_there_is_no_verdict_on_a_model_that_has_been_made_anew_since_it_was_eva
         assert "11_eval was made from an earlier 10_lora; make it again with: python scripts/11_eval" in done.stderr
 
 
+def test_the_runs_own_packed_cache_does_not_count_where_the_yaml_names_another(run):
+    own = run.folder / "run" / "03_packed" / "manifest.json"
+    own.parent.mkdir()
+    Manifest("03_packed", {"inputs": {}}, {"index.json": FileEntry(1, "own")}, {}, {}, [], 0, {}).write(own)
+    run.write_results(json.dumps(RESULTS), {"03_packed": "digest of the other cache"})
+    assert run.check().returncode == 2
+    config = run.folder / "config.yaml"
+    config.write_text(config.read_text("utf-8") + f"packed: {run.folder / 'other' / '03_packed'}\n", "utf-8")
+    done = run.check()
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_run_that_passes_exits_0_and_writes_three_files(run):
     done = run.check()
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((run.verdicts / "gates.json").read_text())["passed"] is True
+    assert set(Manifest.read(run.verdicts / "manifest.json").files) == set(BY_NAME["12_gates"].verdict_files)
     assert (run.verdicts / "gates.md").exists() and (run.verdicts / "gates.junit.xml").exists()
     assert run.check().stdout.strip().endswith("up to date")
 
@@ -107,6 +121,9 @@ def test_editing_the_gate_file_makes_the_verdict_stale(run):
 def test_one_group_is_checked_alone(run):
     run.demand("0.9")
     assert run.check("--only", "sft").returncode == 0
+    said = {"json": '"only": "sft"', "md": "only the group sft", "junit.xml": 'name="gates (only sft)"'}
+    for ending, words in said.items():
+        assert words in (run.verdicts / f"gates.{ending}").read_text("utf-8"), ending
     assert run.check("--only", "later").returncode == 1
     nothing = run.check("--only", "nothing")
     assert nothing.returncode == 2 and "no gates of the group 'nothing'" in nothing.stderr
@@ -161,6 +178,19 @@ def test_results_that_went_bad_withdraw_the_verdict_that_was_given_on_them(run, 
         run.write_results("{")
     assert run.check().returncode == 2
     assert not verdict.exists()
+
+
+@pytest.mark.parametrize("manifest", [None, b"{"])
+def test_a_verdict_whose_manifest_is_gone_or_damaged_is_withdrawn_too(run, manifest):
+    """As a kill in the midst of a withdrawal could leave it, or a disk that went bad."""
+    assert run.check().returncode == 0
+    path = run.verdicts / "manifest.json"
+    path.unlink()
+    if manifest is not None:
+        path.write_bytes(manifest)
+    run.write_results("{")
+    assert run.check().returncode == 2
+    assert not path.exists() and not list(run.verdicts.glob("gates.*"))
 
 
 def test_neither_torch_nor_transformers_nor_lm_eval_nor_numpy_is_loaded(run):

@@ -40,6 +40,12 @@ def test_a_claim_without_a_row_is_refused(claims, section, complaint):
         claims.table(f"# Results\n\n{section}", (claims.Claim("it is fast", "fast", "speed"),))
 
 
+def test_a_missing_section_with_options_is_answered_with_a_command_that_measures_it(claims):
+    claim = claims.Claim("it is fast", "fast --reduced --seeds 3", "speed")
+    with pytest.raises(ValueError, match=r"run python benchmarks/run_all.py fast -- --reduced --seeds 3$"):
+        claims.table("# Results\n", (claim,))
+
+
 def test_a_readme_without_a_place_for_the_table_is_refused(claims):
     with pytest.raises(ValueError, match="README.md has no lines"):
         claims.with_table("# A project\n", "# Results\n")

@@ -1,8 +1,11 @@
 """RESULTS.md keeps what was measured: section by section, each with its date, commit and machine."""
 
 import importlib.util
+import os
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -126,6 +129,28 @@ def test_options_go_to_the_one_benchmark_named_and_into_its_section(main, folder
     assert main(folder, ["apple"]) == 0 and list(sections(folder)) == ["apple", "apple --reduced 3"]
     assert main(folder, ["apple", "zebra"], ["--reduced"]) == 2
     assert "options need one benchmark, not 2" in capsys.readouterr().err
+
+
+def test_without_names_the_options_that_a_claim_names_are_measured_too(folder, scripts):
+    shutil.copyfile(SCRIPT, folder / "run_all.py")
+    (folder / "claims.py").write_text(
+        "from types import SimpleNamespace as Claim\n"
+        "CLAIMS = (Claim(benchmark='zebra', row='speed'), Claim(benchmark='apple --reduced 3', row='speed'),\n"
+        "          Claim(benchmark='apple --peers all', row='litgpt'))\n"
+    )
+    (folder / "apple.py").write_text("import json, sys; print(json.dumps({'claim': 'apple', 'ours': sys.argv[1:]}))")
+
+    def measure(**variables: str) -> str:
+        inherited = {name: value for name, value in os.environ.items() if name != "LITGPT_PYTHON"}
+        environment = {**inherited, "PYTHONPATH": str(scripts), **variables}
+        command = [sys.executable, str(folder / "run_all.py")]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    assert "apple --peers all: not measured, LITGPT_PYTHON names no Python that has litgpt" in measure()
+    assert list(sections(folder)) == ["apple", "apple --reduced 3", "genuine", "zebra"]
+    assert "['--reduced', '3']" in sections(folder)["apple --reduced 3"]
+    measure(LITGPT_PYTHON="python")
+    assert list(sections(folder)) == ["apple", "apple --peers all", "apple --reduced 3", "genuine", "zebra"]
 
 
 def test_a_wrong_name_is_answered_with_the_right_ones_before_anything_runs(main, folder, capsys):

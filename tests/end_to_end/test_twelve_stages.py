@@ -99,6 +99,19 @@ def test_the_notebook_runs_every_stage_in_order(finished_run: Path, monkeypatch:
     assert "Verdict: " in code[-1].outputs[0]["text"]
 
 
+@pytest.mark.parametrize(("chosen", "flags"), [(None, []), ("/runs/mine", ["--run-dir", "/runs/mine"])])
+def test_the_notebook_leaves_the_run_folder_to_the_yaml_unless_told(chosen, flags, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("PIPELINE_RUN_DIR", raising=False)
+    if chosen:
+        monkeypatch.setenv("PIPELINE_RUN_DIR", chosen)
+    monkeypatch.setenv("PIPELINE_CONFIG", str(CONFIG))
+    notebook = json.loads((PROJECT_ROOT / "notebooks" / "pipeline.ipynb").read_text("utf-8"))
+    first = next(cell for cell in notebook["cells"] if cell["cell_type"] == "code")
+    names: dict = {}
+    exec("".join(first["source"]), names)
+    assert names["choice"] == ["--config", str(CONFIG), *flags]
+
+
 def test_the_models_are_plain_hugging_face_folders(finished_run: Path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

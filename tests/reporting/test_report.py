@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from pipeline_lib.reporting import chat
-from pipeline_lib.reporting.chat import choose_folder
+from pipeline_lib.reporting import chat, report, run_card
+from pipeline_lib.reporting.chat import Conversation, choose_folder
 from pipeline_lib.reporting.plots import training_curve
 from pipeline_lib.reporting.report import render
 from pipeline_lib.reporting.run_card import print_run_card
@@ -67,7 +67,24 @@ def test_the_card_tells_unfinished_from_finished_and_a_missing_number_from_zero(
     assert "1.5k" in text and "1.2k" in text and "1 min 01 s (resumed)" in text and "2.0 MB" in text
     assert "text 5.0M tok" in text and "text 4.0M tok, 1.634 bits per byte" in text and "0 of 1 gates passed" in text
     assert "with 90 % confidence intervals" in text and "Stale" not in text
-    assert "0.500 [0.400, 0.600]" in text and "FAIL" in text and "missing" in text and "FAILED: g" in text
+    assert "0.500 [0.400, 0.600]" in text and "FAIL" in text and "missing <i>" in text and "FAILED: g" in text
+
+
+def test_names_that_look_like_markup_stay_as_they_are_and_a_truth_value_is_no_number(
+    half_done: Path, tmp_path: Path, capsys
+):
+    name = "accuracy [strict] of [/100] :warning:"
+    gate = {"name": name, "passed": False, "demand": "is false", "observed": True, "metric": "m", "reason": "is true"}
+    verdicts = {"passed": False, "failed": [name], "gates": [gate]}
+    shutil.rmtree(half_done / "12_gates")
+    files = {"gates.json": json.dumps(verdicts).encode()}
+    finish_stage(half_done, "12_gates", files, Ledger(), gates_passed="0 of 1")
+    (tmp_path / "x.yaml").write_text("seed: 1\n")
+    folder = half_done.rename(tmp_path / "run [red]")
+    run_card.main(["--config", str(tmp_path / "x.yaml"), "--run-dir", str(folder)])
+    card = capsys.readouterr().out
+    assert card.count(name) == 2 and "│ true" in card
+    assert card.startswith("Run run [red]") and f"Model:   {folder}/05_pretrain/final" in card
 
 
 def test_the_report_escapes_what_comes_from_data(half_done: Path):
@@ -118,11 +135,36 @@ def test_a_table_made_from_an_earlier_model_is_called_stale(half_done: Path):
     assert "Stale:   12_gates" in console.export_text() and "Stale: 12_gates" in render(facts)
 
 
+def test_a_run_from_a_packed_cache_needs_no_stages_before_it(half_done: Path, tmp_path: Path, capsys):
+    finish_stage(half_done, "03_packed", {"index.json": b"{}"}, Ledger())
+    manifest = Manifest.read(half_done / "05_pretrain" / "manifest.json")
+    made_from = {"inputs": {"03_packed": "digest of the other cache"}}
+    dataclasses.replace(manifest, fingerprint=made_from).write(half_done / "05_pretrain" / "manifest.json")
+    (tmp_path / "x.yaml").write_text("packed: /caches/03_packed\n")
+    flags = ["--config", str(tmp_path / "x.yaml"), "--run-dir", str(half_done)]
+    run_card.main(flags)
+    report.main(flags)
+    for shown in (capsys.readouterr().out, (half_done / "report.html").read_text()):
+        assert shown.count("not needed (packed: /caches/03_packed)") == 2 and "Stale" not in shown
+
+
 def test_a_damaged_result_is_refused_and_not_shown(half_done: Path):
     path = half_done / "11_eval" / "results.json"
     path.write_text(path.read_text().replace("0.5", "0.9"))
     with pytest.raises(UserError, match=r"results\.json is damaged .*11_evaluate\.py --config x\.yaml"):
         gather(half_done, " --config x.yaml")
+
+
+def test_a_curve_is_not_drawn_from_damaged_metrics(half_done: Path, tmp_path: Path, capsys):
+    path = half_done / "05_pretrain" / "metrics.jsonl"
+    path.write_text(path.read_text().replace("2.9", "1.9"))
+    (tmp_path / "x.yaml").write_text("seed: 1\n")
+    with pytest.raises(SystemExit, match="2"):
+        report.main(["--config", str(tmp_path / "x.yaml"), "--run-dir", str(half_done)])
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {path} is damaged") and said.count("\n") == 1
+    assert f"05_pretrain.py --config {tmp_path}/x.yaml --run-dir {half_done} --force" in said
+    assert not (half_done / "report.html").exists()
 
 
 def test_the_report_is_the_same_page_each_time(half_done: Path):
@@ -142,8 +184,8 @@ def test_metrics_without_a_loss_have_no_curve(tmp_path: Path):
 
 
 def test_chat_says_what_to_do_when_there_is_no_model(half_done: Path, tmp_path: Path):
-    with pytest.raises(UserError, match="holds no model yet; make it with"):
-        choose_folder(tmp_path / "empty", None)
+    with pytest.raises(UserError, match=r"holds no model yet; make the first with: .*04_init_model\.py -c x$"):
+        choose_folder(tmp_path / "empty", None, " -c x")
     with pytest.raises(UserError, match=r"07_sft/manifest.json is missing; make it with: .*07_sft\.py -c x"):
         choose_folder(half_done, "sft", " -c x")
 
@@ -154,6 +196,62 @@ def test_chat_refuses_a_damaged_model(tmp_path: Path):
     (tmp_path / "04_init" / "model.safetensors").write_bytes(b"weighty")
     with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
         choose_folder(tmp_path, "init")
+
+
+TEMPLATE = (
+    "{% for message in messages %}<turn>{{ message.role }}\n{% if message.role == 'assistant' %}"
+    "{% generation %}{{ message.content }}</turn>{% endgeneration %}{% else %}{{ message.content }}</turn>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<turn>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def turn_ender(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that says only </turn>, with which its tokenizer ends a turn, and that is not told where to stop."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    words = ["</turn>", "<turn>", "<end>", "<pad>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE({word: place for place, word in enumerate(words)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens(["</turn>", "<turn>"])  # not special, so that an answer shows how often it was said
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>")
+    fast.chat_template = TEMPLATE
+    folder = tmp_path_factory.mktemp("model")
+    fast.save_pretrained(folder)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1,
+            max_position_embeddings=256, tie_word_embeddings=False, bos_token_id=None, eos_token_id=None,
+            pad_token_id=words.index("<pad>"),
+        )
+    )  # fmt: skip
+    torch.nn.init.zeros_(model.lm_head.weight)  # all tokens are equally likely, and </turn> is the first
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_an_answer_ends_where_another_tokenizers_template_ends_the_turn(turn_ender: Path):
+    assert Conversation(turn_ender, 4, 0.0).ask("hello") == "</turn>"
+
+
+def test_an_answer_ends_where_the_models_own_settings_say(turn_ender: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(turn_ender, tmp_path / "model"))
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("{% generation %}", "").replace("{% endgeneration %}", ""))
+    with pytest.raises(UserError, match="has no {% generation %} markers"):
+        Conversation(folder, 4, 0.0)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [0]}')
+    assert Conversation(folder, 4, 0.0).ask("hello") == "</turn>"
+
+
+def test_a_tokenizer_that_cannot_spell_a_turn_is_refused(turn_ender: Path, tmp_path: Path):
+    folder = Path(shutil.copytree(turn_ender, tmp_path / "model"))
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(UserError, match="model: the tokenizer has no chat template; give it one"):
+        Conversation(folder, 4, 0.0)
 
 
 @pytest.mark.parametrize("flags", [["--max-new-tokens", "0"], ["--temperature", "-1"], ["--temperature", "nan"]])

@@ -84,12 +84,16 @@ def _cell(text: str) -> str:
     return " ".join(text.replace("|", "\\|").split())
 
 
-def as_junit(verdicts: Sequence[Verdict]) -> bytes:
-    """Return gates.junit.xml (the schema CI servers read): a test case per gate, class name gates.<group>."""
+def as_junit(verdicts: Sequence[Verdict], only: str | None = None) -> bytes:
+    """Return gates.junit.xml (the schema CI servers read): a test case per gate, class name gates.<group>.
+
+    only: the group judged, which the suite's name then says.
+    """
     failures = sum(not verdict.passed for verdict in verdicts)
     counts = {"tests": str(len(verdicts)), "failures": str(failures), "errors": "0", "skipped": "0"}
     suites = ElementTree.Element("testsuites", counts)
-    suite = ElementTree.SubElement(suites, "testsuite", {"name": "gates", **counts})
+    name = "gates" if only is None else f"gates (only {only})"
+    suite = ElementTree.SubElement(suites, "testsuite", {"name": _xml(name), **counts})
     for verdict in verdicts:
         gate = verdict.gate
         names = {"classname": _xml(f"gates.{gate.group}"), "name": _xml(gate.name)}

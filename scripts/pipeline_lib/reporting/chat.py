@@ -2,8 +2,9 @@
 
     python -m pipeline_lib.reporting.chat --config configs/demo.yaml [--model dpo] [--prompt "What does json.dumps do?"]
 
-The conversation goes through the tokenizer's own chat template. Without `--prompt` it is interactive; an empty line or
-the end of the input leaves.
+The conversation goes through the tokenizer's own chat template, and an answer ends where the model's generation
+settings say, or where that template ends a turn if they say nothing. Without `--prompt` it is interactive; an empty
+line or the end of the input leaves.
 """
 
 import argparse
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline_lib.config.run_choice import read_run_choice
+from pipeline_lib.post_training.chat_tokens import end_of_turn_id, load_chat_tokenizer
 from pipeline_lib.stage.errors import UserError
-from pipeline_lib.stage.inputs import StageInput
+from pipeline_lib.stage.inputs import StageInput, repairing_command
 
 from .run_facts import MODEL_FOLDERS, gather
 
@@ -47,7 +49,8 @@ def choose_folder(run_folder: Path, name: str | None, arguments: str = "") -> Pa
     if name is None:
         last = gather(run_folder, arguments).last_model
         if last is None:
-            raise UserError(f"{run_folder} holds no model yet; make it with `make all`")
+            first = repairing_command(MODEL_FOLDERS["init"], arguments)
+            raise UserError(f"{run_folder} holds no model yet; make the first with: {first}")
         name = next(name for name, place in MODEL_FOLDERS.items() if run_folder / place == last)
     stage, _, inside = MODEL_FOLDERS[name].partition("/")
     made = StageInput(run_folder, stage, arguments)
@@ -61,10 +64,15 @@ class Conversation:
     """A model, its tokenizer, and what has been said so far; the oldest words go when the context is full."""
 
     def __init__(self, folder: Path, max_new_tokens: int, temperature: float):
+        """Load the model in `folder`. Raises UserError when its tokenizer cannot spell a conversation or its end."""
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        if not self._tokenizer.chat_template:
+            raise UserError(f"{folder}: the tokenizer has no chat template; give it one (chat_template.jinja)")
         self._model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        if self._model.generation_config.eos_token_id is None:
+            self._model.generation_config.eos_token_id = end_of_turn_id(load_chat_tokenizer(folder))
         self._max_new_tokens = max_new_tokens
         self._temperature = temperature
         self.messages: list[dict[str, str]] = []
@@ -100,7 +108,6 @@ class Conversation:
         output = self._model.generate(
             **inputs,
             max_new_tokens=self._max_new_tokens,
-            eos_token_id=self._tokenizer.convert_tokens_to_ids(["<|im_end|>", self._tokenizer.eos_token]),
             pad_token_id=self._tokenizer.pad_token_id,
             **sampling,
         )

@@ -14,7 +14,7 @@ def facts_of_chosen_run(description: str, argv: list[str]) -> RunFacts:
     """Return the facts of the run that the command line names; exit with code 2 when it holds no finished stage."""
     try:
         choice = read_run_choice(description, argv)
-        facts = gather(choice.run_folder, choice.arguments)
+        facts = gather(choice.run_folder, choice.arguments, choice.config.packed)
         if not any(stage.manifest for stage in facts.stages):
             raise UserError(
                 f"{choice.run_folder} holds no finished stage; start with:"

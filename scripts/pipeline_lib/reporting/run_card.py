@@ -8,6 +8,7 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
+from pipeline_lib.stage.card import spell_value
 from pipeline_lib.stage.progress import duration, size
 
 from .chosen_run import facts_of_chosen_run
@@ -15,7 +16,10 @@ from .run_facts import RunFacts, contamination_rows, evaluation_table, evaluatio
 
 
 def print_run_card(facts: RunFacts, console: Console) -> None:
-    """Print everything a person wants to know at the end of a run."""
+    """Print everything a person wants to know at the end of a run.
+
+    console: one without markup, or what gates, models and folders are called is read as such.
+    """
     console.print(_stage_table(facts))
     if facts.evaluation:
         models, rows = evaluation_table(facts.evaluation)
@@ -36,7 +40,7 @@ def print_run_card(facts: RunFacts, console: Console) -> None:
         for column in ("verdict", "gate", "demanded", "observed"):
             table.add_column(column)
         for gate in facts.verdicts["gates"]:
-            observed = "missing" if gate["observed"] is None else f"{gate['observed']:.4g}"
+            observed = gate["reason"] if gate["observed"] is None else spell_value(gate["observed"])
             table.add_row("pass" if gate["passed"] else "FAIL", gate["name"], gate["demand"], observed)
         console.print(table)
         failed = facts.verdicts["failed"]
@@ -61,7 +65,7 @@ def _stage_table(facts: RunFacts) -> Table:
     seconds, peak = 0.0, 0
     for stage in facts.stages:
         if stage.manifest is None:
-            table.add_row(stage.spec.name, "not finished", "", "", "")
+            table.add_row(stage.spec.name, stage.missing, "", "", "")
             continue
         run = stage.manifest.run
         seconds, peak = seconds + run["seconds"], max(peak, run["peak_memory_bytes"])
@@ -79,7 +83,7 @@ def main(argv: list[str]) -> None:
     """Print the card of the run that the command line names."""
     facts = facts_of_chosen_run("Print the card of a run.", argv)
     width = None if sys.stdout.isatty() else 150
-    print_run_card(facts, Console(width=width))
+    print_run_card(facts, Console(width=width, markup=False, emoji=False))
 
 
 if __name__ == "__main__":

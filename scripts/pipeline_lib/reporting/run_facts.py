@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib.stage.catalog import STAGES, StageSpec
+from pipeline_lib.stage.catalog import BEFORE_PACKED, STAGES, StageSpec
 from pipeline_lib.stage.inputs import StageInput
 from pipeline_lib.stage.ledger import Ledger
 from pipeline_lib.stage.manifest import MANIFEST, Manifest, inputs_made_anew
@@ -24,27 +24,37 @@ MODEL_FOLDERS = {
 
 @dataclass(frozen=True)
 class StageFacts:
-    """A stage of the catalogue and its manifest, None when it has not finished."""
+    """A stage of the catalogue and its manifest, None when it has not finished or the run does without it.
+
+    missing: why there is no manifest, for a person.
+    """
 
     spec: StageSpec
     manifest: Manifest | None
+    missing: str = "not finished"
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """A run: its folder, its stages in order, the evaluation (results.json) and the verdicts (gates.json) if made."""
+    """A run: its folder, its stages in order, the evaluation (results.json) and the verdicts (gates.json) if made.
+
+    left_out: stages that the run does without, because it starts from a packed cache; arguments: the flags that lead a
+    script to this run.
+    """
 
     folder: Path
     stages: tuple[StageFacts, ...]
     evaluation: dict[str, Any] | None
     verdicts: dict[str, Any] | None
+    left_out: tuple[str, ...] = ()
+    arguments: str = ""
 
     @property
     def stale(self) -> list[str]:
         """One line per stage that was made from another version of an earlier stage than the one that lies there."""
         lines = []
         for facts in self.stages:
-            changed = inputs_made_anew(facts.manifest, self.folder) if facts.manifest else []
+            changed = inputs_made_anew(facts.manifest, self.folder, self.left_out) if facts.manifest else []
             if changed:
                 lines.append(f"{facts.spec.name} was made from an earlier {', '.join(changed)}; run it again")
         return lines
@@ -57,19 +67,28 @@ class RunFacts:
         return folders[-1] if folders else None
 
 
-def gather(run_folder: Path, arguments: str = "") -> RunFacts:
+def gather(run_folder: Path, arguments: str = "", packed: str | None = None) -> RunFacts:
     """Read what the run's stages wrote; stages that have not finished are there with no manifest.
 
-    arguments: the flags that lead a script to this run. Raises UserError, with the command to type, when a result file
+    arguments: the flags that lead a script to this run; packed: the packed cache that the run starts from instead of
+    its own stages before it, which are not read then. Raises UserError, with the command to type, when a result file
     is not the one that its stage wrote.
     """
-    stages = tuple(StageFacts(spec, Manifest.read(run_folder / spec.name / MANIFEST)) for spec in STAGES)
+    left_out = BEFORE_PACKED if packed else ()
+    stages = tuple(
+        StageFacts(spec, None, f"not needed (packed: {packed})")
+        if spec.name in left_out
+        else StageFacts(spec, Manifest.read(run_folder / spec.name / MANIFEST))
+        for spec in STAGES
+    )
     finished = {facts.spec.name for facts in stages if facts.manifest}
     return RunFacts(
         folder=run_folder,
         stages=stages,
         evaluation=_read(run_folder, "11_eval", "results.json", arguments) if "11_eval" in finished else None,
         verdicts=_read(run_folder, "12_gates", "gates.json", arguments) if "12_gates" in finished else None,
+        left_out=left_out,
+        arguments=arguments,
     )
 
 

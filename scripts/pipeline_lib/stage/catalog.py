@@ -9,11 +9,12 @@ class StageSpec:
 
     name: folder inside the run; script: file in scripts/; section: key of its settings in the YAML; needs: folders of
     the stages it reads; does: the rest of the sentence "This stage ..."; keeps_superseded: its unfinished work is hours
-    of training, so it is moved aside rather than deleted when settings or code no longer match; gives_verdict: it says
-    whether what it reads is good enough, so it refuses to speak of models that are no longer there; scales_out: an
-    engine of the section `scale_out` can do its units; reads_running: stages of `needs` that it can read while they are
-    still at work, each with the setting that must be true for it, or ""; needed_for: stages of `needs` that it reads
-    only when a setting that is a list has an entry, each with the setting and the entry.
+    of training, so it is moved aside rather than deleted when settings or code no longer match; verdict_files: its
+    outputs, of a stage that says whether what it reads is good enough: it refuses to speak of models that are no longer
+    there, and leaves no such file of an earlier start then; scales_out: an engine of the section `scale_out` can do its
+    units; reads_running: stages of `needs` that it can read while they are still at work, each with the setting that
+    must be true for it, or ""; needed_for: stages of `needs` that it reads only when a setting that is a list has an
+    entry, each with the setting and the entry.
     """
 
     name: str
@@ -22,7 +23,7 @@ class StageSpec:
     needs: tuple[str, ...]
     does: str
     keeps_superseded: bool = False
-    gives_verdict: bool = False
+    verdict_files: tuple[str, ...] = ()
     scales_out: bool = False
     reads_running: tuple[tuple[str, str], ...] = ()
     needed_for: tuple[tuple[str, str, str], ...] = ()
@@ -108,7 +109,14 @@ STAGES = (
             ("10_lora", "models", "lora"),
         ),
     ),
-    StageSpec("12_gates", "12_check_gates.py", "gates", ("11_eval",), "gives the verdicts", gives_verdict=True),
+    StageSpec(
+        "12_gates",
+        "12_check_gates.py",
+        "gates",
+        ("11_eval",),
+        "gives the verdicts",
+        verdict_files=("gates.json", "gates.md", "gates.junit.xml"),
+    ),
 )
 
 BEFORE_PACKED = ("02_clean", "03_packed")

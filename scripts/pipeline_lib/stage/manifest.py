@@ -6,6 +6,7 @@ no digest. Later stages depend on `outputs_digest` alone.
 """
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,10 +106,15 @@ class Manifest:
         return damaged
 
 
-def inputs_made_anew(manifest: Manifest, run_folder: Path) -> list[str]:
-    """Return the stages of the run that have been made anew, with other outputs, since this one read them."""
+def inputs_made_anew(manifest: Manifest, run_folder: Path, left_out: Collection[str] = ()) -> list[str]:
+    """Return the stages of the run that have been made anew, with other outputs, since this one read them.
+
+    left_out: stages that the run does without; what was read lies elsewhere, whatever lies in their folders here.
+    """
     changed = []
     for name, digest in manifest.fingerprint.get("inputs", {}).items():
+        if name in left_out:
+            continue
         present = Manifest.read(run_folder / name / MANIFEST)
         if present is not None and digest not in (present.outputs_digest, present.attempt):
             changed.append(name)

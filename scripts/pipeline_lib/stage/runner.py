@@ -233,7 +233,7 @@ def _execute(stage: Stage, spec: StageSpec, run: Callable[[Stage], None], inputs
             stage.say(f"{stage.name}: finished moving its outputs into place")
         fingerprint = _fingerprint(stage, spec, inputs)
         superseded = _superseded_inputs(stage)
-        if spec.gives_verdict:
+        if spec.verdict_files:
             if superseded:
                 raise UserError(superseded[0])
             for source in stage.inputs.values():
@@ -254,7 +254,7 @@ def _execute(stage: Stage, spec: StageSpec, run: Callable[[Stage], None], inputs
             fingerprint = _continue_other_work(stage, fingerprint, continue_with)
         return _run_and_publish(stage, spec, run, fingerprint, force)
     except UserError:
-        if spec.gives_verdict:
+        if spec.verdict_files:
             _withdraw(stage)
         raise
     finally:
@@ -262,14 +262,16 @@ def _execute(stage: Stage, spec: StageSpec, run: Callable[[Stage], None], inputs
 
 
 def _withdraw(stage: Stage) -> None:
-    """Remove an earlier verdict: whoever reads its files after this start failed would take them for today's."""
-    manifest = Manifest.read(stage.folder / MANIFEST)
-    if manifest is None:
-        return
-    (stage.folder / MANIFEST).unlink()
-    for name in manifest.files:
-        (stage.folder / name).unlink(missing_ok=True)
-    stage.say(f"{stage.name}: the earlier verdict no longer holds and is withdrawn")
+    """Remove an earlier verdict: whoever reads its files after this start failed would take them for today's.
+
+    The files go by the names that the catalogue has for them, and before the manifest: neither a kill in between nor
+    a manifest that is damaged or gone makes the next start pass one over.
+    """
+    found = [path for name in (*stage.spec.verdict_files, MANIFEST) if (path := stage.folder / name).exists()]
+    for path in found:
+        path.unlink()
+    if found:
+        stage.say(f"{stage.name}: the earlier verdict no longer holds and is withdrawn")
 
 
 def _continue_other_work(stage: Stage, fingerprint: dict[str, Any], continue_with) -> dict[str, Any]:
@@ -325,8 +327,9 @@ def _make_folder(folder: Path) -> None:
 def _superseded_inputs(stage: Stage) -> list[str]:
     """Return a line per input that was made from outputs which no longer lie in this run."""
     lines = []
+    left_out = BEFORE_PACKED if stage.config.packed else ()
     for name, source in sorted(stage.inputs.items()):
-        changed = [] if source.elsewhere else inputs_made_anew(source.manifest, stage.run_folder)
+        changed = [] if source.elsewhere else inputs_made_anew(source.manifest, stage.run_folder, left_out)
         if changed:
             lines.append(
                 f"{name} was made from an earlier {', '.join(changed)}; make it again with:"

@@ -1,0 +1,53 @@
+"""make tells every program that it starts which run it is about, and where that lies."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs make with an environment whose Python prints its arguments and does nothing else."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / "venv" / ".installed").touch()
+    # A make that runs the tests hands its own variables on, by the environment and in MAKEFLAGS.
+    handed_on = ("MAKE", "MFLAGS", "FLAGS", "CONFIG", "RUN_DIR")
+    outer = {name: value for name, value in os.environ.items() if not name.startswith(handed_on)}
+
+    def run(*words: str) -> subprocess.CompletedProcess:
+        command = ["make", "-C", str(ROOT), "--no-print-directory", f"VENV={tmp_path / 'venv'}", *words]
+        return subprocess.run(command, env=outer, capture_output=True, text=True, check=False, timeout=60)
+
+    return run
+
+
+def test_the_run_folder_goes_to_every_stage_the_card_the_report_and_the_chat(make):
+    done = make("all", "report", "chat", "CONFIG=mine.yaml", "RUN_DIR=/runs/my run", "FLAGS=--seed 7")
+    assert done.returncode == 0, done.stderr
+    started = done.stdout.splitlines()
+    stages = sorted(script.name for script in (ROOT / "scripts").glob("[0-9][0-9]_*.py"))
+    programs = [f"scripts/{name}" for name in stages]
+    programs += [f"-m pipeline_lib.reporting.{name}" for name in ("run_card", "report", "chat")]
+    assert [line.partition(" --config mine.yaml --run-dir /runs/my run")[0] for line in started] == programs
+    assert [line for line in started if line.endswith(" --seed 7")] == [*started[: len(stages)], started[-1]]
+
+
+def test_without_a_run_folder_the_configuration_says_where_it_lies(make):
+    assert make("report").stdout == "-m pipeline_lib.reporting.report --config configs/demo.yaml\n"
+
+
+def test_a_run_folder_among_the_flags_is_refused_and_nothing_runs(make):
+    done = make("all", "FLAGS=--force --run-dir /runs/mine")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "say RUN_DIR=FOLDER instead" in done.stderr
