@@ -1,6 +1,7 @@
 """A step that was a spike or not finite leaves a bundle, and `--replay` does it again to the last bit."""
 
 import json
+import math
 import re
 import shutil
 
@@ -25,6 +26,21 @@ def test_a_diverged_step_is_replayed_bit_for_bit_and_names_its_documents(fresh_r
     known = {document.id for document in PackedCache(run / "03_packed").documents()}
     named = set(re.findall(r" tokens of (\S+) ", replayed.output))
     assert named and named <= known
+
+
+def test_the_way_back_from_a_diverged_step_is_the_one_that_is_named(fresh_run, launcher):
+    config, run = fresh_run
+    stopped = launcher.start(config, run, "--keep_checkpoints", "1", "--time_limit_seconds", "0.001")
+    assert stopped.code == 143, stopped.output
+    diverged = launcher.start(config, run, "--optimizer.lr", "1e30")
+    lower = launcher.start(config, run, "--optimizer.lr", "0.01")
+    for ended in (diverged, lower):
+        assert ended.code == 1 and "diverged at step 3" in ended.output, ended.output
+        assert "alone ends here again" in ended.output and "goes back to step 1, then lower" in ended.output
+    shutil.rmtree(re.search(r"first remove (\S+), so", lower.output)[1])
+    done = launcher.start(config, run, "--optimizer.lr", "0.01")
+    assert done.code == 0 and "continuing from step-00000001" in done.output, done.output
+    assert all(math.isfinite(line["loss"]) for line in metrics(run, finished=True)[1:])
 
 
 def test_a_spike_leaves_a_bundle_of_the_state_before_it_and_training_goes_on(fresh_run, launcher):

@@ -67,11 +67,6 @@ def _written(path: Path) -> tuple[int, str]:
     return path.stat().st_mtime_ns, path.name
 
 
-def broken_weights(run: TrainingRun) -> list[str]:
-    """Return the names of the parameters that hold a number that is not finite."""
-    return [name for name, weight in run.model.named_parameters() if not bool(torch.isfinite(weight).all())]
-
-
 @dataclass(frozen=True)
 class Replay:
     """A step done again: loss (nats per token) and gradient norm, norms by block, loss of each sequence."""
