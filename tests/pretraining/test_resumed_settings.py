@@ -48,6 +48,18 @@ def test_a_flag_that_is_forgotten_on_resume_stays_and_one_that_is_given_override
     assert any("settings changed after step" in note and "optimizer.lr 0.02 -> 0.005" in note for note in notes(run))
 
 
+def test_the_start_that_finished_a_run_begun_with_flags_is_up_to_date_when_it_is_typed_again(stopped_run, launcher):
+    config, run = stopped_run
+    assert launcher.start(config, run).code == 0
+    began_with = ("--max_steps", "20", "--optimizer.lr", "0.02")
+    for flags in ((), began_with):
+        again = launcher.start(config, run, *flags)
+        assert again.code == 0 and "up to date" in again.output, again.output
+    assert "the training is finished; --force would" in launcher.start(config, run, "--resume_plan").output
+    other = launcher.start(config, run, "--optimizer.lr", "0.03", "--plan")
+    assert "setting changed: max_steps 20 -> null, optimizer.lr 0.02 -> 0.03" in other.output, other.output
+
+
 def test_the_plan_of_a_start_with_other_settings_names_what_lies_there(stopped_run, launcher):
     config, run = stopped_run
     began_with = ("--max_steps", "20", "--optimizer.lr", "0.02")

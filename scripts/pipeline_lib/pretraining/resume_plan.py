@@ -178,11 +178,13 @@ def print_resume_plan(context: ActionContext) -> int:
     if saved is None or state is None or state["data"] is None:
         manifest = Manifest.read(context.stage_folder / MANIFEST)
         what = "a start would begin"
-        if manifest is not None and manifest.fingerprint == context.fingerprint():
+        if manifest is not None:
+            present = context.fingerprint()
+            made_from = manifest.made_from(present)
             what = "the training is finished; --force would begin"
-        elif manifest is not None:
-            change = describe_change(manifest.fingerprint, context.fingerprint())
-            what = f"the training is finished; as it would be another now ({change}), a start would begin anew"
+            if made_from != present:
+                change = describe_change(made_from, present)
+                what = f"the training is finished; as it would be another now ({change}), a start would begin anew"
         print(f"{context.stage_folder}: no unfinished training with a checkpoint; {what} at step 0")
         return 0
     plan = plan_resume(
