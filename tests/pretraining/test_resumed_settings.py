@@ -58,6 +58,7 @@ def test_the_start_that_finished_a_run_begun_with_flags_is_up_to_date_when_it_is
     assert "the training is finished; --force would" in launcher.start(config, run, "--resume_plan").output
     other = launcher.start(config, run, "--optimizer.lr", "0.03", "--plan")
     assert "setting changed: max_steps 20 -> null, optimizer.lr 0.02 -> 0.03" in other.output, other.output
+    assert "step 20 of 20: " in launcher.start(config, run, "--trace", "20").output
 
 
 def test_the_plan_of_a_start_with_other_settings_names_what_lies_there(stopped_run, launcher):
