@@ -281,7 +281,8 @@ def test_a_diverged_run_stops_before_the_weights_are_lost(fresh_run, launcher):
     config, run = fresh_run
     done = launcher.start(config, run, "--optimizer.lr", "1e30", "--checkpoint_steps", "1000")
     assert done.code == 1
-    assert "diverged at step" in done.output and "pretrain.optimizer.lr" in done.output
+    assert "diverged at step" in done.output
+    assert "no older checkpoint to go back to: begin anew with --force and a lower pretrain.optimizer.lr" in done.output
     saved = load_checkpoint(newest_valid_checkpoint(run / "05_pretrain" / "work" / "checkpoints"))
     assert f"the weights of step {saved.step} are saved" in done.output
     assert len(metrics_of_unfinished(run)) == saved.step + 1

@@ -7,6 +7,7 @@ import signal
 import pytest
 from packed_run import CONFIG, make_packed_run
 
+from fork_launcher import run_script
 from pipeline_lib.config.pretrain import CurriculumStage, PretrainSettings
 from pipeline_lib.packing.reader import PackedCache
 from pipeline_lib.pretraining.batches import PackedData
@@ -103,8 +104,7 @@ def test_the_place_of_a_step_is_where_the_loop_stands_into_later_epochs(cache_ru
     assert data.state_before(1) is None
     before, stream = None, data.training_batches(None)
     for step in range(1, phases[-1].last + 3):
-        expected = before and {name: value for name, value in before.items() if name != "read"}
-        assert data.state_before(step) == expected
+        assert data.state_before(step) == before
         batch, before = next(stream)
         numbers = [read["sequence"] for read in data.documents_of_next(data.state_before(step), step - 1)]
         rows = [cache.sequence(number, data.context_of(step))["input_ids"].tolist() for number in numbers]
@@ -118,6 +118,19 @@ def test_a_step_of_a_curriculum_can_be_traced(cache_run, launcher):
     assert "16 sequences of 32 tokens" in done.output and "row 15: train sequence" in done.output
     done = launcher.start(config, run, "--trace", "2:16")
     assert done.code == 2 and "a step has the rows 0 to 15" in done.output
+
+
+def test_a_step_is_traced_with_the_settings_and_the_seed_of_the_training_and_on_its_inputs_only(fresh_run, launcher):
+    config, run = fresh_run
+    flags = ("--batch_tokens", "1024", "--seed", "7")
+    foretold = launcher.start(config, run, *flags, "--trace", "3").output
+    assert "nothing was trained here yet" in foretold and "16 sequences of 64 tokens" in foretold
+    assert launcher.start(config, run, *flags, "--time_limit_seconds", "0.001").code == 143
+    traced = launcher.start(config, run, "--trace", "3")
+    assert traced.code == 0 and foretold.endswith(traced.output), traced.output
+    assert run_script("04_init_model.py", config, run, "--seed", "9").returncode == 0
+    refused = launcher.start(config, run, "--trace", "3")
+    assert refused.code == 2 and "was trained on another 04_init than" in refused.output, refused.output
 
 
 @pytest.mark.slow
@@ -161,3 +174,5 @@ def test_a_curriculum_that_is_changed_on_the_way_ends_and_counts_what_was_read_b
     other.write_text(text.replace(json.dumps(STAGES), json.dumps(left)))
     done = launcher.start(other, run)
     assert done.code == 0, done.output
+    refused = launcher.start(other, run, "--trace", "2")
+    assert refused.code == 2 and "were changed on the way" in refused.output, refused.output

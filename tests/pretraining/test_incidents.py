@@ -1,10 +1,14 @@
 """A step that was a spike or not finite leaves a bundle, and `--replay` does it again to the last bit."""
 
 import json
+import math
 import re
 import shutil
 
 from pipeline_lib.packing.reader import PackedCache
+
+SPIKING = ("--spike_deviations", "0.01", "--tokens", "24576", "--schedule.name", "wsd")
+SPIKING += ("--optimizer.lr", "0.5", "--optimizer.head_lr", "1", "--optimizer.embedding_lr", "5")
 
 
 def metrics(run, finished: bool) -> list[dict]:
@@ -27,11 +31,24 @@ def test_a_diverged_step_is_replayed_bit_for_bit_and_names_its_documents(fresh_r
     assert named and named <= known
 
 
+def test_the_way_back_from_a_diverged_step_is_the_one_that_is_named(fresh_run, launcher):
+    config, run = fresh_run
+    stopped = launcher.start(config, run, "--keep_checkpoints", "1", "--time_limit_seconds", "0.001")
+    assert stopped.code == 143, stopped.output
+    diverged = launcher.start(config, run, "--optimizer.lr", "1e30")
+    lower = launcher.start(config, run, "--optimizer.lr", "0.01")
+    for ended in (diverged, lower):
+        assert ended.code == 1 and "diverged at step 3" in ended.output, ended.output
+        assert "alone ends here again" in ended.output and "goes back to step 1, then lower" in ended.output
+    shutil.rmtree(re.search(r"first remove (\S+), so", lower.output)[1])
+    done = launcher.start(config, run, "--optimizer.lr", "0.01")
+    assert done.code == 0 and "continuing from step-00000001" in done.output, done.output
+    assert all(math.isfinite(line["loss"]) for line in metrics(run, finished=True)[1:])
+
+
 def test_a_spike_leaves_a_bundle_of_the_state_before_it_and_training_goes_on(fresh_run, launcher):
     config, run = fresh_run
-    flags = ("--spike_deviations", "0.01", "--keep_incidents", "2", "--tokens", "24576", "--schedule.name", "wsd")
-    flags += ("--optimizer.lr", "0.5", "--optimizer.head_lr", "1", "--optimizer.embedding_lr", "5")
-    done = launcher.start(config, run, *flags)
+    done = launcher.start(config, run, *SPIKING, "--keep_incidents", "2")
     assert done.code == 0, done.output
     spikes = [line for line in metrics(run, finished=True) if "spikes" in line]
     assert spikes
@@ -43,6 +60,17 @@ def test_a_spike_leaves_a_bundle_of_the_state_before_it_and_training_goes_on(fre
     assert f"loss      {spikes[-1]['loss']} recorded" in replayed.output
     missing = launcher.start(config, run, "--replay", "1")
     assert missing.code == 2 and "no bundle of step 1" in missing.output and "Traceback" not in missing.output
+
+
+def test_a_spike_of_two_processes_is_replayed_by_one_within_a_tolerance_that_is_said(fresh_run, launcher):
+    config, run = fresh_run
+    done = launcher.start(config, run, *SPIKING, "--keep_incidents", "1", processes=2)
+    assert done.codes == [0, 0], done.output
+    [bundle] = (run / "05_pretrain" / "incidents").iterdir()
+    replayed = launcher.start(config, run, "--replay", bundle.name.removeprefix("step-"))
+    assert replayed.code == 0, replayed.output
+    assert "recorded by 2 processes" in replayed.output
+    assert replayed.output.count("the same within 1e-05") == 2 and "bit for bit the same" not in replayed.output
 
 
 def test_the_bundle_just_written_stays_when_the_run_went_back_before_older_ones(fresh_run, launcher):

@@ -48,6 +48,19 @@ def test_a_flag_that_is_forgotten_on_resume_stays_and_one_that_is_given_override
     assert any("settings changed after step" in note and "optimizer.lr 0.02 -> 0.005" in note for note in notes(run))
 
 
+def test_the_start_that_finished_a_run_begun_with_flags_is_up_to_date_when_it_is_typed_again(stopped_run, launcher):
+    config, run = stopped_run
+    assert launcher.start(config, run).code == 0
+    began_with = ("--max_steps", "20", "--optimizer.lr", "0.02")
+    for flags in ((), began_with):
+        again = launcher.start(config, run, *flags)
+        assert again.code == 0 and "up to date" in again.output, again.output
+    assert "the training is finished; --force would" in launcher.start(config, run, "--resume_plan").output
+    other = launcher.start(config, run, "--optimizer.lr", "0.03", "--plan")
+    assert "setting changed: max_steps 20 -> null, optimizer.lr 0.02 -> 0.03" in other.output, other.output
+    assert "step 20 of 20: " in launcher.start(config, run, "--trace", "20").output
+
+
 def test_the_plan_of_a_start_with_other_settings_names_what_lies_there(stopped_run, launcher):
     config, run = stopped_run
     began_with = ("--max_steps", "20", "--optimizer.lr", "0.02")
@@ -66,7 +79,7 @@ def test_another_batch_is_refused_with_the_stages_that_read_as_many_tokens_as_we
     flags = ("--batch_tokens", "1024", "--max_steps", "null")
     for more in ((), ("--resume_plan",)):
         refused = launcher.start(config, run, *flags, *more)
-        assert refused.code == 2 and f"the {step} so far read 512" in refused.output
+        assert refused.code == 2 and f"the {step} steps so far read {512 * step:,} tokens" in refused.output
     stages = re.search(r"pretrain.curriculum: (\[.*?\])[;.]", refused.output)[1]
     other = config.with_name("other.yaml")
     other.write_text(config.read_text() + f"  curriculum: {stages}\n")
@@ -77,6 +90,23 @@ def test_another_batch_is_refused_with_the_stages_that_read_as_many_tokens_as_we
     end = step + round((24 - step) / 2)
     assert phases == [(1, step, 8), (step + 1, end, 16)]
     assert [line["step"] for line in lines(run / "05_pretrain" / "metrics.jsonl")] == list(range(end + 1))
+
+
+def test_other_batches_of_a_run_with_stages_are_refused_with_those_that_count_what_was_read(fresh_run, launcher):
+    config, run = fresh_run
+    written, changed = config.read_text(), run.parent / "changed.yaml"
+    changed.write_text(written + "  curriculum: [{until: 0.5, batch_tokens: 256}, {until: 1, batch_tokens: 512}]\n")
+    assert launcher.start(changed, run, "--time_limit_seconds", "0.001").code == 143
+    changed.write_text(written + "  curriculum: [{until: 0.5, batch_tokens: 512}, {until: 1, batch_tokens: 1024}]\n")
+    refused = launcher.start(changed, run)
+    assert refused.code == 2 and "read 256 tokens, with these settings they would have read 512" in refused.output
+    stages = re.search(r"pretrain.curriculum: (\[.*?\])[;.]", refused.output)[1]
+    changed.write_text(written + f"  curriculum: {stages}\n")
+    done = launcher.start(changed, run)
+    assert done.code == 0, done.output
+    horizon = load_state(newest_valid_checkpoint(run / "05_pretrain" / "checkpoints"))["horizon"]
+    phases = [(phase["first"], phase["last"], phase["sequences"]) for phase in horizon["phases"]]
+    assert phases == [(1, 1, 4), (2, 13, 8), (14, 19, 16)]
 
 
 def test_a_run_that_goes_on_on_another_kind_of_device_chooses_again_and_says_so(stopped_run, launcher):

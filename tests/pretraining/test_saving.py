@@ -6,10 +6,11 @@ import json
 import pytest
 from tiny_training import SETTINGS, BareStage, make_run, open_data
 
-from pipeline_lib.checkpoints import checkpoint_name
+from pipeline_lib.checkpoints import checkpoint_name, newest_valid_checkpoint
 from pipeline_lib.pretraining.logbook import open_logbook
 from pipeline_lib.pretraining.loop import train
 from pipeline_lib.pretraining.run_state import restore_run
+from pipeline_lib.stage import StageFailure
 
 
 class InterruptedInValidation(BareStage):
@@ -49,3 +50,21 @@ def test_a_step_whose_validation_a_signal_interrupted_can_still_be_the_best(pack
     [written] = [line for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if '"step": 4,' in line]
     assert json.loads((folder / "complete.json").read_text())["score"] == json.loads(written)["val_bits_per_byte"]
     assert (tmp_path / "checkpoints" / checkpoint_name(5)).exists()
+
+
+@pytest.mark.parametrize(("every", "words"), [(1, "after step 3"), (2, "before the step already")])
+def test_weights_that_are_not_finite_are_never_saved(packed_run, tmp_path, every, words):
+    settings = SETTINGS.model_copy(update={"checkpoint_steps": every, "tensorboard": False})
+    run = make_run(settings)
+    whole = run.optimizers["adamw"].step
+
+    def break_a_weight_in_the_third_update():
+        whole()
+        if run.step == 2:
+            run.model.lm_head.weight.data[5, 7] = float("nan")
+
+    run.optimizers["adamw"].step = break_a_weight_in_the_third_update
+    said = f"1 weights are not finite {words}, first lm_head.weight.* goes back to step 2: lower pretrain.optimizer.lr"
+    with open_logbook(tmp_path, run, False, settings, "test") as book, pytest.raises(StageFailure, match=said):
+        train(BareStage(settings, tmp_path), run, open_data(packed_run[1] / "03_packed"), book)
+    assert newest_valid_checkpoint(tmp_path / "checkpoints").name == checkpoint_name(2)

@@ -12,6 +12,7 @@ from .folders import (
     newest_valid_checkpoint,
     prune,
     save_checkpoint,
+    valid_checkpoints,
 )
 from .optimizer_states import (
     OptimizerLoadReport,
@@ -40,4 +41,5 @@ __all__ = [
     "save_checkpoint",
     "seed_everything",
     "set_rng_state",
+    "valid_checkpoints",
 ]

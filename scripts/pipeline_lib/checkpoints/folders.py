@@ -26,7 +26,7 @@ recorded as an alias and both names share one tensor again after loading.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,8 +143,8 @@ def load_state(folder: Path) -> dict[str, Any]:
     return json.loads((folder / STATE).read_bytes())
 
 
-def newest_valid_checkpoint(folder: Path, say: Callable[[str], None] | None = None) -> Path | None:
-    """Return the checkpoint under `folder` with the highest step whose every byte verifies, or None.
+def valid_checkpoints(folder: Path, say: Callable[[str], None] | None = None) -> Iterator[tuple[int, Path]]:
+    """Yield (step, checkpoint) for those under `folder` whose every byte verifies, the highest step first.
 
     `say` gets one line for each damaged checkpoint that was passed over. Folders without `complete.json`, and temporary
     ones that a kill left with half of it, are saves that never finished, not damage: they are passed over silently.
@@ -153,12 +153,20 @@ def newest_valid_checkpoint(folder: Path, say: Callable[[str], None] | None = No
         if problem is None:
             try:
                 _check_files(path, body, deep=True)
-                return path
             except CheckpointError as error:
                 problem = str(error)
-        if say is not None and not path.name.startswith(TEMPORARY_PREFIX):
+        if problem is None:
+            yield body["step"], path
+        elif say is not None and not path.name.startswith(TEMPORARY_PREFIX):
             say(f"skipping a damaged checkpoint: {problem}")
-    return None
+
+
+def newest_valid_checkpoint(folder: Path, say: Callable[[str], None] | None = None) -> Path | None:
+    """Return the checkpoint under `folder` with the highest step whose every byte verifies, or None.
+
+    `say` is told of damaged ones as by `valid_checkpoints`.
+    """
+    return next((path for _, path in valid_checkpoints(folder, say)), None)
 
 
 def prune(folder: Path, retention: Retention, last_step: int | None = None) -> list[Path]:

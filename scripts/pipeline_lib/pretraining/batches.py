@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline_lib.packing.reader import PackedCache
+from pipeline_lib.packing.reading_order import ReadingOrder
 
 from .curriculum import Phase, phase_at
 from .loss import IGNORED
@@ -148,7 +149,7 @@ class PackedData:
                 epochs=None if whole else 1, drop_last=not whole,
             )  # fmt: skip
             order = self.cache.order(phase.context, self._seed)
-            before = state or {"context": phase.context, "epoch": 0, "parts": len(order.parts) - 1, "offset": 0}
+            before = state or _start(phase, order)
             for batch in rows:
                 spans = extend_spans(spans, order, before, len(batch["sequences"]))
                 step, before = step + 1, batch["state"]
@@ -172,12 +173,14 @@ class PackedData:
 
     def state_before(self, step: int) -> dict[str, Any] | None:
         """Return the state with which optimizer step `step` (1 ...) begins if the cache was always as it is now."""
-        state = self._enter(self._phases[0], None)
+        state, spans = self._enter(self._phases[0], None), []
         for phase in self._phases:
             last = step - 1 if phase is self._phases[-1] else min(step - 1, phase.last)
             if phase.first <= last:
                 read = (last - phase.first + 1) * phase.sequences
-                state = self.cache.state_after(phase.context, read, self._enter(phase, state), self._seed)
+                before, order = self._enter(phase, state), self.cache.order(phase.context, self._seed)
+                spans = extend_spans(spans, order, before or _start(phase, order), read)
+                state = {**self.cache.state_after(phase.context, read, before, self._seed), "read": spans}
         return state
 
     def _enter(self, phase: Phase, state: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -222,3 +225,8 @@ class PackedData:
 
 
 _ARRAYS = ("input_ids", "labels", "position_ids", "segment_ids")
+
+
+def _start(phase: Phase, order: ReadingOrder) -> dict[str, Any]:
+    """Return what spans need to know of the place where reading begins without a state."""
+    return {"context": phase.context, "epoch": 0, "parts": len(order.parts) - 1, "offset": 0}

@@ -30,6 +30,11 @@ class Phase:
         """Tokens per step, padding included."""
         return self.context * self.sequences
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of all its steps, padding included."""
+        return (self.last - self.first + 1) * self.step_tokens
+
 
 def plan_phases(
     stages: list[CurriculumStage], tokens: float, batch_tokens: float, context: int, max_steps: int | None
@@ -56,3 +61,21 @@ def plan_phases(
 def phase_at(phases: tuple[Phase, ...], step: int) -> Phase:
     """Return the phase of optimizer step `step` (1 ...); steps beyond the last belong to it."""
     return next((phase for phase in phases if step <= phase.last), phases[-1])
+
+
+def stages_after(
+    done: list[Phase], stages: list[CurriculumStage], tokens: float, context: int
+) -> list[CurriculumStage]:
+    """Return the stages that count the phases `done` as they are and go on with those of `stages` that end later.
+
+    tokens: of the horizon; context: for stages that name none. Empty where `done` has read as much as the horizon.
+    """
+    continued: list[CurriculumStage] = []
+    read = 0
+    for phase in done:
+        read += phase.tokens
+        if read >= tokens:
+            return []
+        length = None if phase.context == context else phase.context
+        continued.append(CurriculumStage(until=read / tokens, context=length, batch_tokens=phase.step_tokens))
+    return continued + [stage for stage in stages if stage.until > continued[-1].until]

@@ -135,6 +135,11 @@ def whole_by_name(tensors: dict[str, Tensor], processes: Processes) -> dict[str,
     return result
 
 
+def local(tensor: Tensor) -> Tensor:
+    """Return the share that this process holds of a tensor that FSDP has cut; another one as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 def part(tensor: Tensor, like: Tensor) -> Tensor:
     """Cut a whole tensor as `like` is cut, without asking other processes; the inverse of `whole`."""
     if not hasattr(like, "full_tensor"):

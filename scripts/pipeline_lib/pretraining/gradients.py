@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from .distribution import Processes
+from .distribution import Processes, local
 
 
 def parameter_norms(tensors: list[Tensor], processes: Processes) -> Tensor:
     """Return the Euclidean norm of each tensor in float32, also of tensors that FSDP has cut over the processes."""
-    norms = torch.stack(torch._foreach_norm([_local(tensor) for tensor in tensors], 2, dtype=torch.float32))
+    norms = torch.stack(torch._foreach_norm([local(tensor) for tensor in tensors], 2, dtype=torch.float32))
     if processes.strategy == "fsdp":
         norms = processes.sum(norms.square()).sqrt()
     return norms
@@ -21,7 +21,7 @@ def parameter_norms(tensors: list[Tensor], processes: Processes) -> Tensor:
 def clip(gradients: list[Tensor], norm: float, limit: float | None) -> None:
     """Scale gradients of the whole norm `norm` down to `limit`; shorter ones are left as they are."""
     if limit is not None and norm > limit:
-        torch._foreach_mul_([_local(gradient) for gradient in gradients], limit / norm)
+        torch._foreach_mul_([local(gradient) for gradient in gradients], limit / norm)
 
 
 def norms_by_block(names: list[str], norms: list[float]) -> dict[str, float]:
@@ -40,7 +40,3 @@ def _block(name: str) -> str:
     if "embed" in name:
         return "embedding"
     return "head" if "head" in name else "final norm"
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

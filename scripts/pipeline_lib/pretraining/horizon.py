@@ -16,7 +16,7 @@ the whole rate in the first steps, so the logits, sums over the width, would mov
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from pipeline_lib.config.pretrain import OptimizerSettings, PretrainSettings
@@ -57,12 +57,20 @@ class Horizon:
         """Return the tokens of optimizer step `step` (1 ...), padding included."""
         return phase_at(self.phases, step).step_tokens if self.phases else self.step_tokens
 
+    def phases_until(self, step: int) -> list[Phase]:
+        """Return the phases of steps 1 ... `step`, cut there; steps beyond the horizon belong to its last phase."""
+        whole = self.phases or (Phase(1, self.steps, self.context, self.sequences),)
+        cut = [replace(phase, last=step if phase is whole[-1] else min(phase.last, step)) for phase in whole]
+        return [phase for phase in cut if phase.first <= phase.last]
+
+    def tokens_until(self, step: int) -> int:
+        """Return the tokens of steps 1 ... `step`, padding and repeats included."""
+        return sum(phase.tokens for phase in self.phases_until(step))
+
     @property
     def tokens(self) -> int:
         """Tokens of the whole run, padding and repeats included."""
-        if self.phases:
-            return sum((phase.last - phase.first + 1) * phase.step_tokens for phase in self.phases)
-        return self.steps * self.step_tokens
+        return self.tokens_until(self.steps)
 
     def to_json(self) -> dict[str, Any]:
         """Return the numbers by name."""

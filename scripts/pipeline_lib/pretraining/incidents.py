@@ -8,8 +8,9 @@ are touched:
       state.json               with "incident": what happened, norms by block, and the documents of each sequence
 
 `--replay 770` builds that state again, reads the batch from the packed cache, does the forward and backward pass, says
-whether loss and norm are the recorded ones to the last bit, and lists the sequences with the highest loss and the
-documents in them.
+whether loss and norm are the recorded ones, and lists the sequences with the highest loss and the documents in them. A
+step of one process is compared to the last bit; several add up their parts in another order than the one that replays,
+so theirs is compared within a tolerance, which is said.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from .run_state import TrainingRun, checkpoint_content, restore_state
 
 FOLDER = "incidents"
 SHOWN = 5
+TOLERANCE = 1e-5
+"""Relative difference up to which a step of several processes counts as done again; 3e-7 was measured for the loss."""
 
 
 def record(
@@ -54,6 +57,7 @@ def record(
     if run.processes.first:
         tensors["batch"] = {name: getattr(batch, name) for name in Batch.__dataclass_fields__}
         incident = {**what, "step": step, "documents": data.documents_of_next(run.data, run.step)}
+        incident["processes"] = run.processes.size
         incident["settings"] = settings.model_dump(mode="json")
         save_checkpoint(bundle, tensors, {**state, "incident": incident})
         # By age, not by step: a run that went back and took another way leaves bundles of later steps behind.
@@ -65,11 +69,6 @@ def record(
 
 def _written(path: Path) -> tuple[int, str]:
     return path.stat().st_mtime_ns, path.name
-
-
-def broken_weights(run: TrainingRun) -> list[str]:
-    """Return the names of the parameters that hold a number that is not finite."""
-    return [name for name, weight in run.model.named_parameters() if not bool(torch.isfinite(weight).all())]
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Replay:
 
 
 def replay(context: ActionContext, step: int) -> int:
-    """Do the step of a bundle again and print what it finds. Returns 0 when it is the recorded one to the last bit."""
+    """Do the step of a bundle again and print what it finds. Returns 0 when it is the recorded one, see `describe`."""
     from .choices import Choices
     from .distribution import alone
     from .inputs import open_training_inputs
@@ -104,7 +103,7 @@ def replay(context: ActionContext, step: int) -> int:
     result = do_again(run, inputs.data, settings, Batch(**loaded.tensors["batch"]))
     for line in describe(incident, result):
         print(line)
-    same = all(_same(incident[name], getattr(result, name)) for name in ("loss", "grad_norm"))
+    same = all(_same(incident, name, getattr(result, name)) for name in ("loss", "grad_norm"))
     return 0 if same and result.same_batch else 1
 
 
@@ -127,13 +126,17 @@ def do_again(run: TrainingRun, data: PackedData, settings: PretrainSettings, rec
 
 def describe(incident: dict[str, Any], result: Replay) -> list[str]:
     """Return the lines that tell what was recorded, what the replay found, and which documents stand out."""
+    processes = _processes(incident)
+    alike = "bit for bit the same" if processes == 1 else f"the same within {TOLERANCE:g}"
     lines = [
         f"step {incident['step']:,}: {incident['kind']}",
         f"  batch     {'the recorded one, read again from the packed cache' if result.same_batch else 'DIFFERENT'}",
     ]
+    if processes > 1:
+        lines.append(f"  recorded by {processes} processes, which add up in another order: not compared bit by bit")
     for name in ("loss", "grad_norm"):
         before, now = incident[name], getattr(result, name)
-        verdict = "bit for bit the same" if _same(before, now) else "DIFFERENT"
+        verdict = alike if _same(incident, name, now) else "DIFFERENT"
         lines.append(f"  {name:<9} {before} recorded, {now} now: {verdict}")
     if incident.get("broken_weights"):
         lines.append(f"  not finite before the step already: {', '.join(incident['broken_weights'][:SHOWN])}")
@@ -156,8 +159,17 @@ def spell(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-def _same(recorded: float | str, now: float) -> bool:
-    return spell(now) == recorded
+def _processes(incident: dict[str, Any]) -> int:
+    return incident.get("processes", 1)  # bundles of older versions do not say
+
+
+def _same(incident: dict[str, Any], name: str, now: float) -> bool:
+    recorded = incident[name]
+    if _processes(incident) == 1:
+        return spell(now) == recorded
+    if isinstance(recorded, str):  # another order of a sum may make NaN of what was infinite
+        return not math.isfinite(now)
+    return math.isclose(now, recorded, rel_tol=TOLERANCE)
 
 
 def _rank(value: float) -> float:

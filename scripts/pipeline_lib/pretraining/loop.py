@@ -9,7 +9,7 @@ since its last checkpoint, does them again, and proves that it does the same thi
 in metrics.jsonl, and the repeated line must be equal to the last digit.
 
 Signals are honoured between steps and between validation batches. A loss or gradient that is not finite stops the run
-before it reaches the weights.
+before it reaches the weights, and divergence.py says which way leads back.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +32,7 @@ from . import incidents
 from .accumulation import MemoryRanOutInside, accumulate_gradient, drop_gradients, leave_word
 from .batches import Batch, PackedData
 from .distribution import interrupted
+from .divergence import NotFinite, bad_validation, broken_weights, diverged
 from .gradients import clip, norms_by_block, parameter_norms
 from .growing import wait_for_text
 from .logbook import Logbook
@@ -60,7 +60,7 @@ def train(stage: Stage, run: TrainingRun, data: PackedData, book: Logbook) -> Sa
         raise  # saved where that was possible, or saving is what failed
     except Exception:
         # Cut tensors cannot be put together when this process fails alone: the others would not come.
-        if run.processes.strategy != "fsdp" and saving.emergency(run):
+        if run.processes.strategy != "fsdp" and not broken_weights(run) and saving.emergency(run):
             stage.say(f"  the state after step {run.step:,} was saved before the error")
         raise
     return saving
@@ -151,14 +151,6 @@ def optimizer_step(
     return float(total), norm
 
 
-class NotFinite(FloatingPointError):
-    """A loss or gradient norm that is NaN or infinite; the weights have not been touched."""
-
-    def __init__(self, loss: float, norm: float):
-        super().__init__(f"loss {loss}, gradient norm {norm}")
-        self.loss, self.norm = loss, norm
-
-
 def _next_step(
     run: TrainingRun,
     batches: Iterator[tuple[Batch, dict[str, Any]]],
@@ -185,11 +177,12 @@ def _next_step(
     try:
         loss, norm = optimizer_step(run, batch, settings, before_update)
     except NotFinite as error:
-        saving.emergency(run)
-        broken = incidents.broken_weights(run)
+        broken = broken_weights(run)
+        if not broken:
+            saving.emergency(run, keep_older=True)
         what = {"kind": "not finite", "loss": incidents.spell(error.loss), "grad_norm": incidents.spell(error.norm)}
         bundle = incidents.record(run, data, batch, settings, folder, {**what, "broken_weights": broken})
-        raise StageFailure(_diverged(run, step, error, broken, bundle, saving)) from None
+        raise StageFailure(diverged(run, error, broken, saving.saver, bundle is not None)) from None
     except Exception as error:
         if not is_out_of_memory(error):
             raise
@@ -211,30 +204,6 @@ def _next_step(
     if run.block_norms:
         line["block_grad_norms"] = run.block_norms
     return line
-
-
-def _diverged(
-    run: TrainingRun, step: int, error: NotFinite, broken: list[str], bundle: Path | None, saving: Saving
-) -> str:
-    """Say what was saved, what to look at and what to change when a step was not finite."""
-    if broken:
-        advice = f"{len(broken)} weights are not finite before the step already, first {broken[0]}: " + (
-            "make the model again with 04_init_model.py --force" if run.step == 0 else "lower pretrain.optimizer.lr"
-        )
-    else:
-        advice = "lower pretrain.optimizer.lr or raise pretrain.schedule.warmup_fraction"
-    look = f"; look at the step with --replay {step}" if bundle is not None else ""
-    return (
-        f"training diverged at step {step} ({error}); the weights of step {run.step} are saved in"
-        f" {saving.saver.folder}; {advice}{look}"
-    )
-
-
-def _bad_validation(run: TrainingRun, loss: float) -> str:
-    broken = incidents.broken_weights(run)
-    where = f"; {len(broken)} weights are not finite, first {broken[0]}" if broken else ""
-    advice = "make the model again with 04_init_model.py --force" if run.step == 0 else "lower pretrain.optimizer.lr"
-    return f"the validation loss is {loss} after step {run.step}{where}: {advice}"
 
 
 def _out_of_memory_in_validation(run: TrainingRun, context: int) -> str:
@@ -284,7 +253,7 @@ def _finish_step(
                 saving.emergency(run)
             stage.stop_if_interrupted()
         if not math.isfinite(result.loss):
-            raise StageFailure(_bad_validation(run, result.loss))
+            raise StageFailure(bad_validation(run, result.loss, saving.saver))
         run.score = result.bits_per_byte
         run.best_score = run.score if run.best_score is None else min(run.score, run.best_score)
         line.update(val_loss=result.loss, val_bits_per_byte=result.bits_per_byte)

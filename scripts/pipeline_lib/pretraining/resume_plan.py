@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from pipeline_lib.checkpoints import load_state, newest_valid_checkpoint
 from pipeline_lib.config import resolve_path
-from pipeline_lib.config.pretrain import PretrainSettings, ScheduleSettings
+from pipeline_lib.config.pretrain import CurriculumStage, PretrainSettings, ScheduleSettings
 from pipeline_lib.packing.open_cache import open_cache
 from pipeline_lib.packing.reader import PackedCache
 from pipeline_lib.stage import ActionContext, Stage, StageInput, UserError
@@ -27,8 +27,10 @@ from pipeline_lib.stage.inputs import open_input, repairing_command
 from pipeline_lib.stage.manifest import MANIFEST, Manifest, describe_change
 from pipeline_lib.stage.workspace import WORK, Workspace
 
+from .curriculum import Phase, stages_after
 from .horizon import Horizon, LearningRates, resolve_horizon, wanted_tokens
 from .inputs import known_tokens
+from .meters import TokenCounts
 from .schedule import schedule_factor
 
 # The saved moments, or the place in the data, belong to these values.
@@ -178,11 +180,13 @@ def print_resume_plan(context: ActionContext) -> int:
     if saved is None or state is None or state["data"] is None:
         manifest = Manifest.read(context.stage_folder / MANIFEST)
         what = "a start would begin"
-        if manifest is not None and manifest.fingerprint == context.fingerprint():
+        if manifest is not None:
+            present = context.fingerprint()
+            made_from = manifest.made_from(present)
             what = "the training is finished; --force would begin"
-        elif manifest is not None:
-            change = describe_change(manifest.fingerprint, context.fingerprint())
-            what = f"the training is finished; as it would be another now ({change}), a start would begin anew"
+            if made_from != present:
+                change = describe_change(made_from, present)
+                what = f"the training is finished; as it would be another now ({change}), a start would begin anew"
         print(f"{context.stage_folder}: no unfinished training with a checkpoint; {what} at step 0")
         return 0
     plan = plan_resume(
@@ -232,18 +236,31 @@ def _other_length(place: ActionContext | Stage, settings: PretrainSettings, stat
 
 
 def _other_batch(place: ActionContext | Stage, settings: PretrainSettings, state: dict[str, Any]) -> list[str]:
-    """Refuse a batch that changed for the whole run: its horizon counts steps, and those so far had another size."""
-    saved, step = _saved_horizon(state), state["step"]
-    old, new = saved.step_tokens, horizon_of(place, settings).step_tokens
-    if old == new or settings.curriculum or state["horizon"]["phases"]:
+    """Refuse batches with which the steps done would have read other tokens: the horizon counts steps of that size."""
+    saved, now, step = _saved_horizon(state), horizon_of(place, settings), state["step"]
+    read, counted = TokenCounts(**state["tokens"]).total, now.tokens_until(step)
+    # A run that an older version continued with other batches goes on as it counted, unless they change once more.
+    if counted in (read, saved.tokens_until(step)):
         return []
-    of_model = _model(place)["parameters"]["matmul"]
-    share = step * old / wanted_tokens(settings, of_model, _text_tokens(place, settings))
-    return [
-        f"a step would read {new:,} tokens, the {step:,} so far read {old:,}: set pretrain.batch_tokens to {old}, or"
-        f" make the new size a stage, pretrain.curriculum: [{{until: {share:.9g}, batch_tokens: {old}}},"
-        f" {{until: 1, batch_tokens: {new}}}]"
-    ]
+    refusal = f"the {step:,} steps so far read {read:,} tokens, with these settings they would have read {counted:,}"
+    wanted = wanted_tokens(settings, _model(place)["parameters"]["matmul"], _text_tokens(place, settings))
+    later = settings.curriculum or [CurriculumStage(until=1.0, batch_tokens=now.step_tokens)]
+    context = settings.context or _cache(place).contexts[0]
+    stages = stages_after(saved.phases_until(step), later, wanted, context)
+    if not stages:
+        return [refusal]
+    one_size = not (settings.curriculum or saved.phases)
+    put_back = f"set pretrain.batch_tokens to {saved.step_tokens}, or " if one_size else ""
+    return [f"{refusal}: {put_back}give what was read its own stages, pretrain.curriculum: [{_spell_stages(stages)}]"]
+
+
+def _spell_stages(stages: list[CurriculumStage]) -> str:
+    given = [stage.model_dump(exclude_none=True) for stage in stages]
+    return ", ".join("{" + ", ".join(f"{key}: {_spell_number(stage[key])}" for key in stage) + "}" for stage in given)
+
+
+def _spell_number(value: int | float) -> str:
+    return f"{value:.9g}" if isinstance(value, float) else str(value)
 
 
 def horizon_of(place: ActionContext | Stage, settings: PretrainSettings) -> Horizon:
@@ -319,7 +336,8 @@ def _spell_rate(rate: float | None) -> str:
 
 def _saved_horizon(state: dict[str, Any]) -> Horizon:
     saved = state["horizon"]
-    return Horizon(saved["steps"], saved["sequences"], saved["context"], LearningRates(**saved["rates"]))
+    phases = tuple(Phase(**phase) for phase in saved["phases"])
+    return Horizon(saved["steps"], saved["sequences"], saved["context"], LearningRates(**saved["rates"]), phases)
 
 
 def section_keys(origins: dict[str, str]) -> set[str]:

@@ -3,17 +3,21 @@
 due        by time, by step, after the best validation so far, and when something happened that must not be forgotten
 emergency  whatever ends the run early (signal, time limit, exception, a loss that is not finite) saves first; the
            result is a checkpoint like any other
+never      weights that are not finite: as the newest checkpoint they would be where every start goes on
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline_lib.checkpoints import BackgroundSaver, Retention
 from pipeline_lib.config.pretrain import PretrainSettings
+from pipeline_lib.stage import StageFailure
 
+from .divergence import broken_weights, lost_weights
 from .run_state import TrainingRun, checkpoint_content
 
 if TYPE_CHECKING:
@@ -32,7 +36,7 @@ class Saving:
         self._saved = time.monotonic()
 
     def save_if_due(self, run: TrainingRun, last: bool) -> None:
-        """Begin a checkpoint of `run` when it is time for one. Raises the error of an earlier save that failed."""
+        """Begin a checkpoint of `run` when it is time for one; raises as `start` does."""
         settings = self._settings
         by_step = any(every is not None and run.step % every == 0 for every in _step_rules(settings))
         by_time = time.monotonic() - self._saved >= settings.checkpoint_seconds and not self.saver.busy
@@ -42,7 +46,12 @@ class Saving:
             self.start(run)
 
     def start(self, run: TrainingRun) -> None:
-        """Begin a checkpoint of `run`; with several processes all must call it, and the first one writes."""
+        """Begin a checkpoint of `run`; with several processes all must call it, and the first one writes.
+
+        Raises StageFailure, with what to do, when weights are not finite, and the error of an earlier save that failed.
+        """
+        if broken := broken_weights(run):
+            raise StageFailure(lost_weights(run, broken, self.saver))
         self._saved = time.monotonic()
         run.save_soon = False
         tensors, state = checkpoint_content(run)
@@ -52,13 +61,16 @@ class Saving:
         # The metrics lines must be durable before the checkpoint that has them behind it.
         self.saver.start(tensors, state, run.score, first=self._book.sync)
 
-    def emergency(self, run: TrainingRun) -> bool:
+    def emergency(self, run: TrainingRun, keep_older: bool = False) -> bool:
         """Save before the run ends early, and wait for it; return whether the state of `run` is on disk.
 
-        A state in the middle of an update is never saved: the checkpoint before it stands.
+        A state in the middle of an update is never saved: the checkpoint before it stands. keep_older: remove no
+        checkpoint for this one, from which perhaps nothing can go on. Raises as `start` does.
         """
         if not run.between_steps:
             return False
+        if keep_older:
+            self.saver.retention = replace(self.saver.retention, newest=self.saver.retention.newest + 1)
         if self.saver.last_step != run.step or run.unwritten is not None:
             self.start(run)
         self.saver.finish()

@@ -52,6 +52,15 @@ class Manifest:
         """Digest of all that the stage is made from, which is known before its outputs are, and decides them."""
         return "attempt " + json_digest(self.fingerprint)
 
+    def made_from(self, fingerprint: dict[str, Any]) -> dict[str, Any]:
+        """Return the fingerprint that one of now is compared with.
+
+        Unfinished work may have been continued with settings that the start which finished it did not ask for (a flag
+        of an earlier start). Asking for the same again makes nothing anew: those settings count as the ones of now.
+        """
+        asked = self.run.get("settings_asked_for")
+        return {**self.fingerprint, "settings": asked} if asked == fingerprint["settings"] else self.fingerprint
+
     def _decisive(self) -> dict[str, Any]:
         files = {path: vars(self.files[path]) for path in sorted(self.files)}
         return {

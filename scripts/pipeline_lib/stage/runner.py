@@ -210,8 +210,9 @@ def _why_not_up_to_date(stage: Stage, manifest: Manifest | None, fingerprint: di
     if manifest is None:
         return "it has not finished before" if not (stage.folder / MANIFEST).exists() else "its manifest is damaged"
     as_finished = _as_begun(stage, manifest.fingerprint, fingerprint)
-    if manifest.fingerprint != as_finished:
-        return describe_change(manifest.fingerprint, as_finished)
+    made_from = manifest.made_from(as_finished)
+    if made_from != as_finished:
+        return describe_change(made_from, as_finished)
     if damaged := manifest.damaged_files(stage.folder):
         return f"{len(damaged)} outputs are missing or damaged, first {damaged[0]}"
     if _unfinished(stage, fingerprint).begun_by_force():
@@ -249,10 +250,10 @@ def _execute(stage: Stage, spec: StageSpec, run: Callable[[Stage], None], inputs
             stage.note(line)
         _warn_of_other_settings(stage)
         stage.forced = force or _unfinished(stage, fingerprint).begun_by_force()
-        fingerprint = _as_begun(stage, Workspace.made_from(stage.folder), fingerprint)
+        asked_for = fingerprint = _as_begun(stage, Workspace.made_from(stage.folder), fingerprint)
         if continue_with is not None and not force:
             fingerprint = _continue_other_work(stage, fingerprint, continue_with)
-        return _run_and_publish(stage, spec, run, fingerprint, force)
+        return _run_and_publish(stage, spec, run, fingerprint, asked_for, force)
     except UserError:
         if spec.verdict_files:
             _withdraw(stage)
@@ -350,7 +351,9 @@ def _warn_of_other_settings(stage: Stage) -> None:
             stage.note(f"{name} was made with other settings than the config has now ({change})")
 
 
-def _run_and_publish(stage: Stage, spec: StageSpec, run, fingerprint: dict[str, Any], force: bool) -> int:
+def _run_and_publish(
+    stage: Stage, spec: StageSpec, run, fingerprint: dict[str, Any], asked_for: dict[str, Any], force: bool
+) -> int:
     workspace = Workspace(stage.folder, fingerprint)
     workspace.open(fresh=force, keep_superseded=spec.keeps_superseded, say=stage.say)
     stage.begin(workspace)
@@ -399,7 +402,9 @@ def _run_and_publish(stage: Stage, spec: StageSpec, run, fingerprint: dict[str, 
         result=stage.result,
         notes=stage.notes,
         exit_code=stage.exit_code,
-        run=_describe_run(started, peak.stop(), workspace.resuming, fingerprint) | _describe_engine(stage),
+        run=_describe_run(started, peak.stop(), workspace.resuming, fingerprint)
+        | _describe_engine(stage)
+        | _describe_request(fingerprint, asked_for),
     )
     workspace.publish(manifest)
     following = next_stage(spec.name)
@@ -430,6 +435,13 @@ def print_card(stage: Stage, spec: StageSpec, following: StageSpec | None) -> No
 def _describe_engine(stage: Stage) -> dict[str, Any]:
     """Return who did the units, of a stage that others can do."""
     return {"engine": stage.config.scale_out.engine} if stage.spec.scales_out else {}
+
+
+def _describe_request(fingerprint: dict[str, Any], asked_for: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that this start asked for, where earlier ones had begun the work with others."""
+    if asked_for["settings"] == fingerprint["settings"]:
+        return {}
+    return {"settings_asked_for": asked_for["settings"]}
 
 
 def _describe_run(started: float, peak: int, resumed: bool, fingerprint: dict[str, Any]) -> dict[str, Any]:
