@@ -114,6 +114,20 @@ def test_the_resume_plan_shows_the_differences_and_the_learning_rates_and_does_n
     assert {path: path.stat().st_mtime_ns for path in work.rglob("*")} == untouched
 
 
+def test_a_forced_start_that_is_killed_before_its_first_step_costs_no_training(stopped_run, launcher):
+    config, run = stopped_run
+    folder = run / "05_pretrain"
+    trained = newest_valid_checkpoint(folder / "work" / "checkpoints").name
+    aside = folder / "superseded" / "checkpoints"
+    killed = launcher.start(
+        config, run, "--force", when=lambda: aside.exists() and (folder / "work" / "choices.json").exists()
+    )
+    assert killed.code == -signal.SIGKILL, killed.output
+    done = launcher.start(config, run, "--optimizer.lr", "0.005", "--max_steps", "4")
+    assert done.code == 0 and "was discarded, nothing in it was finished" in done.output, done.output
+    assert newest_valid_checkpoint(aside).name == trained
+
+
 def test_a_length_that_changed_because_the_cache_has_another_one_first_is_refused(stopped_run, launcher):
     config, run = stopped_run
     config.write_text(config.read_text().replace("contexts: [64]", "contexts: [32, 64]"))

@@ -390,3 +390,16 @@ def test_force_begins_anew_even_over_its_own_unfinished_work_and_says_so(toy: To
     code, out, _ = toy.run("--force")
     assert code == 0 and "unfinished work that --force does not continue was discarded" in out
     assert "were finished before" not in out
+
+
+def test_a_restart_by_torchrun_continues_what_force_began_instead_of_beginning_anew(toy: Toy):
+    """torchrun repeats the command line, --force included; a failure must not leave "up to date" behind for it."""
+    assert toy.run()[0] == 0
+    restarts = {"TORCHELASTIC_MAX_RESTARTS": "1"}
+    assert toy.run("--force", TOY_BROKEN="failure", TORCHELASTIC_RESTART_COUNT="0", **restarts)[0] == 1
+    code, out, err = toy.run("--force", TORCHELASTIC_RESTART_COUNT="1", **restarts)
+    assert code == 0, err
+    assert "restart 1 of torchrun; --force counted at the first start only" in out
+    assert "2 of 6 numbers were finished before, continuing" in out
+    code, out, _ = toy.run("--force", TORCHELASTIC_RESTART_COUNT="1", **restarts)
+    assert code == 0 and out.strip().endswith("up to date")

@@ -31,6 +31,7 @@ from .parallel import available_cores
 from .plan import Estimate, print_plan
 from .stage import Stage
 from .system_errors import spell_system_error, tells_of_a_full_disk
+from .torchrun import restart, starts_again
 from .workspace import WORK, Workspace, finish_publication
 
 if TYPE_CHECKING:
@@ -226,6 +227,9 @@ def _unfinished(stage: Stage, fingerprint: dict[str, Any]) -> Workspace:
 def _execute(stage: Stage, spec: StageSpec, run: Callable[[Stage], None], inputs, join, continue_with) -> int:
     _make_folder(stage.folder)
     stage.open_log()
+    if stage.forced and restart():
+        stage.forced = False
+        stage.say(f"{stage.name}: restart {restart()} of torchrun; --force counted at the first start only")
     lock = _lock_or_share(stage, spec, inputs, join)
     force = stage.forced
     try:
@@ -374,8 +378,9 @@ def _run_and_publish(stage: Stage, spec: StageSpec, run, fingerprint: dict[str, 
         stage.log(traceback.format_exc().rstrip())
         raise
     except (UserError, StageFailure):
-        workspace.discard_if_empty()
-        workspace.give_up_force()
+        if not starts_again():  # the next start of torchrun would not repeat --force and find the stage up to date
+            workspace.discard_if_empty()
+            workspace.give_up_force()
         raise
     except (MemoryError, KeyboardInterrupt):
         raise
