@@ -48,6 +48,25 @@ def test_a_flag_that_is_forgotten_on_resume_stays_and_one_that_is_given_override
     assert any("settings changed after step" in note and "optimizer.lr 0.02 -> 0.005" in note for note in notes(run))
 
 
+def test_a_change_of_settings_is_on_the_card_also_when_the_run_is_stopped_once_more_after_it(stopped_run, launcher):
+    config, run = stopped_run
+    before = len(metrics_of_unfinished(run))
+    ended = launcher.start(
+        config,
+        run,
+        "--optimizer.lr",
+        "0.005",
+        signal_number=signal.SIGTERM,
+        when=lambda: len(metrics_of_unfinished(run)) >= before + 2,
+    )
+    assert ended.code == 128 + signal.SIGTERM, ended.output
+    done = launcher.start(config, run)
+    assert done.code == 0 and "settings changed after" not in done.output.split("pretrains: done")[0], done.output
+    (change,) = [note for note in notes(run) if "settings changed after step" in note]
+    assert change.endswith("optimizer.lr 0.02 -> 0.005")
+    assert sum(note.startswith("predicted ") for note in notes(run)) == 1
+
+
 def test_the_plan_of_a_start_with_other_settings_names_what_lies_there(stopped_run, launcher):
     config, run = stopped_run
     began_with = ("--max_steps", "20", "--optimizer.lr", "0.02")

@@ -403,3 +403,21 @@ def test_a_restart_by_torchrun_continues_what_force_began_instead_of_beginning_a
     assert "2 of 6 numbers were finished before, continuing" in out
     code, out, _ = toy.run("--force", TORCHELASTIC_RESTART_COUNT="1", **restarts)
     assert code == 0 and out.strip().endswith("up to date")
+
+
+def test_the_notes_of_interrupted_starts_are_on_the_card_of_the_one_that_finishes_each_once(toy: Toy):
+    for units, note in ((1, "slow mode"), (3, "another number format")):
+        process = toy.start(TOY_SLEEP="0.1", TOY_NOTE=note, TOY_PASSING_NOTE=f"{units} of them now")
+        toy.wait_for_unit(units)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 143
+    code, out, _ = toy.run(TOY_NOTE="slow mode", TOY_PASSING_NOTE="all of them now")
+    assert code == 0 and out.count("note: slow mode") == 1 and "note         another number format" in out
+    assert toy.manifest()["notes"] == ["slow mode", "another number format", "all of them now"]
+    assert toy.run("--force")[0] == 0
+    assert toy.manifest()["notes"] == []
+
+
+def test_an_input_refused_after_a_note_leaves_no_work_behind(toy: Toy):
+    assert toy.run(TOY_NOTE="slow mode", TOY_BROKEN="user")[0] == 2
+    assert not (toy.folder / "work").exists()

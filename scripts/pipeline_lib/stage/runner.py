@@ -250,7 +250,7 @@ def _execute(stage: Stage, spec: StageSpec, run: Callable[[Stage], None], inputs
             return manifest.exit_code
         stage.say(f"{stage.name} {spec.does} ({reason})")
         for line in superseded:
-            stage.note(line)
+            stage.note(line, lasting=False)
         _warn_of_other_settings(stage)
         stage.forced = force or _unfinished(stage, fingerprint).begun_by_force()
         fingerprint = _as_begun(stage, Workspace.made_from(stage.folder), fingerprint)
@@ -286,7 +286,9 @@ def _continue_other_work(stage: Stage, fingerprint: dict[str, Any], continue_wit
         return fingerprint
     stage.settings = settings
     fingerprint = {**fingerprint, "settings": settings.deciding()}
-    Workspace(stage.folder, fingerprint).take_over()
+    workspace = Workspace(stage.folder, fingerprint)
+    workspace.keep_notes(stage.lasting_notes)  # first: once taken over, nothing tells the next start what has changed
+    workspace.take_over()
     return fingerprint
 
 
@@ -348,7 +350,7 @@ def _warn_of_other_settings(stage: Stage) -> None:
         made_with = source.manifest.fingerprint["settings"]
         if made_with != current:
             change = describe_change({"settings": made_with}, {"settings": current})
-            stage.note(f"{name} was made with other settings than the config has now ({change})")
+            stage.note(f"{name} was made with other settings than the config has now ({change})", lasting=False)
 
 
 def _run_and_publish(stage: Stage, spec: StageSpec, run, fingerprint: dict[str, Any], force: bool) -> int:
@@ -399,7 +401,7 @@ def _run_and_publish(stage: Stage, spec: StageSpec, run, fingerprint: dict[str, 
         files=files,
         ledger=ledger.to_json(),
         result=stage.result,
-        notes=stage.notes,
+        notes=stage.all_notes(),
         exit_code=stage.exit_code,
         run=_describe_run(started, peak.stop(), workspace.resuming, fingerprint) | _describe_engine(stage),
     )

@@ -3,6 +3,7 @@
     runs/<run>/<stage>/work/state.json      fingerprint of the attempt, that with which its work began, and
                                             whether --force did
     runs/<run>/<stage>/work/journal.jsonl   finished units
+    runs/<run>/<stage>/work/notes.json      lines for the card, of every start that has been at this work
     runs/<run>/<stage>/work/...             files of finished units, training checkpoints
     runs/<run>/<stage>/work/manifest.json   written when all is done: from here on only renames remain
 
@@ -26,6 +27,7 @@ WORK = "work"
 SUPERSEDED = "superseded"
 _STATE = "state.json"
 _JOURNAL = "journal.jsonl"
+_NOTES = "notes.json"
 _CHECKPOINTS = "checkpoints/*/complete.json"
 _REFERENCE = "reference-*/*"  # log-probabilities that stage 09 computes before it trains
 
@@ -125,10 +127,20 @@ class Workspace:
                 units[record["unit"]] = record
         return units
 
+    def notes(self) -> list[str]:
+        """Return the lines for the card that the starts of this work have made so far."""
+        return (read_json(self.folder / _NOTES) or {}).get("notes", [])
+
+    def keep_notes(self, lines: list[str]) -> None:
+        """Keep lines for the card with the work, each once, so that the start that finishes it tells them."""
+        known = self.notes()
+        if new := [line for line in lines if line not in known]:
+            write_json_atomic(self.folder / _NOTES, {"notes": [*known, *new]})
+
     def discard_if_empty(self) -> None:
         """Remove the work folder when nothing was finished in it, as after an input that was refused at once."""
         files = {path.name for path in self.folder.rglob("*") if not path.is_dir()}
-        if files <= {_STATE, _JOURNAL} and not self.journal.records:
+        if files <= {_STATE, _JOURNAL, _NOTES} and not self.journal.records:
             self.journal.close()
             remove(self.folder)
 
