@@ -4,9 +4,10 @@ import itertools
 import json
 
 import pytest
+import torch
 from tiny_training import SETTINGS, BareStage, make_run, open_data
 
-from pipeline_lib.checkpoints import checkpoint_name
+from pipeline_lib.checkpoints import BackgroundSaver, checkpoint_name, load_checkpoint, newest_valid_checkpoint
 from pipeline_lib.pretraining.logbook import open_logbook
 from pipeline_lib.pretraining.loop import train
 from pipeline_lib.pretraining.run_state import restore_run
@@ -49,3 +50,15 @@ def test_a_step_whose_validation_a_signal_interrupted_can_still_be_the_best(pack
     [written] = [line for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if '"step": 4,' in line]
     assert json.loads((folder / "complete.json").read_text())["score"] == json.loads(written)["val_bits_per_byte"]
     assert (tmp_path / "checkpoints" / checkpoint_name(5)).exists()
+
+
+def test_a_run_without_memory_for_the_copy_of_a_checkpoint_saves_and_says_how(packed_run, monkeypatch, tmp_path):
+    monkeypatch.setattr(BackgroundSaver, "_buffer", lambda *_: torch.empty(1 << 60, dtype=torch.uint8))
+    settings = SETTINGS.model_copy(update={"max_steps": 4, "checkpoint_steps": 2, "tensorboard": False})
+    run, stage = make_run(settings), BareStage(settings, tmp_path)
+    with open_logbook(tmp_path, run, False, settings, "test") as book:
+        train(stage, run, open_data(packed_run[1] / "03_packed"), book)
+    loaded = load_checkpoint(newest_valid_checkpoint(tmp_path / "checkpoints"))
+    assert loaded.step == run.horizon.steps == 4
+    assert all(torch.equal(loaded.tensors["model"][name], weight) for name, weight in run.model.state_dict().items())
+    assert sum("no memory for a copy of weights and moments" in line for line in stage.said) == 1
