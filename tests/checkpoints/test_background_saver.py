@@ -2,14 +2,15 @@
 
 import errno
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline_lib.checkpoints import BackgroundSaver, Retention, load_checkpoint, newest_valid_checkpoint
+from pipeline_lib.checkpoints import BackgroundSaver, Retention, folders, load_checkpoint, newest_valid_checkpoint
 from pipeline_lib.checkpoints.tensor_files import write_tensor_file
-from pipeline_lib.stage import file_digest
+from pipeline_lib.stage import StageFailure, file_digest
 
 
 def tensors(seed: int) -> dict[str, torch.Tensor]:
@@ -92,3 +93,50 @@ def test_the_newest_the_best_and_every_nth_stay(tmp_path):
     for step, score in enumerate([None, 3.0, 1.5, 2.0, None, 2.5, 2.5, None, None, None, 2.2], start=0):
         saver.start({"model": {"w": torch.zeros(2)}}, {"step": step}, score)
     assert [int(path.name[-4:]) for path in sorted(tmp_path.iterdir())] == [2, 4, 8, 9, 10]
+
+
+def failing_at_call(number: int, error: Exception, function: Callable) -> Callable:
+    """Return `function`, which raises `error` at its call of that number, counted from 1."""
+    calls = []
+
+    def maybe_fail(*arguments):
+        calls.append(arguments)
+        if len(calls) == number:
+            raise error
+        return function(*arguments)
+
+    return maybe_fail
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA error: out of memory")])
+def test_without_memory_for_the_copy_the_update_waits_for_the_write_and_nothing_is_lost(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(BackgroundSaver, "_buffer", failing_at_call(3, error, BackgroundSaver._buffer))
+    said = []
+    saver = BackgroundSaver(tmp_path, Retention(5), note=said.append)
+    live = tensors(0)
+    for step in (7, 8):
+        before = {name: tensor.clone() for name, tensor in live.items()}
+        saver.start({"model": live}, {"step": step})
+        saver.before_update()
+        loaded = load_checkpoint(newest_valid_checkpoint(tmp_path))  # already: from here on the weights may change
+        assert loaded.step == step
+        assert all(torch.equal(loaded.tensors["model"][name], before[name]) for name in before)
+        for tensor in live.values():
+            if tensor.is_floating_point():
+                tensor.add_(1)
+    saver.finish()
+    (line,) = said
+    assert line.startswith("step 7: no memory for a copy") and "pretrain.background_saving: false" in line
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_without_memory_to_write_a_checkpoint_it_is_the_saving_that_failed(tmp_path, monkeypatch, background):
+    saver = BackgroundSaver(tmp_path, Retention(5), background)
+    saver.start({"model": tensors(0)}, {"step": 6})
+    saver.finish()
+    failing = failing_at_call(1, MemoryError(), folders.write_tensor_file)
+    monkeypatch.setattr(folders, "write_tensor_file", failing)
+    with pytest.raises(StageFailure, match="no memory to write the checkpoint of step 7; the one before stands"):
+        saver.start({"model": tensors(1)}, {"step": 7})
+        saver.finish()
+    assert load_checkpoint(newest_valid_checkpoint(tmp_path)).step == 6

@@ -20,8 +20,10 @@ from pipeline_lib.oom_handler import SafeBatchSizes, is_out_of_memory
 from pipeline_lib.pretraining import accumulation, validation
 from pipeline_lib.pretraining.accumulation import MemoryRanOutInside, leave_word, take_over
 from pipeline_lib.pretraining.batches import PackedData
+from pipeline_lib.pretraining.cost import predict
 from pipeline_lib.pretraining.distribution import alone, join
 from pipeline_lib.pretraining.forward import summed_loss
+from pipeline_lib.pretraining.inputs import TrainingInputs
 from pipeline_lib.pretraining.logbook import open_logbook
 from pipeline_lib.pretraining.loop import _next_step, optimizer_step, train
 from pipeline_lib.pretraining.run_state import checkpoint_content, restore_run
@@ -69,20 +71,29 @@ def test_memory_that_runs_out_repeats_the_same_batch_with_the_same_gradient(data
     assert apart < 1e-6 * whole
 
 
+def exhaust() -> None:
+    torch.empty(1 << 60, dtype=torch.uint8)
+
+
 def test_memory_that_runs_out_half_way_through_an_update_is_not_saved_over(data, tmp_path):
     run = make_run()
     book = open_logbook(tmp_path, run, False, SETTINGS.model_copy(update={"tensorboard": False}), "test")
     book.metrics.append({"step": 0})
     book.timings.append({"step": 0})
 
-    def exhaust():
-        torch.empty(1 << 60, dtype=torch.uint8)
-
     run.optimizers["adamw"].step = exhaust  # Muon has already moved the matrices when AdamW asks for its moments
     with pytest.raises(StageFailure, match="out of memory in the update at step 1; the last checkpoint stands"):
         saving = Saving(SETTINGS, tmp_path / "checkpoints", book)
         _next_step(run, data.training_batches(None), data, book, saving, SETTINGS)
     assert newest_valid_checkpoint(tmp_path / "checkpoints") is None
+
+
+def test_moments_that_do_not_fit_are_one_sentence_of_the_probe_before_training(data, tmp_path):
+    run = make_run()
+    inputs = TrainingInputs(data, run.horizon, {"total": 30_000}, "llama", 2, 32, 32, tmp_path, SETTINGS.micro_batch)
+    run.optimizers["adamw"].step = exhaust
+    with pytest.raises(StageFailure, match="out of memory in the update.* an optimizer with smaller moments"):
+        predict(run, inputs, SETTINGS)
 
 
 def forgetful(largest: int):

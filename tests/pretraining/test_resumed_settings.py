@@ -61,6 +61,25 @@ def test_the_start_that_finished_a_run_begun_with_flags_is_up_to_date_when_it_is
     assert "step 20 of 20: " in launcher.start(config, run, "--trace", "20").output
 
 
+def test_a_change_of_settings_is_on_the_card_also_when_the_run_is_stopped_once_more_after_it(stopped_run, launcher):
+    config, run = stopped_run
+    before = len(metrics_of_unfinished(run))
+    ended = launcher.start(
+        config,
+        run,
+        "--optimizer.lr",
+        "0.005",
+        signal_number=signal.SIGTERM,
+        when=lambda: len(metrics_of_unfinished(run)) >= before + 2,
+    )
+    assert ended.code == 128 + signal.SIGTERM, ended.output
+    done = launcher.start(config, run)
+    assert done.code == 0 and "settings changed after" not in done.output.split("pretrains: done")[0], done.output
+    (change,) = [note for note in notes(run) if "settings changed after step" in note]
+    assert change.endswith("optimizer.lr 0.02 -> 0.005")
+    assert sum(note.startswith("predicted ") for note in notes(run)) == 1
+
+
 def test_the_plan_of_a_start_with_other_settings_names_what_lies_there(stopped_run, launcher):
     config, run = stopped_run
     began_with = ("--max_steps", "20", "--optimizer.lr", "0.02")
@@ -142,6 +161,20 @@ def test_the_resume_plan_shows_the_differences_and_the_learning_rates_and_does_n
                   f"^ step {step}", "none is repeated, none is skipped"):  # fmt: skip
         assert words in shown.output, (words, shown.output)
     assert {path: path.stat().st_mtime_ns for path in work.rglob("*")} == untouched
+
+
+def test_a_forced_start_that_is_killed_before_its_first_step_costs_no_training(stopped_run, launcher):
+    config, run = stopped_run
+    folder = run / "05_pretrain"
+    trained = newest_valid_checkpoint(folder / "work" / "checkpoints").name
+    aside = folder / "superseded" / "checkpoints"
+    killed = launcher.start(
+        config, run, "--force", when=lambda: aside.exists() and (folder / "work" / "choices.json").exists()
+    )
+    assert killed.code == -signal.SIGKILL, killed.output
+    done = launcher.start(config, run, "--optimizer.lr", "0.005", "--max_steps", "4")
+    assert done.code == 0 and "was discarded, nothing in it was finished" in done.output, done.output
+    assert newest_valid_checkpoint(aside).name == trained
 
 
 def test_a_length_that_changed_because_the_cache_has_another_one_first_is_refused(stopped_run, launcher):

@@ -4,9 +4,10 @@ import itertools
 import json
 
 import pytest
+import torch
 from tiny_training import SETTINGS, BareStage, make_run, open_data
 
-from pipeline_lib.checkpoints import checkpoint_name, newest_valid_checkpoint
+from pipeline_lib.checkpoints import BackgroundSaver, checkpoint_name, load_checkpoint, newest_valid_checkpoint
 from pipeline_lib.pretraining.logbook import open_logbook
 from pipeline_lib.pretraining.loop import train
 from pipeline_lib.pretraining.run_state import restore_run
@@ -68,3 +69,15 @@ def test_weights_that_are_not_finite_are_never_saved(packed_run, tmp_path, every
     with open_logbook(tmp_path, run, False, settings, "test") as book, pytest.raises(StageFailure, match=said):
         train(BareStage(settings, tmp_path), run, open_data(packed_run[1] / "03_packed"), book)
     assert newest_valid_checkpoint(tmp_path / "checkpoints").name == checkpoint_name(2)
+
+
+def test_a_run_without_memory_for_the_copy_of_a_checkpoint_saves_and_says_how(packed_run, monkeypatch, tmp_path):
+    monkeypatch.setattr(BackgroundSaver, "_buffer", lambda *_: torch.empty(1 << 60, dtype=torch.uint8))
+    settings = SETTINGS.model_copy(update={"max_steps": 4, "checkpoint_steps": 2, "tensorboard": False})
+    run, stage = make_run(settings), BareStage(settings, tmp_path)
+    with open_logbook(tmp_path, run, False, settings, "test") as book:
+        train(stage, run, open_data(packed_run[1] / "03_packed"), book)
+    loaded = load_checkpoint(newest_valid_checkpoint(tmp_path / "checkpoints"))
+    assert loaded.step == run.horizon.steps == 4
+    assert all(torch.equal(loaded.tensors["model"][name], weight) for name, weight in run.model.state_dict().items())
+    assert sum("no memory for a copy of weights and moments" in line for line in stage.said) == 1

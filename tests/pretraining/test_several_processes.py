@@ -4,15 +4,21 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 import torch
+from tiny_training import SETTINGS, make_run
 
 from pipeline_lib.pretraining.batches import Batch
+from pipeline_lib.pretraining.distribution import join
+from pipeline_lib.pretraining.logbook import open_logbook
 from pipeline_lib.pretraining.loss import IGNORED
+from pipeline_lib.pretraining.run_state import TrainingRun
 from pipeline_lib.stage.manifest import Manifest
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
@@ -132,6 +138,38 @@ def test_rows_are_shared_out_equally_and_fillings_predict_nothing():
     assert torch.equal(torch.cat([part.inputs for part in parts])[:5], tensors[0])
     assert (parts[2].targets[1] == IGNORED).all() and (parts[2].documents[1] == 0).all()
     assert sum(part.target_count for part in parts) == 10
+
+
+def open_as_one_of_two(rank: int, port: int, folder: Path, run: TrainingRun) -> None:
+    """Open the logbook of `run` as process `rank`, and leave behind which line that one takes to be unwritten."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()})
+    run.processes = join("ddp")
+    settings = SETTINGS.model_copy(update={"tensorboard": False})
+    with open_logbook(folder / str(rank), run, True, settings, "test"):
+        (folder / f"{rank}.json").write_text(json.dumps(run.unwritten))
+
+
+def test_a_line_that_is_taken_back_at_a_shortened_horizon_is_taken_back_by_all(tmp_path):
+    """The second process comes late: it sees the lines as the first one leaves them, without the one taken back."""
+    run = make_run()
+    run.step = run.horizon.steps
+    written = [{"step": step, "loss": 2.5} for step in range(run.step + 1)]
+    for rank, seen in enumerate((written, written[:-1])):
+        (tmp_path / str(rank)).mkdir()
+        for name in ("metrics.jsonl", "timings.jsonl"):
+            (tmp_path / str(rank) / name).write_text("".join(json.dumps(line) + "\n" for line in seen))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = get_context("fork")
+    both = [context.Process(target=open_as_one_of_two, args=(rank, port, tmp_path, run)) for rank in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+    assert [process.exitcode for process in both] == [0, 0]
+    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [written[-1]] * 2
 
 
 @pytest.mark.slow

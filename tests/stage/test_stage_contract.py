@@ -390,3 +390,34 @@ def test_force_begins_anew_even_over_its_own_unfinished_work_and_says_so(toy: To
     code, out, _ = toy.run("--force")
     assert code == 0 and "unfinished work that --force does not continue was discarded" in out
     assert "were finished before" not in out
+
+
+def test_a_restart_by_torchrun_continues_what_force_began_instead_of_beginning_anew(toy: Toy):
+    """torchrun repeats the command line, --force included; a failure must not leave "up to date" behind for it."""
+    assert toy.run()[0] == 0
+    restarts = {"TORCHELASTIC_MAX_RESTARTS": "1"}
+    assert toy.run("--force", TOY_BROKEN="failure", TORCHELASTIC_RESTART_COUNT="0", **restarts)[0] == 1
+    code, out, err = toy.run("--force", TORCHELASTIC_RESTART_COUNT="1", **restarts)
+    assert code == 0, err
+    assert "restart 1 of torchrun; --force counted at the first start only" in out
+    assert "2 of 6 numbers were finished before, continuing" in out
+    code, out, _ = toy.run("--force", TORCHELASTIC_RESTART_COUNT="1", **restarts)
+    assert code == 0 and out.strip().endswith("up to date")
+
+
+def test_the_notes_of_interrupted_starts_are_on_the_card_of_the_one_that_finishes_each_once(toy: Toy):
+    for units, note in ((1, "slow mode"), (3, "another number format")):
+        process = toy.start(TOY_SLEEP="0.1", TOY_NOTE=note, TOY_PASSING_NOTE=f"{units} of them now")
+        toy.wait_for_unit(units)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 143
+    code, out, _ = toy.run(TOY_NOTE="slow mode", TOY_PASSING_NOTE="all of them now")
+    assert code == 0 and out.count("note: slow mode") == 1 and "note         another number format" in out
+    assert toy.manifest()["notes"] == ["slow mode", "another number format", "all of them now"]
+    assert toy.run("--force")[0] == 0
+    assert toy.manifest()["notes"] == []
+
+
+def test_an_input_refused_after_a_note_leaves_no_work_behind(toy: Toy):
+    assert toy.run(TOY_NOTE="slow mode", TOY_BROKEN="user")[0] == 2
+    assert not (toy.folder / "work").exists()

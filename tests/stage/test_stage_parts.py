@@ -28,6 +28,7 @@ from pipeline_lib.stage import (
     link_or_copy,
     ordered_map,
     write_bytes_atomic,
+    write_json_atomic,
 )
 from pipeline_lib.stage.card import ledger_lines, spell_value
 from pipeline_lib.stage.code_version import SCRIPTS, code_files, code_version
@@ -37,6 +38,7 @@ from pipeline_lib.stage.journal import Journal
 from pipeline_lib.stage.live_bar import live_bar
 from pipeline_lib.stage.manifest import FileEntry, Manifest
 from pipeline_lib.stage.progress import Pace, PlainProgress, RichProgress, duration, size
+from pipeline_lib.stage.workspace import Workspace
 
 RECORDS = st.lists(
     st.dictionaries(st.text(max_size=8), st.one_of(st.integers(), st.text(max_size=30), st.booleans())), max_size=8
@@ -457,3 +459,42 @@ def test_memory_that_processes_share_counts_once_and_a_peak_that_is_over_is_reme
     processes, resident, together, peak = map(int, done.stdout.split())
     assert processes == 4 and resident > 400 and 100 < together < 200
     assert together + 30 < peak < resident
+
+
+def begin_training(stage_folder: Path, lr: float, fresh: bool = False) -> str:
+    """Open the work folder of a start with this setting; return what was said about the work that lay there."""
+    said: list[str] = []
+    workspace = Workspace(stage_folder, {"settings": {"lr": lr}})
+    workspace.open(fresh=fresh, keep_superseded=True, say=said.append)
+    workspace.journal.close()
+    return " ".join(said)
+
+
+def write_checkpoint(stage_folder: Path, step: int) -> None:
+    path = stage_folder / "work" / "checkpoints" / f"step-{step:08d}" / "complete.json"
+    path.parent.mkdir(parents=True)
+    write_json_atomic(path, {"step": step})
+
+
+def test_superseded_training_is_replaced_neither_by_other_training_nor_by_a_start_without_a_step(tmp_path):
+    stage = tmp_path / "05_pretrain"
+    assert begin_training(stage, 0.1) == ""
+    write_checkpoint(stage, 500)
+    assert f"--force does not continue was moved to {stage / 'superseded'};" in begin_training(stage, 0.1, fresh=True)
+    (stage / "work" / "choices.json").write_text("{}")
+    write_checkpoint(stage, 0)  # as an error before the first step leaves it
+    assert begin_training(stage, 0.2).endswith("was discarded, nothing in it was finished")
+    assert sorted(path.name for path in stage.iterdir()) == ["superseded", "work"]
+    write_checkpoint(stage, 30)
+    assert f"was moved to {stage / 'superseded-2'};" in begin_training(stage, 0.3)
+    (stage / "work" / "journal.jsonl").write_bytes(b"a finished unit\n")
+    assert f"was moved to {stage / 'superseded-3'};" in begin_training(stage, 0.3, fresh=True)
+    steps = [path.parent.name for path in sorted(stage.glob("superseded*/checkpoints/*/complete.json"))]
+    assert steps == ["step-00000500", "step-00000030"]
+
+
+def test_reference_log_probabilities_of_a_long_pass_are_moved_aside_too(tmp_path):
+    begin_training(tmp_path, 0.1)
+    (tmp_path / "work" / "reference-train").mkdir()
+    (tmp_path / "work" / "reference-train" / "00000000.parquet").write_bytes(b"")
+    assert "was moved to" in begin_training(tmp_path, 0.2)

@@ -2,7 +2,8 @@
 
 TOY_UNITS: number of units; TOY_SLEEP: seconds inside a unit between writing its file and finishing it; TOY_BROKEN:
 which fault to make (unbalanced, empty, crash, user, exit1, probe, lost worker). TOY_WORKERS: processes that square;
-TOY_WORK: seconds that one takes for a square.
+TOY_WORK: seconds that one takes for a square. TOY_NOTE and TOY_PASSING_NOTE: lines for the card, one that lasts and one
+that does not.
 """
 
 import os
@@ -27,6 +28,10 @@ def square(key: str) -> int:
 
 def run(stage: Stage) -> None:
     fault = os.environ.get("TOY_BROKEN", "")
+    if "TOY_NOTE" in os.environ:
+        stage.note(os.environ["TOY_NOTE"])
+    if "TOY_PASSING_NOTE" in os.environ:
+        stage.note(os.environ["TOY_PASSING_NOTE"], lasting=False)
     if fault == "user":
         raise UserError("numbers.txt:3 is not a number; put a number there")
     units = [f"number-{index:03d}" for index in range(int(os.environ.get("TOY_UNITS", "6")))]

@@ -11,6 +11,8 @@ and pruning follow in the same thread.
     optimizer.step()               meanwhile the thread writes
 
 Cost: one copy of weights and moments in host memory (pinned on a machine with a GPU), kept for the next save.
+Where there is no memory for the copy, the thread writes from weights and moments themselves, and `before_update` waits
+until that is done; later saves are complete when `start` returns. So a save is slower then, and none is lost.
 Traps: a copy through torch would use its thread pool and take cores from the step, so CPU tensors are copied through
 numpy, one core and no interpreter lock. An error in the thread (a full disk) is raised in the loop by the next call.
 
@@ -25,6 +27,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline_lib.oom_handler import is_out_of_memory
+from pipeline_lib.stage.errors import StageFailure
+
 from .folders import Retention, checkpoint_name, prune, save_checkpoint
 from .tensor_files import bytes_of
 
@@ -37,12 +42,19 @@ Groups = dict[str, dict[str, "Tensor"]]
 class BackgroundSaver:
     """Writes the checkpoints of one run; `stalled` and `written` are seconds, of the loop and of the thread."""
 
-    def __init__(self, folder: Path, retention: Retention, background: bool = True):
-        """Checkpoints go below `folder`; with `background` False every save is complete when `start` returns."""
+    def __init__(
+        self, folder: Path, retention: Retention, background: bool = True, note: Callable[[str], None] = print
+    ):
+        """Checkpoints go below `folder`; with `background` False every save is complete when `start` returns.
+
+        note: told, in the thread of the loop, when there is no memory for saving in the background.
+        """
         self.folder = folder
         self.retention = retention
         self.background = background
         self.last_step: int | None = None
+        self._note = note
+        self._untold: str | None = None
         self.saves = 0
         self.stalled = 0.0
         self.written = 0.0
@@ -88,7 +100,7 @@ class BackgroundSaver:
             began = time.perf_counter()
             self._copied.wait()
             self.stalled += time.perf_counter() - began
-        self._raise_error()
+        self._report()
 
     def finish(self) -> None:
         """Wait for the save in hand. Raises what it failed with."""
@@ -100,9 +112,13 @@ class BackgroundSaver:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        self._raise_error()
+        self._report()
 
-    def _raise_error(self) -> None:
+    def _report(self) -> None:
+        """Say what the save in hand had to do without, and raise what it failed with."""
+        if self._untold is not None:
+            line, self._untold = self._untold, None
+            self._note(line)
         if self._error is not None:
             error, self._error = self._error, None
             self.last_step = None
@@ -110,13 +126,29 @@ class BackgroundSaver:
 
     def _copy_and_write(self, tensors: Groups, state: dict[str, Any], score: float | None, first: Any, ready: Any):
         try:
-            try:
-                copies = self._copy(tensors, ready)
-            finally:
+            copies = self._copy_if_it_fits(tensors, state["step"], ready)
+            if copies is not None:
                 self._copied.set()
-            self._write(copies, state, score, first)
+            self._write(tensors if copies is None else copies, state, score, first)
         except BaseException as error:
             self._error = error
+        finally:
+            self._copied.set()
+
+    def _copy_if_it_fits(self, tensors: Groups, step: int, ready: Any) -> Groups | None:
+        """Return a copy of `tensors`, or None where there is no memory for it: no save is in the background then."""
+        try:
+            return self._copy(tensors, ready)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        self._buffers.clear()  # outside of the except block, whose traceback holds those that were filled
+        self.background = False
+        self._untold = (
+            f"step {step:,}: no memory for a copy of weights and moments; from here on training waits while a"
+            " checkpoint is written, as with pretrain.background_saving: false"
+        )
+        return None
 
     def _copy(self, tensors: Groups, ready: Any) -> Groups:
         """Copy every tensor into its host buffer; tied tensors stay tied, so that they are written once."""
@@ -160,7 +192,16 @@ class BackgroundSaver:
         began = time.perf_counter()
         if first is not None:
             first()
-        save_checkpoint(self.folder / checkpoint_name(state["step"]), tensors, state, score)
+        try:
+            save_checkpoint(self.folder / checkpoint_name(state["step"]), tensors, state, score)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            # Whoever waits for the save is in the midst of a step, and would take it for the step that does not fit.
+            raise StageFailure(
+                f"no memory to write the checkpoint of step {state['step']:,}; the one before stands: give this"
+                " process more host memory and start again"
+            ) from None
         prune(self.folder, self.retention, state["step"])
         self.written += time.perf_counter() - began
 

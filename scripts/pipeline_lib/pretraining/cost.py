@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from pipeline_lib.config.pretrain import PretrainSettings
-from pipeline_lib.stage import Estimate, Stage, write_json_atomic
+from pipeline_lib.oom_handler import is_out_of_memory
+from pipeline_lib.stage import Estimate, Stage, StageFailure, write_json_atomic
 from pipeline_lib.stage.memory import own_peak_bytes
 from pipeline_lib.stage.progress import duration, size
 from pipeline_lib.stage.workspace import read_json
@@ -61,12 +62,23 @@ class Prediction:
 
 
 def predict(run: TrainingRun, inputs: TrainingInputs, settings: PretrainSettings) -> Prediction:
-    """Probe `run`, which stands at step 0 and is left as it was, and predict what it will need."""
+    """Probe `run`, which stands at step 0 and is left as it was, and predict what it will need.
+
+    Raises StageFailure when memory runs out, in the passes with one sequence or in the update.
+    """
     horizon = run.horizon
     probe = fitting_probe(run.network, inputs.probe(), settings.loss_chunk, run.device)
     micro = measure_micro_batch(run.network, probe, settings.loss_chunk, run.device, warm=0)
     micro_batches = horizon.sequences / len(probe.inputs)
-    update = _update_seconds(run)
+    try:
+        update = _update_seconds(run)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise StageFailure(
+            "out of memory in the update: the moments do not fit beside weights and gradients; use a smaller model or"
+            " an optimizer with smaller moments"
+        ) from None
     batches = inputs.data.training_batches(None)
     loader = timed(lambda: list(islice(batches, LOADER_BATCHES)), run.device) / LOADER_BATCHES
     validations = 2 + (horizon.steps - 1) // settings.validation_steps if settings.validation_steps else 2

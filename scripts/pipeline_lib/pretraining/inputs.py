@@ -93,7 +93,8 @@ def open_training_inputs(stage: Stage) -> TrainingInputs:
         if data.epochs(warmup) > 1:
             stage.say(f"  the warm-up of {warmup:,} steps reads more than what is published and will wait for the rest")
     if epochs > MANY_EPOCHS:
-        stage.note(f"the horizon reads the training text {epochs:.1f} times: shorten pretrain.tokens or add text")
+        advice = "shorten pretrain.tokens or add text"
+        stage.note(f"the horizon reads the training text {epochs:.1f} times: {advice}", lasting=False)
     if settings.full_data_tokens is not None:
         _compare_with_expectation(stage, horizon, data, cache.tokens(), settings.full_data_tokens)
     initial.file("config.json")
@@ -131,11 +132,13 @@ def _compare_with_expectation(stage: Stage, horizon: Horizon, data: PackedData, 
     """Say how much of the expected text is packed, and warn when that is less than the warm-up takes."""
     stage.note(
         f"the training text is expected to have {expected:,} tokens, {tokens:,} ({tokens / expected:.1%}) are packed:"
-        f" the horizon of {horizon.steps:,} steps is that of the expected text"
+        f" the horizon of {horizon.steps:,} steps is that of the expected text",
+        lasting=False,
     )
     warmup = round(stage.settings.schedule.warmup_fraction * horizon.steps)
     if data.epochs(warmup) > 1:
         stage.note(
             f"the warm-up of {warmup:,} steps reads more than all the text that is packed ({data.epochs(warmup):.1f}"
-            " times): pack more before starting, or lower pretrain.schedule.warmup_fraction"
+            " times): pack more before starting, or lower pretrain.schedule.warmup_fraction",
+            lasting=False,
         )

@@ -119,11 +119,13 @@ def open_logbook(work: Path, run: TrainingRun, resumed: bool, settings: Pretrain
 def _take_back_the_last_line(work: Path, run: TrainingRun) -> bool:
     """Take the line of a step back that is the last one only now, because the horizon was shortened to it.
 
-    It was no end when it was written, so it has no validation; written again it gets one. Says whether it was so.
+    It was no end when it was written, so it has no validation; written again it gets one. Says whether it was so. The
+    first process looks for all of them: it then writes the file anew, and who looks later would not find the line.
     """
     if run.step != run.horizon.steps or run.unwritten is not None:
         return False
-    line = next((line for line in lines_of(work / "metrics.jsonl") if line["step"] == run.step), None)
+    lines = lines_of(work / "metrics.jsonl") if run.processes.first else []
+    line = run.processes.share(next((line for line in lines if line["step"] == run.step), None))
     if line is None or "val_loss" in line:
         return False
     run.unwritten = line

@@ -50,7 +50,7 @@ def train(stage: Stage, run: TrainingRun, data: PackedData, book: Logbook) -> Sa
     Raises StageInterrupted after saving when a signal or the time limit ends the run, StageFailure when the loss is not
     finite. Any other exception passes through after a checkpoint of the last whole step was saved.
     """
-    saving = Saving(stage.settings, stage.work / "checkpoints", book)
+    saving = Saving(stage.settings, stage.work / "checkpoints", book, stage.note)
     try:
         with saving:
             _train(stage, run, data, book, saving)

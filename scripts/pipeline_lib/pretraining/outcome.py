@@ -120,7 +120,8 @@ class Outcome:
             unforeseen = _bytes_below(stage.work / incidents.FOLDER)
             seconds = self.run.seconds - stage.result[TIMING]["text_wait_seconds"]
             told = self.prediction.against(seconds, peak_memory(self.run.device), _bytes_below(stage.work) - unforeseen)
-            stage.note(told + (f"; bundles of incidents take {size(unforeseen)} more" if unforeseen else ""))
+            bundles = f"; bundles of incidents take {size(unforeseen)} more" if unforeseen else ""
+            stage.note(told + bundles, lasting=False)
 
 
 def _stepping(line: dict[str, Any]) -> float:

@@ -9,6 +9,7 @@ never      weights that are not finite: as the newest checkpoint they would be w
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,9 +28,10 @@ if TYPE_CHECKING:
 class Saving:
     """The checkpoints of a run at work. Use as a context manager: leaving it waits for the save in hand."""
 
-    def __init__(self, settings: PretrainSettings, folder: Path, book: Logbook):
+    def __init__(self, settings: PretrainSettings, folder: Path, book: Logbook, note: Callable[[str], None] = print):
+        """`note` is told when checkpoints have to be saved in another way than the settings say."""
         retention = Retention(settings.keep_checkpoints, settings.keep_every, settings.keep_best)
-        self.saver = BackgroundSaver(folder, retention, settings.background_saving)
+        self.saver = BackgroundSaver(folder, retention, settings.background_saving, note)
         self.saver.last_step = book.resumed_at
         self._settings = settings
         self._book = book

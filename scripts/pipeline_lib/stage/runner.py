@@ -31,6 +31,7 @@ from .parallel import available_cores
 from .plan import Estimate, print_plan
 from .stage import Stage
 from .system_errors import spell_system_error, tells_of_a_full_disk
+from .torchrun import restart, starts_again
 from .workspace import WORK, Workspace, finish_publication
 
 if TYPE_CHECKING:
@@ -227,6 +228,9 @@ def _unfinished(stage: Stage, fingerprint: dict[str, Any]) -> Workspace:
 def _execute(stage: Stage, spec: StageSpec, run: Callable[[Stage], None], inputs, join, continue_with) -> int:
     _make_folder(stage.folder)
     stage.open_log()
+    if stage.forced and restart():
+        stage.forced = False
+        stage.say(f"{stage.name}: restart {restart()} of torchrun; --force counted at the first start only")
     lock = _lock_or_share(stage, spec, inputs, join)
     force = stage.forced
     try:
@@ -247,7 +251,7 @@ def _execute(stage: Stage, spec: StageSpec, run: Callable[[Stage], None], inputs
             return manifest.exit_code
         stage.say(f"{stage.name} {spec.does} ({reason})")
         for line in superseded:
-            stage.note(line)
+            stage.note(line, lasting=False)
         _warn_of_other_settings(stage)
         stage.forced = force or _unfinished(stage, fingerprint).begun_by_force()
         asked_for = fingerprint = _as_begun(stage, Workspace.made_from(stage.folder), fingerprint)
@@ -285,7 +289,9 @@ def _continue_other_work(stage: Stage, fingerprint: dict[str, Any], continue_wit
         return fingerprint
     stage.settings = settings
     fingerprint = {**fingerprint, "settings": settings.deciding()}
-    Workspace(stage.folder, fingerprint).take_over()
+    workspace = Workspace(stage.folder, fingerprint)
+    workspace.keep_notes(stage.lasting_notes)  # first: once taken over, nothing tells the next start what has changed
+    workspace.take_over()
     return fingerprint
 
 
@@ -348,7 +354,7 @@ def _warn_of_other_settings(stage: Stage) -> None:
         made_with = source.manifest.fingerprint["settings"]
         if made_with != current:
             change = describe_change({"settings": made_with}, {"settings": current})
-            stage.note(f"{name} was made with other settings than the config has now ({change})")
+            stage.note(f"{name} was made with other settings than the config has now ({change})", lasting=False)
 
 
 def _run_and_publish(
@@ -380,8 +386,9 @@ def _run_and_publish(
         stage.log(traceback.format_exc().rstrip())
         raise
     except (UserError, StageFailure):
-        workspace.discard_if_empty()
-        workspace.give_up_force()
+        if not starts_again():  # the next start of torchrun would not repeat --force and find the stage up to date
+            workspace.discard_if_empty()
+            workspace.give_up_force()
         raise
     except (MemoryError, KeyboardInterrupt):
         raise
@@ -400,7 +407,7 @@ def _run_and_publish(
         files=files,
         ledger=ledger.to_json(),
         result=stage.result,
-        notes=stage.notes,
+        notes=stage.all_notes(),
         exit_code=stage.exit_code,
         run=_describe_run(started, peak.stop(), workspace.resuming, fingerprint)
         | _describe_engine(stage)

@@ -78,6 +78,7 @@ class Stage:
         self.exit_code = 0
         self.ledger = Ledger()
         self.notes: list[str] = []
+        self.lasting_notes: list[str] = []
         self.origins: dict[str, str] = {}
         self.inputs: dict[str, StageInput] = {}
         self.adopted: dict[str, bool] = {}
@@ -87,6 +88,7 @@ class Stage:
         self._units: dict[str, dict[str, Any]] = {}
         self._kept: dict[str, FileEntry] = {}
         self._workspace: Workspace | None = None
+        self._began = False
         self._log_path: Path | None = None
 
     # -- inputs and words ------------------------------------------------------------------------------------------
@@ -154,11 +156,24 @@ class Stage:
             with open(self._log_path, "a", encoding="utf-8") as log:
                 log.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {line}\n")
 
-    def note(self, line: str) -> None:
-        """Keep one line for the card and the manifest: a degraded mode, a choice made by measurement."""
-        if line not in self.notes:
-            self.notes.append(line)
-            self.say(f"  note: {line}")
+    def note(self, line: str, lasting: bool = True) -> None:
+        """Keep one line for the card and the manifest: a degraded mode, a choice made by measurement.
+
+        It stays with the unfinished work, so a later start that finishes it tells it too. A line that is not `lasting`
+        holds for this start alone: every start finds out again whether it is true, or makes one of its own.
+        """
+        if line in self.notes:
+            return
+        self.notes.append(line)
+        self.say(f"  note: {line}")
+        if lasting:
+            self.lasting_notes.append(line)
+            if self._began:
+                self._workspace.keep_notes([line])
+
+    def all_notes(self) -> list[str]:
+        """Return the notes for the card: those kept with the work, whichever start made them, and those of this one."""
+        return list(dict.fromkeys([*self._workspace.notes(), *self.notes]))
 
     @contextmanager
     def progress(self, total: int | None, label: str, unit: str = "units") -> Iterator[PlainProgress | RichProgress]:
@@ -171,12 +186,14 @@ class Stage:
     def begin(self, workspace: Workspace) -> None:
         """Attach the work folder (called by the runner)."""
         self._workspace = workspace
+        self._began = True
+        workspace.keep_notes(self.lasting_notes)
         self._units = workspace.finished_units()
 
     def follow(self, workspace: Workspace) -> None:
         """Attach the work folder that another process opened and writes; this one says nothing and keeps no notes."""
         self._workspace = workspace
-        self.say = self.note = lambda line: None
+        self.say = self.note = lambda line, lasting=True: None
 
     def share(self, workspace: Workspace) -> None:
         """Look into the work folder of another process that runs this stage, without its journal (see runner.py)."""

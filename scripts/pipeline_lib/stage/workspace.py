@@ -3,6 +3,7 @@
     runs/<run>/<stage>/work/state.json      fingerprint of the attempt, that with which its work began, and
                                             whether --force did
     runs/<run>/<stage>/work/journal.jsonl   finished units
+    runs/<run>/<stage>/work/notes.json      lines for the card, of every start that has been at this work
     runs/<run>/<stage>/work/...             files of finished units, training checkpoints
     runs/<run>/<stage>/work/manifest.json   written when all is done: from here on only renames remain
 
@@ -13,6 +14,7 @@ renaming. The outputs of the previous attempt stay valid until then.
 import json
 import os
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,9 @@ WORK = "work"
 SUPERSEDED = "superseded"
 _STATE = "state.json"
 _JOURNAL = "journal.jsonl"
+_NOTES = "notes.json"
+_CHECKPOINTS = "checkpoints/*/complete.json"
+_REFERENCE = "reference-*/*"  # log-probabilities that stage 09 computes before it trains
 
 
 class Workspace:
@@ -41,24 +46,39 @@ class Workspace:
     def open(self, fresh: bool, keep_superseded: bool, say: Callable[[str], None]) -> None:
         """Find the unfinished work of this very fingerprint, or start anew and say what became of other work.
 
-        With `keep_superseded` work of another fingerprint (hours of training) is moved to `superseded/`.
+        With `keep_superseded` work of another fingerprint (hours of training) is moved to `superseded/`, or to
+        `superseded-2/` and so on where an earlier one lies; what holds nothing finished is discarded all the same.
         """
         state = read_json(self.folder / _STATE)
         mine = state is not None and state.get("fingerprint") == self.fingerprint and not fresh
         whose = "that --force does not continue" if fresh else "of other settings, inputs or code"
         if self.folder.exists() and not mine:
-            if keep_superseded:
-                remove(self.stage_folder / SUPERSEDED)
-                os.replace(self.folder, self.stage_folder / SUPERSEDED)
-                say(f"unfinished work {whose} was moved to {self.stage_folder / SUPERSEDED}")
+            if keep_superseded and self._took_time():
+                aside = self._unused_name()
+                os.replace(self.folder, aside)
+                say(f"unfinished work {whose} was moved to {aside}; delete it when you do not need it any more")
             else:
                 remove(self.folder)
-                say(f"unfinished work {whose} was discarded")
+                nothing = ", nothing in it was finished" if keep_superseded else ""
+                say(f"unfinished work {whose} was discarded{nothing}")
         self.folder.mkdir(parents=True, exist_ok=True)
         if not mine:
             self._write_state(self.fingerprint, fresh)
         self.journal = Journal(self.folder / _JOURNAL)
         self.resuming = mine
+
+    def _took_time(self) -> bool:
+        """Say whether the work holds a finished unit, a step of training in a checkpoint, or a part of a long pass."""
+        journal = self.folder / _JOURNAL
+        if journal.is_file() and journal.stat().st_size:
+            return True
+        checkpoints = (read_json(path) or {} for path in self.folder.glob(_CHECKPOINTS))
+        return any(body.get("step") != 0 for body in checkpoints) or any(self.folder.glob(_REFERENCE))
+
+    def _unused_name(self) -> Path:
+        """Return where superseded work can lie without taking the place of earlier superseded work."""
+        names = (SUPERSEDED if number == 1 else f"{SUPERSEDED}-{number}" for number in count(1))
+        return next(path for path in (self.stage_folder / name for name in names) if not path.exists())
 
     def _write_state(self, began: str, forced: bool) -> None:
         state = {"fingerprint": self.fingerprint, "began": began, "made_from": self.made_from_now, "forced": forced}
@@ -107,10 +127,20 @@ class Workspace:
                 units[record["unit"]] = record
         return units
 
+    def notes(self) -> list[str]:
+        """Return the lines for the card that the starts of this work have made so far."""
+        return (read_json(self.folder / _NOTES) or {}).get("notes", [])
+
+    def keep_notes(self, lines: list[str]) -> None:
+        """Keep lines for the card with the work, each once, so that the start that finishes it tells them."""
+        known = self.notes()
+        if new := [line for line in lines if line not in known]:
+            write_json_atomic(self.folder / _NOTES, {"notes": [*known, *new]})
+
     def discard_if_empty(self) -> None:
         """Remove the work folder when nothing was finished in it, as after an input that was refused at once."""
         files = {path.name for path in self.folder.rglob("*") if not path.is_dir()}
-        if files <= {_STATE, _JOURNAL} and not self.journal.records:
+        if files <= {_STATE, _JOURNAL, _NOTES} and not self.journal.records:
             self.journal.close()
             remove(self.folder)
 
