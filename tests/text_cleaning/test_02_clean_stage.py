@@ -166,6 +166,12 @@ def test_the_ledger_balances_in_bytes_and_counts_each_rule_once(finished):
     assert list(found.values()) == [{"email": 1, "phone": 1}]
 
 
+def test_the_card_says_how_many_copies_were_planted_and_their_number_decides_nothing(finished):
+    card = Manifest.read(finished / "02_clean" / MANIFEST).result["deduplication"]
+    assert card.endswith(f" found ({len(kept_by(finished))} of 500 copies could be planted)")
+    assert CleanSettings(dedup={"planted_copies": 7}).deciding() == CleanSettings().deciding()
+
+
 def test_worker_count_does_not_show_in_the_files(finished, tmp_path, monkeypatch):
     # Small corpora are cleaned in one process; here the pieces go to three, as those of a large one would.
     finish_download(tmp_path, corpus(), {"questions": EVALUATION})
