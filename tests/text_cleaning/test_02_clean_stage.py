@@ -241,9 +241,10 @@ def test_asking_other_tasks_makes_the_stage_run_again(finished, tmp_path):
     [
         (["--dedup.bands", "200"], "bands x rows is 1400, more than 1024; lower one"),
         (["--dedup.device", "gpu"], "device is gpu, but CuPy"),
+        (["--language.keep", '["en", "ger"]'], "clean.language.keep: 'ger' is none of the 176 codes"),
     ],
 )
-def test_deduplication_that_cannot_be_done_is_refused_before_anything_is_cleaned(tmp_path, flags, message):
+def test_settings_that_cannot_be_obeyed_are_refused_before_anything_is_cleaned(tmp_path, flags, message):
     if "gpu" in flags and gpu_device.is_available():
         pytest.skip("this machine has a GPU")
     finish_download(tmp_path, corpus(), {"questions": EVALUATION})

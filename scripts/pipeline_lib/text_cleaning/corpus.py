@@ -51,11 +51,14 @@ def evaluation_files(stage: Stage) -> list[Path]:
 
 
 def check_inputs(stage: Stage, shards: list[Shard]) -> None:
-    """Refuse what cannot be used, before any work is done: settings of deduplication, shards without the columns of a
-    document, ids that repeat."""
+    """Refuse what cannot be used, before any work is done: languages that nobody can tell, settings of deduplication,
+    shards without the columns of a document, ids that repeat."""
     from .document_ids import check_ids
+    from .language import check_kept_languages
     from .shard import check_columns
 
+    if stage.settings.language.keep:
+        check_kept_languages(stage.settings.language)
     if stage.settings.dedup.enabled:
         _check_dedup(stage)
     for key in stage.todo(["ids"], "checking ids", "passes"):
