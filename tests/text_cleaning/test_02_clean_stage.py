@@ -253,6 +253,20 @@ def test_settings_that_cannot_be_obeyed_are_refused_before_anything_is_cleaned(t
     assert not (tmp_path / "02_clean" / "work").exists()
 
 
+def test_sources_that_settings_name_and_no_document_has_are_on_the_card(tmp_path):
+    finish_download(tmp_path, [[document("a", prose(1)), document("b", prose(2), "books")]])
+    flags = ["--exempt_sources", '["web", "wbe"]', "--dedup.exact_sources", '["tabels"]']
+    done = start(tmp_path, *flags, "--dedup.source_rank", '["books", "papers", "code"]')
+    assert done.returncode == 0, done.stderr + done.stdout
+    notes = Manifest.read(tmp_path / "02_clean" / MANIFEST).notes
+    assert [note for note in notes if note.endswith(", and no document has that source")] == [
+        "clean.exempt_sources names wbe, and no document has that source",
+        "clean.dedup.exact_sources names tabels, and no document has that source",
+        "clean.dedup.source_rank names code, and no document has that source",
+        "clean.dedup.source_rank names papers, and no document has that source",
+    ]
+
+
 def test_killed_again_and_again_it_ends_with_the_same_files(finished, tmp_path):
     finish_download(tmp_path, corpus(), {"questions": EVALUATION})
     argv = command(tmp_path)

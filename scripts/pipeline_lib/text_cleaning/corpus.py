@@ -52,7 +52,7 @@ def evaluation_files(stage: Stage) -> list[Path]:
 
 def check_inputs(stage: Stage, shards: list[Shard]) -> None:
     """Refuse what cannot be used, before any work is done: languages that nobody can tell, settings of deduplication,
-    shards without the columns of a document, ids that repeat."""
+    shards without the columns of a document, ids that repeat. Sources that no document has are noted."""
     from .document_ids import check_ids
     from .language import check_kept_languages
     from .shard import check_columns
@@ -61,12 +61,26 @@ def check_inputs(stage: Stage, shards: list[Shard]) -> None:
         check_kept_languages(stage.settings.language)
     if stage.settings.dedup.enabled:
         _check_dedup(stage)
+    _note_unknown_sources(stage)
     for key in stage.todo(["ids"], "checking ids", "passes"):
         with stage.unit(key):
             for shard in shards:
                 check_columns(shard.source)
             room = memory_limit(stage.settings).room() // 2
             check_ids([shard.source for shard in shards], stage.work / SCRATCH / "ids", room)
+
+
+def _note_unknown_sources(stage: Stage) -> None:
+    """Note each source that a setting names and no document has: a mistyped name would do nothing, without a word."""
+    ledger = stage.input("01_download").ledger
+    found = {source for flow, source, entry in ledger.items() if flow == FLOW and any(entry.kept)}
+    named = {"clean.exempt_sources": stage.settings.exempt_sources}
+    if stage.settings.dedup.enabled:
+        named["clean.dedup.exact_sources"] = stage.settings.dedup.exact_sources
+        named["clean.dedup.source_rank"] = stage.settings.dedup.source_rank
+    for setting, sources in named.items():
+        for source in sorted(set(sources) - found):
+            stage.note(f"{setting} names {source}, and no document has that source")
 
 
 def _check_dedup(stage: Stage) -> None:
