@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pipeline_lib.config.clean import DedupSettings
 
 DUPLICATES = "duplicates"
+DEDUP = "dedup"
 QUALITY_MODEL = "quality_model.npy"
 FLOW = "text"
 WARM_CLEANER = "pipeline_lib.text_cleaning.warm_cleaner"
@@ -186,6 +187,7 @@ def find_duplicates(stage: Stage, shards: list[Shard]) -> DuplicateTable:
         with stage.unit(key) as unit:
             found = _write_duplicates(stage, files, sum(_candidates(stage, shard) for shard in shards), table)
             unit.result = found | {"digests": {"rows": file_digest(table.rows), "copies": file_digest(table.copies)}}
+    _clear_dedup(stage)
     for name in ("rows", "copies"):
         verified(stage, DUPLICATES, name, getattr(table, name))
     return table
@@ -201,7 +203,7 @@ def _write_duplicates(stage: Stage, files: list[Path], candidates: int, table: D
     from dedup.corpus import Corpus
     from dedup.job import DedupJob
     from dedup.planted_copies import measure_recall
-    from dedup.removals import finished, identified_removals
+    from dedup.removals import identified_removals
 
     settings = stage.settings.dedup
     if not settings.enabled:
@@ -210,7 +212,7 @@ def _write_duplicates(stage: Stage, files: list[Path], candidates: int, table: D
     job = DedupJob(
         Corpus(tuple(files), quality_column="quality_model"),
         dedup_parameters(settings, stage.seed),
-        stage.work / SCRATCH / "dedup",
+        stage.work / SCRATCH / DEDUP,
         memory_limit(stage.settings),
         stage.threads,
     )
@@ -222,8 +224,14 @@ def _write_duplicates(stage: Stage, files: list[Path], candidates: int, table: D
         result["lowest_jaccard"] = float(fuzzy.min())
     if settings.planted_copies:
         result["recall"] = measure_recall(job, removals, settings.planted_copies).to_json()
-    finished(job.folder)
     return result
+
+
+def _clear_dedup(stage: Stage) -> None:
+    """Delete what deduplication left on disk: only now, when the journal says that nobody needs it again."""
+    from dedup.removals import finished
+
+    finished(stage.work / SCRATCH / DEDUP)
 
 
 def _who_does_dedup_steps(stage: Stage) -> Callable[["DedupJob", str], None] | None:
