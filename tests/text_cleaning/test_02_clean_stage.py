@@ -337,11 +337,14 @@ def test_repeated_ids_and_broken_evaluation_sets_are_the_users_to_mend(tmp_path)
     assert done.returncode == 2 and "is damaged" in done.stderr
 
 
-def test_plan_estimates_and_writes_nothing(tmp_path):
-    finish_download(tmp_path, corpus(), {"questions": EVALUATION})
-    done = start(tmp_path, "--plan")
+def test_plan_estimates_whatever_the_guard_would_say_of_its_sample_and_writes_nothing(tmp_path):
+    again = prose(101).split("\n")
+    again[8] = "The stone of the garden that was here would be from the window and the number."
+    finish_download(tmp_path, [*corpus(), [document("again", "\n".join(again))]], {"questions": EVALUATION})
+    strict = ["--dedup.max_removed_fraction", "0.001", "--dedup.guard_minimum", "1", "--dedup.max_cluster", "1"]
+    done = start(tmp_path, "--plan", *strict)
     assert done.returncode == 0, done.stderr
-    assert "128 documents cleaned and deduplicated on one core, scaled to 128" in done.stdout
+    assert "129 documents cleaned and deduplicated on one core, scaled to 129" in done.stdout
     assert not (tmp_path / "02_clean").exists()
 
 
