@@ -19,20 +19,22 @@ PLAIN = {"language": {"keep": []}, "contamination": {"enabled": False}}
 LENGTHS = [2, 3, 4, 5, 6]  # sentences of 16 words
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A folder with the scores of the test corpus and of five short documents."""
-    folder = tmp_path_factory.mktemp("scores")
-    rows = [row for shard in corpus() for row in shard]
-    rows += [document(f"of-{n}", prose(500 + n, sentences=n)) for n in LENGTHS]
-    settings = CleanSettings(**PLAIN)
+def scored(folder, rows, settings):
+    """Return the folder, with the scores that stage 02 writes of these documents."""
     cleaned = DocumentCleaner(settings, [], 0).clean(pa.Table.from_pylist(rows, schema=SCHEMA), Tally())
     pq.write_table(cleaned.scores, folder / "part.parquet")
     duplicates = DuplicateTable.below(folder)
     duplicates.write(None, candidates=cleaned.kept.num_rows)
-    written = write_scores_file([folder / "part.parquet"], duplicates, folder / SCORES, settings)
-    assert written == len(rows)
+    assert write_scores_file([folder / "part.parquet"], duplicates, folder / SCORES, settings) == len(rows)
     return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder with the scores of the test corpus and of five short documents."""
+    rows = [row for shard in corpus() for row in shard]
+    rows += [document(f"of-{n}", prose(500 + n, sentences=n)) for n in LENGTHS]
+    return scored(tmp_path_factory.mktemp("scores"), rows, CleanSettings(**PLAIN))
 
 
 def test_a_rule_shows_what_other_thresholds_change_and_its_borderline_documents(finished):
@@ -80,6 +82,20 @@ def test_the_effect_of_new_thresholds_is_what_cleaning_with_them_does(finished):
     rows += [document(f"of-{n}", prose(500 + n, sentences=n)) for n in LENGTHS]
     kept = DocumentCleaner(stricter, [], 0).clean(pa.Table.from_pylist(rows, schema=SCHEMA), Tally()).kept
     assert f"  effect  {kept.num_rows} of {len(rows)} documents pass the rules" in line and "0 come back" in line
+
+
+def test_nothing_is_foreseen_of_documents_too_long_to_be_scored(tmp_path):
+    rows = [document("fine", prose(1)), document("short", prose(2, sentences=3))]
+    rows += [document(f"long-{n}", prose(10 + n, sentences=40)) for n in range(2)]
+    folder = scored(tmp_path, rows, CleanSettings(**PLAIN, max_document_bytes=2000))
+    lines = explore_thresholds(folder, CleanSettings(**PLAIN, max_document_bytes=2000), "max_document_bytes")
+    assert lines[0] == "4 documents; 1 pass all rules before deduplication"
+    assert lines[2].endswith(": 2 documents break it, 0 of them no other rule, 2 too long to have been scored")
+    assert [line.split() for line in lines[6:10]] == [[f"{n}:", "+0", "documents"] for n in (2200, 2500, 4000, "off")]
+    looser = CleanSettings(**PLAIN, max_document_bytes=100_000)
+    assert explore_thresholds(folder, looser, "empty")[0].endswith(", 2 too long to have been scored")
+    (line,) = effect_of_thresholds(folder, looser)
+    assert "1 of 4 documents pass the rules, 1 did in the last run: 0 come back, 0 go, 2 too long" in line
 
 
 def test_scores_of_other_settings_are_not_used(finished, tmp_path):

@@ -2,6 +2,7 @@
 
 A document is "decided" by a rule when it breaks that rule and no other: only those come back when the threshold moves.
 Whether they would then be duplicates of something is not known before a run.
+What other rules say of a document beyond `max_document_bytes` is not known either: it was not read and has no scores.
 It is "near" a threshold when its score is within a tenth of it, or one away where scores are counts. A threshold of 0
 means "none at all": there only documents that have something of it are near, with a score of at most 1.
 """
@@ -50,11 +51,16 @@ class Judgement:
         for row, rule in enumerate(self.rules):
             self.broken[row] = rule.broken_by(self.scores[rule.column]) & self.judged[rule.name]
         self.verdicts = first_broken(self.scores, self.rules, exempt)
+        self.unscored = np.zeros(table.num_rows, np.bool_)
+        for scores in self.scores.values():
+            self.unscored |= np.isnan(scores)
+        self.passes = (self.verdicts == KEPT) & ~self.unscored
+        self.undecided = (self.verdicts == KEPT) & self.unscored
 
     def decided_by(self, row: int) -> np.ndarray:
-        """Return bool[documents]: judged by this rule, and no other rule breaks them."""
+        """Return bool[documents]: judged by this rule, and known to break no other."""
         others = self.broken.sum(axis=0) - self.broken[row] == 0
-        return others & self.judged[self.rules[row].name]
+        return others & self.judged[self.rules[row].name] & ~self.unscored
 
 
 def explore_thresholds(stage_folder: Path, settings: "CleanSettings", wanted: str) -> list[str]:
@@ -73,7 +79,8 @@ def explore_thresholds(stage_folder: Path, settings: "CleanSettings", wanted: st
             " run this script again first"
         )
     found = Judgement(table, rules, settings)
-    lines = [f"{table.num_rows} documents; {int((found.verdicts == KEPT).sum())} pass all rules before deduplication"]
+    passing = f"{int(found.passes.sum())} pass all rules before deduplication{_spell_unscored(found.undecided)}"
+    lines = [f"{table.num_rows} documents; {passing}"]
     for row, rule in enumerate(found.rules):
         if wanted in ("all", rule.name):
             lines += about_rule(found, row, rule)
@@ -86,10 +93,11 @@ def about_rule(found: Judgement, row: int, rule: Rule) -> list[str]:
     scores, decided = found.scores[rule.column], found.decided_by(row)
     gone = int(found.broken[row].sum())
     alone = int((found.broken[row] & decided).sum())
+    unscored = _spell_unscored(found.broken[row] & found.unscored)
     lines = [
         "",
         f"{rule.name}  {rule.column} {'<' if rule.removes == 'below' else '>'} {rule.threshold:g}:"
-        f" {gone} documents break it, {alone} of them no other rule",
+        f" {gone} documents break it, {alone} of them no other rule{unscored}",
     ]
     values = scores[decided]
     if rule.threshold:
@@ -99,6 +107,11 @@ def about_rule(found: Judgement, row: int, rule: Rule) -> list[str]:
             lines.append(f"  {other.threshold:>10g}: {change:+d} documents")
     lines.append(f"  {'off':>10}: {alone:+d} documents")
     return lines + _borderline(found, row, rule, decided)
+
+
+def _spell_unscored(documents: np.ndarray) -> str:
+    """Return the end of a line about documents, bool[documents], of which nothing is known; empty without any."""
+    return f", {int(documents.sum())} too long to have been scored" if documents.any() else ""
 
 
 def _borderline(found: Judgement, row: int, rule: Rule, decided: np.ndarray) -> list[str]:
@@ -147,9 +160,10 @@ def effect_of_thresholds(stage_folder: Path, settings: "CleanSettings") -> list[
     if found.unknown:
         return [f"  effect  unknown: {found.unknown[0].name} was not scored in the last run"]
     before = np.array([rule not in (None, EXACT, NEAR) for rule in table[RULE].to_pylist()], np.bool_)
-    now = found.verdicts != KEPT
+    now, then = int(found.passes.sum()), int((~before).sum())
+    come_back, go = int((before & found.passes).sum()), int((~before & (found.verdicts != KEPT)).sum())
+    unscored = _spell_unscored(found.undecided)
     return [
-        f"  effect  {int((~now).sum())} of {table.num_rows} documents pass the rules, {int((~before).sum())} did in the"
-        f" last run: {int((before & ~now).sum())} come back, {int((~before & now).sum())} go (from the scores, before"
-        " deduplication)"
+        f"  effect  {now} of {table.num_rows} documents pass the rules, {then} did in the last run: {come_back} come"
+        f" back, {go} go{unscored} (from the scores, before deduplication)"
     ]
