@@ -227,12 +227,15 @@ def test_the_records_that_documents_copy_are_named_and_those_that_stay_are_count
     assert sum(row["contamination"] for row in kept.values()) == 5 and "good-0-0" in kept
 
 
-def test_asking_other_tasks_makes_the_stage_run_again(finished, tmp_path):
+def test_asking_other_tasks_makes_the_stage_run_again_and_its_scores_old(finished, tmp_path):
     finish_download(tmp_path, [[document("a", prose(1))]], {"questions": EVALUATION, "others": EVALUATION})
     (tmp_path / "eval_tasks" / "others.yaml").unlink()
     assert start(tmp_path).returncode == 0
     assert "up to date" in start(tmp_path).stdout
+    assert "pass all rules" in start(tmp_path, "--explore").stdout
     write_task(tmp_path, "others")
+    refused = start(tmp_path, "--explore")
+    assert refused.returncode == 2 and "other settings or data" in refused.stderr
     assert "cleans and deduplicates" in start(tmp_path).stdout
 
 

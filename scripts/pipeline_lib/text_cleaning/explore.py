@@ -9,11 +9,12 @@ means "none at all": there only documents that have something of it are near, wi
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline_lib.stage import UserError
+from pipeline_lib.stage.manifest import MANIFEST, Manifest
 
 from .receipts import EXACT, NEAR
 from .rules import KEPT, Rule, active_rules, first_broken
@@ -63,8 +64,11 @@ class Judgement:
         return others & self.judged[self.rules[row].name] & ~self.unscored
 
 
-def explore_thresholds(stage_folder: Path, settings: "CleanSettings", wanted: str) -> list[str]:
-    """Return the lines for one rule or "all" of them. Raises UserError for an unknown rule or without scores."""
+def explore_thresholds(stage_folder: Path, settings: "CleanSettings", data: dict[str, Any], wanted: str) -> list[str]:
+    """Return the lines for one rule or "all" of them; data: what identifies the data outside the run now.
+
+    Raises UserError for an unknown rule, without scores, and for scores of other settings or data.
+    """
     path = stage_folder / SCORES
     if not path.is_file():
         raise UserError(f"{path} does not exist; run this script without --explore first")
@@ -72,10 +76,10 @@ def explore_thresholds(stage_folder: Path, settings: "CleanSettings", wanted: st
     known = [rule.name for rule in rules]
     if wanted != "all" and wanted not in known:
         raise UserError(f"there is no active rule {wanted!r}; there are {', '.join(known)}")
-    table = read_scores(path, settings, _columns(rules))
+    table = _scores_of_today(stage_folder, settings, data, rules)
     if table is None:
         raise UserError(
-            f"{path} was made with other settings for texts or scores than the configuration has now (not thresholds);"
+            f"{path} was made with other settings or data for texts or scores than there are now (not thresholds);"
             " run this script again first"
         )
     found = Judgement(table, rules, settings)
@@ -86,6 +90,19 @@ def explore_thresholds(stage_folder: Path, settings: "CleanSettings", wanted: st
             lines += about_rule(found, row, rule)
     lines += [f"{rule.name}: not scored in this run" for rule in found.unknown if wanted in ("all", rule.name)]
     return lines
+
+
+def _scores_of_today(
+    stage_folder: Path, settings: "CleanSettings", data: dict[str, Any], rules: Sequence[Rule]
+) -> "pa.Table | None":
+    """Return the scores of the finished run, None when settings or data that decide texts or scores have changed.
+
+    Scores depend on the user's lists and examples and on what the tasks ask; the manifest says what those were.
+    """
+    manifest = Manifest.read(stage_folder / MANIFEST)
+    if manifest is None or manifest.fingerprint["data"] != data:
+        return None
+    return read_scores(stage_folder / SCORES, settings, _columns(rules))
 
 
 def about_rule(found: Judgement, row: int, rule: Rule) -> list[str]:
@@ -147,15 +164,15 @@ def near_distance(scores: np.ndarray, threshold: float) -> float:
     return max(share, 1.0) if are_counts else share
 
 
-def effect_of_thresholds(stage_folder: Path, settings: "CleanSettings") -> list[str]:
+def effect_of_thresholds(stage_folder: Path, settings: "CleanSettings", data: dict[str, Any]) -> list[str]:
     """Return what `--plan` says about the thresholds now, compared with the finished run; nothing without one."""
     path = stage_folder / SCORES
     if not path.is_file():
         return []
     rules = active_rules(settings)
-    table = read_scores(path, settings, _columns(rules))
+    table = _scores_of_today(stage_folder, settings, data, rules)
     if table is None:
-        return ["  effect  unknown: settings that decide texts or scores have changed since the last run"]
+        return ["  effect  unknown: settings or data that decide texts or scores have changed since the last run"]
     found = Judgement(table, rules, settings)
     if found.unknown:
         return [f"  effect  unknown: {found.unknown[0].name} was not scored in the last run"]
