@@ -46,14 +46,15 @@ def why(context: "ActionContext", identity: str) -> None:
 def explore(context: "ActionContext", rule: str) -> None:
     from pipeline_lib.text_cleaning.explore import explore_thresholds
 
-    print("\n".join(explore_thresholds(context.stage_folder, context.settings, rule)))
+    data = describe_inputs(context.config)
+    print("\n".join(explore_thresholds(context.stage_folder, context.settings, data, rule)))
 
 
 def estimate(stage: "Stage") -> Estimate:
     from pipeline_lib.text_cleaning.explore import effect_of_thresholds
     from pipeline_lib.text_cleaning.probe import estimate_cleaning
 
-    for line in effect_of_thresholds(stage.folder, stage.settings):
+    for line in effect_of_thresholds(stage.folder, stage.settings, describe_inputs(stage.config)):
         print(line)
     return estimate_cleaning(stage)
 

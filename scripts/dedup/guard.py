@@ -18,6 +18,7 @@ from .receipts import Removals
 EXAMPLES = 20
 COLUMNS = 100
 """Characters of each preview that are shown."""
+RAISE_JACCARD = "raise jaccard, with which deduplication begins anew, and in stage 02 cleaning too"
 
 
 def check_limits(removals: Removals, parameters: DedupParameters) -> None:
@@ -42,7 +43,8 @@ def _check_sources(removals: Removals, parameters: DedupParameters) -> None:
         raise StageFailure(
             f"dedup: source {name!r} would lose {lost[name]} of {total[name]} documents, more than "
             f"max_removed_fraction = {parameters.max_removed_fraction:g} allows. If these pairs are duplicates, raise "
-            f"max_removed_fraction; if they are not, raise jaccard:\n{examples(removals, removed.astype(np.int64))}"
+            f"max_removed_fraction; if they are not, {RAISE_JACCARD}:\n"
+            f"{examples(removals, removed.astype(np.int64))}"
         )
 
 
@@ -56,7 +58,7 @@ def _check_clusters(removals: Removals, parameters: DedupParameters) -> None:
     raise StageFailure(
         f"dedup: {count.max()} documents would be removed as fuzzy duplicates of {identity!r} alone, more than "
         f"max_cluster = {parameters.max_cluster} allows. If these pairs are duplicates, raise max_cluster; if they are "
-        f"not, raise jaccard:\n{examples(removals, removed)}"
+        f"not, {RAISE_JACCARD}:\n{examples(removals, removed)}"
     )
 
 

@@ -8,11 +8,13 @@ already mean a Jaccard similarity of 0.63; passages give similarities on both si
 as likely as large ones by ratio (5 to 10 % as 10 to 20 %), so that about a third of the copies reach 0.8.
 What is stated: of the copies whose measured similarity to their original reaches both thresholds, the fraction that was
 found. A copy below them is not a duplicate by the user's own definition, and is counted apart.
+Cost: about ten times the copied text in memory, which `max_ram` does not see; so there are as many copies as hold
+MOST_BYTES of text together.
 """
 
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +41,16 @@ WORD = re.compile(rf"(?=\w)[{_SPACELESS}](?:(?!\w)[{_SPACELESS}])*|[^\s{_SPACELE
 BETWEEN_SPACELESS = re.compile(rf"(?<=[{_SPACELESS}]) (?=[{_SPACELESS}])")
 LEAST_SHINGLES = 30
 LEAST_EDIT, MOST_EDIT = 0.05, 0.30
+MOST_BYTES = 20_000_000  # of the text that is copied
 
 
 @dataclass(frozen=True)
 class MeasuredRecall:
-    """What became of the planted copies; `found <= duplicates <= planted`."""
+    """What became of the planted copies; `found <= duplicates <= planted <= asked`."""
 
+    asked: int
     planted: int
+    """Fewer than asked where fewer documents are long enough, or MOST_BYTES hold no more."""
     duplicates: int
     """Copies that reach both thresholds with their original."""
     found: int
@@ -56,8 +61,8 @@ class MeasuredRecall:
         return self.found / self.duplicates if self.duplicates else None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the three counts and the recall."""
-        return {"planted": self.planted, "duplicates": self.duplicates, "found": self.found, "recall": self.recall}
+        """Return the counts and the recall."""
+        return {**asdict(self), "recall": self.recall}
 
 
 def measure_recall(job: DedupJob, removals: Removals, copies: int) -> MeasuredRecall:
@@ -73,15 +78,21 @@ def measure_recall(job: DedupJob, removals: Removals, copies: int) -> MeasuredRe
     pq.write_table(pa.table({"id": names, "text": pa.array(edited, pa.large_string())}), file)
     duplicates = _are_duplicates(job, texts, edited)
     found = _removed(job, removals, file)
-    return MeasuredRecall(len(edited), int(duplicates.sum()), int((duplicates & found).sum()))
+    return MeasuredRecall(copies, len(edited), int(duplicates.sum()), int((duplicates & found).sum()))
 
 
 def _choose(job: DedupJob, removals: Removals, copies: int) -> np.ndarray:
-    """Return rows of kept documents with the lowest digests: the same whatever the order of the files."""
+    """Return rows of kept documents with the lowest digests: the same whatever the order of the files.
+
+    As many of the first `copies` as hold MOST_BYTES together; one that is longer than that alone is passed over.
+    """
     long_enough = job.sketches.numbers("shingles", len(job.known.sketches)) >= LEAST_SHINGLES
     rows = np.flatnonzero(long_enough & removals.stays())
     digests = job.sketches.numbers("digest_high", len(job.known.sketches))[rows]
-    return np.sort(rows[np.argsort(digests)[:copies]]) + job.first_new
+    chosen = rows[np.argsort(digests)[:copies]] + job.first_new
+    lengths = job.sketches.take(chosen, ["length"])[0].to_numpy()
+    chosen, lengths = chosen[lengths <= MOST_BYTES], lengths[lengths <= MOST_BYTES]
+    return np.sort(chosen[np.cumsum(lengths) <= MOST_BYTES])
 
 
 def _read(job: DedupJob, rows: np.ndarray) -> list[str]:

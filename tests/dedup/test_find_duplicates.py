@@ -254,6 +254,7 @@ def test_a_source_that_would_be_wiped_out_stops_the_run_with_examples(oracle, tm
     assert "source 'copies' would lose 149 of 150 documents" in message
     assert message.count("removed ") == message.count("kept ") == 20
     assert "word0 word1 word2" in message
+    assert "raise jaccard, with which deduplication begins anew, and in stage 02 cleaning too:\n" in message
     allowed = find_duplicates(files, DedupParameters(max_removed_fraction=1.0), 1, tmp_path / "s")
     unguarded = find_duplicates(files, DedupParameters(guard_minimum=151), 1, tmp_path / "s")
     assert allowed.num_rows == unguarded.num_rows == 149

@@ -52,6 +52,23 @@ def test_a_search_that_finds_little_is_told_so(oracle, tmp_path):
     assert measured.to_json()["recall"] == measured.recall
 
 
+def test_the_text_that_is_copied_is_limited_and_fewer_copies_than_asked_are_told(oracle, tmp_path, monkeypatch):
+    job = job_of(oracle, tmp_path)
+    removals = decided(job)
+    sizes = np.array([len(text.encode()) for text in _texts(job)])
+    everything = planted_copies._choose(job, removals, 120)
+    assert len(everything) == 120 and sizes[everything].sum() > 40_000
+    monkeypatch.setattr(planted_copies, "MOST_BYTES", 20_000)
+    chosen = planted_copies._choose(job, removals, 120)
+    assert set(chosen) < set(everything) and 15_000 < sizes[chosen].sum() <= 20_000
+    assert removals.stays()[chosen].all()
+    measured = measure_recall(job, removals, 120)
+    assert (measured.asked, measured.planted) == (120, len(chosen))
+    shortest = everything[np.argmin(sizes[everything])]
+    monkeypatch.setattr(planted_copies, "MOST_BYTES", int(sizes[shortest]))
+    assert planted_copies._choose(job, removals, 120).tolist() == [shortest], "longer ones are passed over"
+
+
 def test_edits_replace_one_passage_of_the_asked_size(monkeypatch):
     text = " ".join(f"w{n}" for n in range(100))
     for seed in range(50):

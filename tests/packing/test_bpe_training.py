@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
+from pipeline_lib.packing import bpe_training
 from pipeline_lib.packing.pretoken_counts import CL100K_PATTERN
 from pipeline_lib.packing.tokenizer_folder import SPECIAL_TOKENS
 from pipeline_lib.packing.trained_tokenizer import tokenizer_json, train_tokenizer
@@ -68,3 +69,12 @@ def test_vocabulary_larger_than_the_text_supports_is_an_error_that_names_the_lar
     with pytest.raises(UserError, match=r"vocab_size: 5000 .* supports 262 .* at most 262"):
         train_tokenizer([batch(["abc abc", "abc"])], 5000, 2)
     train_tokenizer([batch(["abc abc", "abc"])], 262, 2)
+
+
+@pytest.mark.parametrize("numbered", [400, 500])
+def test_more_pieces_or_pairs_than_int32_can_number_are_an_error_that_names_the_setting(monkeypatch, numbered):
+    # One piece of 400 bytes has 399 pairs; its first merge may add 400 more.
+    train_tokenizer([batch(["ab" * 200])], 262, 2)
+    monkeypatch.setattr(bpe_training, "_MOST_NUMBERED", numbered)
+    with pytest.raises(UserError, match=f"pack.training_bytes: .* table of {numbered} entries is full"):
+        train_tokenizer([batch(["ab" * 200])], 262, 2)

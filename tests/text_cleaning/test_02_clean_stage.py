@@ -166,6 +166,12 @@ def test_the_ledger_balances_in_bytes_and_counts_each_rule_once(finished):
     assert list(found.values()) == [{"email": 1, "phone": 1}]
 
 
+def test_the_card_says_how_many_copies_were_planted_and_their_number_decides_nothing(finished):
+    card = Manifest.read(finished / "02_clean" / MANIFEST).result["deduplication"]
+    assert card.endswith(f" found ({len(kept_by(finished))} of 500 copies could be planted)")
+    assert CleanSettings(dedup={"planted_copies": 7}).deciding() == CleanSettings().deciding()
+
+
 def test_worker_count_does_not_show_in_the_files(finished, tmp_path, monkeypatch):
     # Small corpora are cleaned in one process; here the pieces go to three, as those of a large one would.
     finish_download(tmp_path, corpus(), {"questions": EVALUATION})
@@ -221,12 +227,15 @@ def test_the_records_that_documents_copy_are_named_and_those_that_stay_are_count
     assert sum(row["contamination"] for row in kept.values()) == 5 and "good-0-0" in kept
 
 
-def test_asking_other_tasks_makes_the_stage_run_again(finished, tmp_path):
+def test_asking_other_tasks_makes_the_stage_run_again_and_its_scores_old(finished, tmp_path):
     finish_download(tmp_path, [[document("a", prose(1))]], {"questions": EVALUATION, "others": EVALUATION})
     (tmp_path / "eval_tasks" / "others.yaml").unlink()
     assert start(tmp_path).returncode == 0
     assert "up to date" in start(tmp_path).stdout
+    assert "pass all rules" in start(tmp_path, "--explore").stdout
     write_task(tmp_path, "others")
+    refused = start(tmp_path, "--explore")
+    assert refused.returncode == 2 and "other settings or data" in refused.stderr
     assert "cleans and deduplicates" in start(tmp_path).stdout
 
 
@@ -235,15 +244,30 @@ def test_asking_other_tasks_makes_the_stage_run_again(finished, tmp_path):
     [
         (["--dedup.bands", "200"], "bands x rows is 1400, more than 1024; lower one"),
         (["--dedup.device", "gpu"], "device is gpu, but CuPy"),
+        (["--language.keep", '["en", "ger"]'], "clean.language.keep: 'ger' is none of the 176 codes"),
     ],
 )
-def test_deduplication_that_cannot_be_done_is_refused_before_anything_is_cleaned(tmp_path, flags, message):
+def test_settings_that_cannot_be_obeyed_are_refused_before_anything_is_cleaned(tmp_path, flags, message):
     if "gpu" in flags and gpu_device.is_available():
         pytest.skip("this machine has a GPU")
     finish_download(tmp_path, corpus(), {"questions": EVALUATION})
     done = start(tmp_path, *flags)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "02_clean" / "work").exists()
+
+
+def test_sources_that_settings_name_and_no_document_has_are_on_the_card(tmp_path):
+    finish_download(tmp_path, [[document("a", prose(1)), document("b", prose(2), "books")]])
+    flags = ["--exempt_sources", '["web", "wbe"]', "--dedup.exact_sources", '["tabels"]']
+    done = start(tmp_path, *flags, "--dedup.source_rank", '["books", "papers", "code"]')
+    assert done.returncode == 0, done.stderr + done.stdout
+    notes = Manifest.read(tmp_path / "02_clean" / MANIFEST).notes
+    assert [note for note in notes if note.endswith(", and no document has that source")] == [
+        "clean.exempt_sources names wbe, and no document has that source",
+        "clean.dedup.exact_sources names tabels, and no document has that source",
+        "clean.dedup.source_rank names code, and no document has that source",
+        "clean.dedup.source_rank names papers, and no document has that source",
+    ]
 
 
 def test_killed_again_and_again_it_ends_with_the_same_files(finished, tmp_path):
@@ -316,11 +340,14 @@ def test_repeated_ids_and_broken_evaluation_sets_are_the_users_to_mend(tmp_path)
     assert done.returncode == 2 and "is damaged" in done.stderr
 
 
-def test_plan_estimates_and_writes_nothing(tmp_path):
-    finish_download(tmp_path, corpus(), {"questions": EVALUATION})
-    done = start(tmp_path, "--plan")
+def test_plan_estimates_whatever_the_guard_would_say_of_its_sample_and_writes_nothing(tmp_path):
+    again = prose(101).split("\n")
+    again[8] = "The stone of the garden that was here would be from the window and the number."
+    finish_download(tmp_path, [*corpus(), [document("again", "\n".join(again))]], {"questions": EVALUATION})
+    strict = ["--dedup.max_removed_fraction", "0.001", "--dedup.guard_minimum", "1", "--dedup.max_cluster", "1"]
+    done = start(tmp_path, "--plan", *strict)
     assert done.returncode == 0, done.stderr
-    assert "128 documents cleaned and deduplicated on one core, scaled to 128" in done.stdout
+    assert "129 documents cleaned and deduplicated on one core, scaled to 129" in done.stdout
     assert not (tmp_path / "02_clean").exists()
 
 

@@ -110,6 +110,25 @@ def test_a_shard_that_was_being_taken_when_the_stage_ended_is_not_written_again(
     assert output_digests(run_folder) == output_digests(at_home)
 
 
+def test_deduplication_that_ended_before_the_journal_knew_is_not_done_again(
+    at_home: Path, run_folder: Path, monkeypatch
+):
+    batches = in_process.take_the_place_of_ray(monkeypatch, tasks=2)
+    flags = command(run_folder, *in_process.FLAGS)[2:]
+
+    def end(path: Path) -> str:
+        raise StageFailure("the end")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(corpus_module, "file_digest", end)
+        assert in_process.run_script(monkeypatch, SCRIPT.name, *flags) == 1
+    assert batches[-1].step == "dedup-resolve"
+    batches.clear()
+    assert in_process.run_script(monkeypatch, SCRIPT.name, *flags) == 0
+    assert [batch.step for batch in batches] == ["final"]
+    assert output_digests(run_folder) == output_digests(at_home)
+
+
 @pytest.mark.slow
 def test_slurm_cleans_to_the_same_files_step_by_step(at_home: Path, run_folder: Path, jobs: Path):
     done = subprocess.run(command(run_folder, *SLURM), capture_output=True, text=True, timeout=600)

@@ -9,6 +9,7 @@ from test_02_clean_stage import corpus, prose
 
 from pipeline_lib.config.clean import CleanSettings
 from pipeline_lib.stage import UserError
+from pipeline_lib.stage.manifest import MANIFEST, Manifest
 from pipeline_lib.text_cleaning.duplicate_table import DuplicateTable
 from pipeline_lib.text_cleaning.explore import Judgement, about_rule, effect_of_thresholds, explore_thresholds
 from pipeline_lib.text_cleaning.rules import Rule, active_rules
@@ -16,27 +17,31 @@ from pipeline_lib.text_cleaning.score_table import SCORES, write_scores_file
 from pipeline_lib.text_cleaning.shard import DocumentCleaner, Tally
 
 PLAIN = {"language": {"keep": []}, "contamination": {"enabled": False}}
+DATA = {"asked": ["questions"]}
 LENGTHS = [2, 3, 4, 5, 6]  # sentences of 16 words
+
+
+def scored(folder, rows, settings):
+    """Return the folder, with the scores and the manifest that stage 02 writes of these documents."""
+    cleaned = DocumentCleaner(settings, [], 0).clean(pa.Table.from_pylist(rows, schema=SCHEMA), Tally())
+    pq.write_table(cleaned.scores, folder / "part.parquet")
+    duplicates = DuplicateTable.below(folder)
+    duplicates.write(None, candidates=cleaned.kept.num_rows)
+    assert write_scores_file([folder / "part.parquet"], duplicates, folder / SCORES, settings) == len(rows)
+    Manifest("02_clean", {"data": DATA}, {}, {}, {}, [], 0).write(folder / MANIFEST)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A folder with the scores of the test corpus and of five short documents."""
-    folder = tmp_path_factory.mktemp("scores")
     rows = [row for shard in corpus() for row in shard]
     rows += [document(f"of-{n}", prose(500 + n, sentences=n)) for n in LENGTHS]
-    settings = CleanSettings(**PLAIN)
-    cleaned = DocumentCleaner(settings, [], 0).clean(pa.Table.from_pylist(rows, schema=SCHEMA), Tally())
-    pq.write_table(cleaned.scores, folder / "part.parquet")
-    duplicates = DuplicateTable.below(folder)
-    duplicates.write(None, candidates=cleaned.kept.num_rows)
-    written = write_scores_file([folder / "part.parquet"], duplicates, folder / SCORES, settings)
-    assert written == len(rows)
-    return folder
+    return scored(tmp_path_factory.mktemp("scores"), rows, CleanSettings(**PLAIN))
 
 
 def test_a_rule_shows_what_other_thresholds_change_and_its_borderline_documents(finished):
-    lines = explore_thresholds(finished, CleanSettings(**PLAIN), "gopher_quality.min_words")
+    lines = explore_thresholds(finished, CleanSettings(**PLAIN), DATA, "gopher_quality.min_words")
     text = "\n".join(lines)
     assert "gopher_quality.min_words  words < 50: 4 documents break it, 3 of them no other rule" in text
     assert "        45: +2 documents" in text and "off: +3 documents" in text
@@ -68,27 +73,42 @@ def test_near_is_a_tenth_of_the_threshold_or_one_of_a_count(tmp_path, threshold,
 
 def test_every_active_rule_is_explained_when_none_is_named(finished):
     settings = CleanSettings(**PLAIN)
-    lines = explore_thresholds(finished, settings, "all")
+    lines = explore_thresholds(finished, settings, DATA, "all")
     for rule in active_rules(settings):
         assert any(line.startswith(f"{rule.name}  ") for line in lines), rule.name
 
 
 def test_the_effect_of_new_thresholds_is_what_cleaning_with_them_does(finished):
     stricter = CleanSettings(**PLAIN, gopher_quality={"min_words": 90})
-    (line,) = effect_of_thresholds(finished, stricter)
+    (line,) = effect_of_thresholds(finished, stricter, DATA)
     rows = [row for shard in corpus() for row in shard]
     rows += [document(f"of-{n}", prose(500 + n, sentences=n)) for n in LENGTHS]
     kept = DocumentCleaner(stricter, [], 0).clean(pa.Table.from_pylist(rows, schema=SCHEMA), Tally()).kept
     assert f"  effect  {kept.num_rows} of {len(rows)} documents pass the rules" in line and "0 come back" in line
 
 
+def test_nothing_is_foreseen_of_documents_too_long_to_be_scored(tmp_path):
+    rows = [document("fine", prose(1)), document("short", prose(2, sentences=3))]
+    rows += [document(f"long-{n}", prose(10 + n, sentences=40)) for n in range(2)]
+    folder = scored(tmp_path, rows, CleanSettings(**PLAIN, max_document_bytes=2000))
+    lines = explore_thresholds(folder, CleanSettings(**PLAIN, max_document_bytes=2000), DATA, "max_document_bytes")
+    assert lines[0] == "4 documents; 1 pass all rules before deduplication"
+    assert lines[2].endswith(": 2 documents break it, 0 of them no other rule, 2 too long to have been scored")
+    assert [line.split() for line in lines[6:10]] == [[f"{n}:", "+0", "documents"] for n in (2200, 2500, 4000, "off")]
+    looser = CleanSettings(**PLAIN, max_document_bytes=100_000)
+    assert explore_thresholds(folder, looser, DATA, "empty")[0].endswith(", 2 too long to have been scored")
+    (line,) = effect_of_thresholds(folder, looser, DATA)
+    assert "1 of 4 documents pass the rules, 1 did in the last run: 0 come back, 0 go, 2 too long" in line
+
+
 def test_scores_of_other_settings_are_not_used(finished, tmp_path):
     other = CleanSettings(**PLAIN, fineweb={"short_line_characters": 40})
-    assert "unknown" in effect_of_thresholds(finished, other)[0]
+    assert "unknown" in effect_of_thresholds(finished, other, DATA)[0]
     with pytest.raises(UserError, match="other settings"):
-        explore_thresholds(finished, other, "all")
+        explore_thresholds(finished, other, DATA, "all")
+    assert "unknown" in effect_of_thresholds(finished, CleanSettings(**PLAIN), {"asked": ["others"]})[0]
     with pytest.raises(UserError, match=r"no active rule 'nothing'"):
-        explore_thresholds(finished, CleanSettings(**PLAIN), "nothing")
+        explore_thresholds(finished, CleanSettings(**PLAIN), DATA, "nothing")
     with pytest.raises(UserError, match="without --explore"):
-        explore_thresholds(tmp_path, CleanSettings(), "all")
-    assert effect_of_thresholds(tmp_path, CleanSettings()) == []
+        explore_thresholds(tmp_path, CleanSettings(), DATA, "all")
+    assert effect_of_thresholds(tmp_path, CleanSettings(), DATA) == []

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline_lib.config.clean import LanguageSettings
-from pipeline_lib.stage import StageFailure
+from pipeline_lib.stage import StageFailure, UserError
 from pipeline_lib.text_cleaning import language
 from pipeline_lib.text_cleaning.characters import TABLE_SIZE, character_classes
 from pipeline_lib.text_cleaning.language import (
@@ -153,6 +153,13 @@ def test_nothing_to_read_is_no_language(identifier, library):
 def test_the_engine_is_the_one_that_is_named():
     assert isinstance(load_identifier(LanguageSettings()), LanguageIdentifier)
     assert isinstance(load_identifier(LanguageSettings(engine="fasttext")), LibraryIdentifier)
+
+
+@pytest.mark.parametrize("engine", ["compiled", "fasttext"])
+@pytest.mark.parametrize(("code", "nearest"), [("eng", "en"), ("DE", "de"), ("zh-cn", "zh")])
+def test_a_language_that_the_model_does_not_have_is_refused_with_the_nearest(engine, code, nearest):
+    with pytest.raises(UserError, match=f"language.keep: '{code}' is none of the 176 codes .* mean '{nearest}'"):
+        load_identifier(LanguageSettings(keep=["en", code], engine=engine))
 
 
 def test_a_model_of_another_version_stops_the_compiled_engine_and_nothing_else_takes_over(tmp_path, monkeypatch):

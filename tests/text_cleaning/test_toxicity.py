@@ -64,6 +64,13 @@ def test_detoxify_without_weights_is_an_error_and_auto_says_that_it_counts_words
         load_scorer(ToxicitySettings(backend="words", words=str(tmp_path / "missing.txt")))
 
 
+@pytest.mark.parametrize("model", ["./toxic-bert", "~/toxic-bert", "models/toxic--bert", "my models/toxic-bert"])
+def test_a_mistyped_folder_is_a_model_that_is_not_here(model):
+    with pytest.raises(UserError, match=f"the weights of {model} are not on this machine.* in clean.toxicity.model"):
+        toxicity_backend(ToxicitySettings(backend="detoxify", model=model))
+    assert toxicity_backend(ToxicitySettings(backend="auto", model=model)) == "words"
+
+
 @pytest.mark.slow
 def test_a_classifier_on_this_machine_is_used_and_agrees_with_transformers(classifier):
     import torch

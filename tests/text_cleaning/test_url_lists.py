@@ -86,6 +86,17 @@ def test_datatroves_own_lists_are_read_from_its_package(tmp_path):
     assert our_reason("https://docs.python.org/3/library/", lists) is None
 
 
+@pytest.mark.parametrize("line", ["mine.example.net", "  Mine.Example.NET\t", "mine.example.net \r", "M\u00dcNZE.net"])
+@pytest.mark.parametrize("before", ["", "\ufeff", "\n \r\n\t# a comment\n", "\ufeff# a comment\n"])
+def test_a_list_file_is_taken_as_the_setting_with_the_same_lines(tmp_path, line, before):
+    (tmp_path / "mine.txt").write_bytes(f"{before}{line}\n# \xfc\n".encode() + b"\xfc\n")
+    lists = UrlLists(UrlSettings(datatrove_lists=False, domain_files=[str(tmp_path / "mine.txt")]))
+    same = UrlLists(UrlSettings(datatrove_lists=False, blocked_domains=[line]))
+    host = f"https://www.{line.strip()}/"
+    assert our_reason(host, lists) == our_reason(host, same) == "url.domains"
+    assert our_reason("https://example.net/", lists) is None
+
+
 def test_a_list_file_that_is_not_there_is_named():
     with pytest.raises(UserError, match=r"domain_files: .*nowhere\.txt cannot be read"):
         UrlLists(UrlSettings(domain_files=["/nowhere.txt"]))

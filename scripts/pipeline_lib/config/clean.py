@@ -203,8 +203,8 @@ class ContaminationSettings(Section):
 class DedupSettings(Section):
     """Exact and fuzzy deduplication over all sources; every fuzzy removal is verified on the real shingle sets."""
 
-    # The limits decide whether a run stops, and no byte of what it writes.
-    MEANS = ("device", "max_removed_fraction", "guard_minimum", "max_cluster")
+    # The limits decide whether a run stops, the planted copies what the card says of it: no byte of what is written.
+    MEANS = ("device", "max_removed_fraction", "guard_minimum", "max_cluster", "planted_copies")
 
     enabled: bool = True
     """Whether duplicates are removed."""

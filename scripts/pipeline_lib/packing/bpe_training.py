@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline_lib.compiled import kernel
+from pipeline_lib.stage import UserError
 
 from .pretoken_counts import PretokenCounts
 
@@ -26,6 +27,7 @@ _EMPTY = -1
 _FIELD = 32
 _LOW = (1 << _FIELD) - 1
 _FIRST_PAIR_SLOTS = 1 << 17
+_MOST_NUMBERED = 2**31 - 1  # positions and chain nodes: their numbers are int32
 
 
 @dataclass
@@ -48,7 +50,7 @@ def byte_order() -> list[int]:
 def train_merges(counted: PretokenCounts, size: int, min_pair_count: int) -> Merges:
     """Learn merges until there are `size` tokens (the 256 bytes included) or no pair occurs `min_pair_count` times.
 
-    The caller sees from `len(tokens)` which of the two it was. Raises OverflowError beyond 2^31 bytes of pieces.
+    The caller sees from `len(tokens)` which of the two it was. Raises UserError for more pieces than int32 can number.
     """
     tokens = [bytes([value]) for value in byte_order()]
     ids = {token: identity for identity, token in enumerate(tokens)}
@@ -81,8 +83,7 @@ class _State:
     """All positions, the pair table and the chains; grows between merges so that the compiled code never has to."""
 
     def __init__(self, counted: PretokenCounts):
-        if len(counted.arena) >= 2**31 - 1:
-            raise OverflowError("more than 2^31 bytes of distinct pieces: train on a smaller sample")
+        _check_numbered(len(counted.arena))
         rank = np.empty(256, np.int32)
         rank[byte_order()] = np.arange(256, dtype=np.int32)
         lengths = np.diff(counted.starts)
@@ -161,10 +162,20 @@ class _State:
                 after = np.full(len(self.keys), -1 if name == "heads" else 0, before.dtype)
                 after[moved[moved >= 0]] = before[moved >= 0]
                 setattr(self, name, after)
+        _check_numbered(self.nodes + nodes)
         if self.nodes + nodes > len(self.chain):
             longer = np.empty((max(2 * len(self.chain), self.nodes + nodes), 2), np.int32)
             longer[: self.nodes] = self.chain[: self.nodes]
             self.chain = longer
+
+
+def _check_numbered(number: int) -> None:
+    """Raise UserError for as many positions or chain nodes as int32 cannot number: they would wrap around."""
+    if number >= _MOST_NUMBERED:
+        raise UserError(
+            "pack.training_bytes: the text that trains the tokenizer has too many different pieces (a table of"
+            f" {_MOST_NUMBERED:,} entries is full); set training_bytes lower"
+        )
 
 
 @kernel

@@ -54,12 +54,20 @@ def _spell_deduplication(stage: Stage) -> str:
         parts = [f"precision 1.00: {parts[0]} on the real shingle sets, lowest Jaccard {result['lowest_jaccard']:.3f}"]
     measured = result.get("recall")
     if measured is None:
-        parts.append("recall not measured (clean.dedup.planted_copies is 0)")
+        parts.append("recall not measured (clean.dedup.planted_copies was 0)")
     elif measured["recall"] is None:
-        parts.append(f"recall not measurable: none of {measured['planted']} planted copies reached the threshold")
+        none = f"none of {measured['planted']} planted copies reached the threshold"
+        parts.append(f"recall not measurable: {none}{_spell_fewer(measured)}")
     else:
         parts.append(
             f"recall {measured['recall']:.3f} measured: {measured['found']} of {measured['duplicates']} planted copies"
-            " at or above the threshold were found"
+            f" at or above the threshold were found{_spell_fewer(measured)}"
         )
     return "; ".join(parts)
+
+
+def _spell_fewer(measured: dict[str, Any]) -> str:
+    """Return how many copies were planted, where those are fewer than `clean.dedup.planted_copies` asks for."""
+    if measured["planted"] == measured["asked"]:
+        return ""
+    return f" ({measured['planted']} of {measured['asked']} copies could be planted)"

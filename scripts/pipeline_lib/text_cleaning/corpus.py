@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pipeline_lib.config.clean import DedupSettings
 
 DUPLICATES = "duplicates"
+DEDUP = "dedup"
 QUALITY_MODEL = "quality_model.npy"
 FLOW = "text"
 WARM_CLEANER = "pipeline_lib.text_cleaning.warm_cleaner"
@@ -51,19 +52,36 @@ def evaluation_files(stage: Stage) -> list[Path]:
 
 
 def check_inputs(stage: Stage, shards: list[Shard]) -> None:
-    """Refuse what cannot be used, before any work is done: settings of deduplication, shards without the columns of a
-    document, ids that repeat."""
+    """Refuse what cannot be used, before any work is done: languages that nobody can tell, settings of deduplication,
+    shards without the columns of a document, ids that repeat. Sources that no document has are noted."""
     from .document_ids import check_ids
+    from .language import check_kept_languages
     from .shard import check_columns
 
+    if stage.settings.language.keep:
+        check_kept_languages(stage.settings.language)
     if stage.settings.dedup.enabled:
         _check_dedup(stage)
+    _note_unknown_sources(stage)
     for key in stage.todo(["ids"], "checking ids", "passes"):
         with stage.unit(key):
             for shard in shards:
                 check_columns(shard.source)
             room = memory_limit(stage.settings).room() // 2
             check_ids([shard.source for shard in shards], stage.work / SCRATCH / "ids", room)
+
+
+def _note_unknown_sources(stage: Stage) -> None:
+    """Note each source that a setting names and no document has: a mistyped name would do nothing, without a word."""
+    ledger = stage.input("01_download").ledger
+    found = {source for flow, source, entry in ledger.items() if flow == FLOW and any(entry.kept)}
+    named = {"clean.exempt_sources": stage.settings.exempt_sources}
+    if stage.settings.dedup.enabled:
+        named["clean.dedup.exact_sources"] = stage.settings.dedup.exact_sources
+        named["clean.dedup.source_rank"] = stage.settings.dedup.source_rank
+    for setting, sources in named.items():
+        for source in sorted(set(sources) - found):
+            stage.note(f"{setting} names {source}, and no document has that source")
 
 
 def _check_dedup(stage: Stage) -> None:
@@ -169,6 +187,7 @@ def find_duplicates(stage: Stage, shards: list[Shard]) -> DuplicateTable:
         with stage.unit(key) as unit:
             found = _write_duplicates(stage, files, sum(_candidates(stage, shard) for shard in shards), table)
             unit.result = found | {"digests": {"rows": file_digest(table.rows), "copies": file_digest(table.copies)}}
+    _clear_dedup(stage)
     for name in ("rows", "copies"):
         verified(stage, DUPLICATES, name, getattr(table, name))
     return table
@@ -184,7 +203,7 @@ def _write_duplicates(stage: Stage, files: list[Path], candidates: int, table: D
     from dedup.corpus import Corpus
     from dedup.job import DedupJob
     from dedup.planted_copies import measure_recall
-    from dedup.removals import finished, identified_removals
+    from dedup.removals import identified_removals
 
     settings = stage.settings.dedup
     if not settings.enabled:
@@ -193,7 +212,7 @@ def _write_duplicates(stage: Stage, files: list[Path], candidates: int, table: D
     job = DedupJob(
         Corpus(tuple(files), quality_column="quality_model"),
         dedup_parameters(settings, stage.seed),
-        stage.work / SCRATCH / "dedup",
+        stage.work / SCRATCH / DEDUP,
         memory_limit(stage.settings),
         stage.threads,
     )
@@ -205,8 +224,14 @@ def _write_duplicates(stage: Stage, files: list[Path], candidates: int, table: D
         result["lowest_jaccard"] = float(fuzzy.min())
     if settings.planted_copies:
         result["recall"] = measure_recall(job, removals, settings.planted_copies).to_json()
-    finished(job.folder)
     return result
+
+
+def _clear_dedup(stage: Stage) -> None:
+    """Delete what deduplication left on disk: only now, when the journal says that nobody needs it again."""
+    from dedup.removals import finished
+
+    finished(stage.work / SCRATCH / DEDUP)
 
 
 def _who_does_dedup_steps(stage: Stage) -> Callable[["DedupJob", str], None] | None:

@@ -2,17 +2,19 @@
 
 A document is "decided" by a rule when it breaks that rule and no other: only those come back when the threshold moves.
 Whether they would then be duplicates of something is not known before a run.
+What other rules say of a document beyond `max_document_bytes` is not known either: it was not read and has no scores.
 It is "near" a threshold when its score is within a tenth of it, or one away where scores are counts. A threshold of 0
 means "none at all": there only documents that have something of it are near, with a score of at most 1.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline_lib.stage import UserError
+from pipeline_lib.stage.manifest import MANIFEST, Manifest
 
 from .receipts import EXACT, NEAR
 from .rules import KEPT, Rule, active_rules, first_broken
@@ -50,15 +52,23 @@ class Judgement:
         for row, rule in enumerate(self.rules):
             self.broken[row] = rule.broken_by(self.scores[rule.column]) & self.judged[rule.name]
         self.verdicts = first_broken(self.scores, self.rules, exempt)
+        self.unscored = np.zeros(table.num_rows, np.bool_)
+        for scores in self.scores.values():
+            self.unscored |= np.isnan(scores)
+        self.passes = (self.verdicts == KEPT) & ~self.unscored
+        self.undecided = (self.verdicts == KEPT) & self.unscored
 
     def decided_by(self, row: int) -> np.ndarray:
-        """Return bool[documents]: judged by this rule, and no other rule breaks them."""
+        """Return bool[documents]: judged by this rule, and known to break no other."""
         others = self.broken.sum(axis=0) - self.broken[row] == 0
-        return others & self.judged[self.rules[row].name]
+        return others & self.judged[self.rules[row].name] & ~self.unscored
 
 
-def explore_thresholds(stage_folder: Path, settings: "CleanSettings", wanted: str) -> list[str]:
-    """Return the lines for one rule or "all" of them. Raises UserError for an unknown rule or without scores."""
+def explore_thresholds(stage_folder: Path, settings: "CleanSettings", data: dict[str, Any], wanted: str) -> list[str]:
+    """Return the lines for one rule or "all" of them; data: what identifies the data outside the run now.
+
+    Raises UserError for an unknown rule, without scores, and for scores of other settings or data.
+    """
     path = stage_folder / SCORES
     if not path.is_file():
         raise UserError(f"{path} does not exist; run this script without --explore first")
@@ -66,14 +76,15 @@ def explore_thresholds(stage_folder: Path, settings: "CleanSettings", wanted: st
     known = [rule.name for rule in rules]
     if wanted != "all" and wanted not in known:
         raise UserError(f"there is no active rule {wanted!r}; there are {', '.join(known)}")
-    table = read_scores(path, settings, _columns(rules))
+    table = _scores_of_today(stage_folder, settings, data, rules)
     if table is None:
         raise UserError(
-            f"{path} was made with other settings for texts or scores than the configuration has now (not thresholds);"
+            f"{path} was made with other settings or data for texts or scores than there are now (not thresholds);"
             " run this script again first"
         )
     found = Judgement(table, rules, settings)
-    lines = [f"{table.num_rows} documents; {int((found.verdicts == KEPT).sum())} pass all rules before deduplication"]
+    passing = f"{int(found.passes.sum())} pass all rules before deduplication{_spell_unscored(found.undecided)}"
+    lines = [f"{table.num_rows} documents; {passing}"]
     for row, rule in enumerate(found.rules):
         if wanted in ("all", rule.name):
             lines += about_rule(found, row, rule)
@@ -81,15 +92,29 @@ def explore_thresholds(stage_folder: Path, settings: "CleanSettings", wanted: st
     return lines
 
 
+def _scores_of_today(
+    stage_folder: Path, settings: "CleanSettings", data: dict[str, Any], rules: Sequence[Rule]
+) -> "pa.Table | None":
+    """Return the scores of the finished run, None when settings or data that decide texts or scores have changed.
+
+    Scores depend on the user's lists and examples and on what the tasks ask; the manifest says what those were.
+    """
+    manifest = Manifest.read(stage_folder / MANIFEST)
+    if manifest is None or manifest.fingerprint["data"] != data:
+        return None
+    return read_scores(stage_folder / SCORES, settings, _columns(rules))
+
+
 def about_rule(found: Judgement, row: int, rule: Rule) -> list[str]:
     """Return the lines about the rule in this row of the judgement."""
     scores, decided = found.scores[rule.column], found.decided_by(row)
     gone = int(found.broken[row].sum())
     alone = int((found.broken[row] & decided).sum())
+    unscored = _spell_unscored(found.broken[row] & found.unscored)
     lines = [
         "",
         f"{rule.name}  {rule.column} {'<' if rule.removes == 'below' else '>'} {rule.threshold:g}:"
-        f" {gone} documents break it, {alone} of them no other rule",
+        f" {gone} documents break it, {alone} of them no other rule{unscored}",
     ]
     values = scores[decided]
     if rule.threshold:
@@ -99,6 +124,11 @@ def about_rule(found: Judgement, row: int, rule: Rule) -> list[str]:
             lines.append(f"  {other.threshold:>10g}: {change:+d} documents")
     lines.append(f"  {'off':>10}: {alone:+d} documents")
     return lines + _borderline(found, row, rule, decided)
+
+
+def _spell_unscored(documents: np.ndarray) -> str:
+    """Return the end of a line about documents, bool[documents], of which nothing is known; empty without any."""
+    return f", {int(documents.sum())} too long to have been scored" if documents.any() else ""
 
 
 def _borderline(found: Judgement, row: int, rule: Rule, decided: np.ndarray) -> list[str]:
@@ -134,22 +164,23 @@ def near_distance(scores: np.ndarray, threshold: float) -> float:
     return max(share, 1.0) if are_counts else share
 
 
-def effect_of_thresholds(stage_folder: Path, settings: "CleanSettings") -> list[str]:
+def effect_of_thresholds(stage_folder: Path, settings: "CleanSettings", data: dict[str, Any]) -> list[str]:
     """Return what `--plan` says about the thresholds now, compared with the finished run; nothing without one."""
     path = stage_folder / SCORES
     if not path.is_file():
         return []
     rules = active_rules(settings)
-    table = read_scores(path, settings, _columns(rules))
+    table = _scores_of_today(stage_folder, settings, data, rules)
     if table is None:
-        return ["  effect  unknown: settings that decide texts or scores have changed since the last run"]
+        return ["  effect  unknown: settings or data that decide texts or scores have changed since the last run"]
     found = Judgement(table, rules, settings)
     if found.unknown:
         return [f"  effect  unknown: {found.unknown[0].name} was not scored in the last run"]
     before = np.array([rule not in (None, EXACT, NEAR) for rule in table[RULE].to_pylist()], np.bool_)
-    now = found.verdicts != KEPT
+    now, then = int(found.passes.sum()), int((~before).sum())
+    come_back, go = int((before & found.passes).sum()), int((~before & (found.verdicts != KEPT)).sum())
+    unscored = _spell_unscored(found.undecided)
     return [
-        f"  effect  {int((~now).sum())} of {table.num_rows} documents pass the rules, {int((~before).sum())} did in the"
-        f" last run: {int((before & ~now).sum())} come back, {int((~before & now).sum())} go (from the scores, before"
-        " deduplication)"
+        f"  effect  {now} of {table.num_rows} documents pass the rules, {then} did in the last run: {come_back} come"
+        f" back, {go} go{unscored} (from the scores, before deduplication)"
     ]

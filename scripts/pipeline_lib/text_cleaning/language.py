@@ -11,6 +11,8 @@ Cost: about 0.02 ms per window of 1000 characters.
 Trap: windows are counted in code points, as everywhere, never in bytes.
 """
 
+import difflib
+import re
 from abc import ABC, abstractmethod
 from functools import cache
 from importlib.util import find_spec
@@ -20,11 +22,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from pipeline_lib.compiled import kernel
-from pipeline_lib.stage import StageFailure
+from pipeline_lib.stage import StageFailure, UserError
 
 from .arrow_text import text_buffers
 from .characters import TABLE_SIZE, character_classes
-from .fasttext_model import FastTextModel, load_model
+from .fasttext_model import LABEL_PREFIX, FastTextModel, load_model
 from .fasttext_prediction import predict_line, row_room
 from .lines import count_characters, visible_span
 from .words import class_of, decode
@@ -85,9 +87,28 @@ class Identifier(ABC):
         return LanguageScore(*(columns[name].tolist()[0] for name in LANGUAGE_COLUMNS))
 
 
+def check_kept_languages(settings: "LanguageSettings") -> None:
+    """Raise UserError for a code in `keep` that is no label of the model: it would keep nothing, without a word.
+
+    The labels stand in the file as they are in every form of it, and the fasttext package does not tell them.
+    """
+    labels = re.findall(rf"{LABEL_PREFIX}([^\0]+)\0".encode(), model_file().read_bytes())
+    known = [label.decode("utf-8", "replace") for label in labels]
+    for code in settings.keep:
+        if code not in known:
+            nearest = difflib.get_close_matches(code.lower(), known, n=1, cutoff=0.0)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            raise UserError(f"clean.language.keep: {code!r} is none of the {len(known)} codes that the model has{hint}")
+
+
 def load_identifier(settings: "LanguageSettings") -> Identifier:
-    """Return the engine that the settings name. Raises StageFailure when its model is missing or another one."""
-    return LanguageIdentifier(settings) if settings.engine == "compiled" else LibraryIdentifier(settings)
+    """Return the engine that the settings name.
+
+    Raises StageFailure when its model is missing or another one, UserError for a language that it does not have.
+    """
+    identifier = LanguageIdentifier(settings) if settings.engine == "compiled" else LibraryIdentifier(settings)
+    check_kept_languages(settings)
+    return identifier
 
 
 class LanguageIdentifier(Identifier):

@@ -57,8 +57,12 @@ def weights_folder(model: str) -> Path | None:
     if model.count("/") != 1 or folder.exists():
         return None
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    found = try_to_load_from_cache(model, WEIGHTS)
+    try:
+        found = try_to_load_from_cache(model, WEIGHTS)
+    except HFValidationError:  # a folder that is not there, under a name that no model of the hub can have
+        return None
     return Path(found).parent if isinstance(found, str) else None
 
 

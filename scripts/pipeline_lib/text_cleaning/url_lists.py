@@ -42,7 +42,7 @@ class UrlLists:
         self._banned = {_squeeze(word) for word in settings.banned_words}
         self._soft = {_squeeze(word) for word in settings.soft_banned_words}
         self._anywhere = {_squeeze(word) for word in settings.banned_subwords}
-        listed = [_line_hashes(_read(file)) for file in settings.domain_files]
+        listed = [_line_hashes(_lowered(_read(file))) for file in settings.domain_files]
         addresses = []
         if settings.datatrove_lists:
             folder = _datatrove_assets()
@@ -125,6 +125,11 @@ def _read(file: str) -> bytes:
         raise UserError(f"clean.url.domain_files: {path} cannot be read ({error.strerror})") from None
 
 
+def _lowered(data: bytes) -> bytes:
+    """Return a list as hosts are looked up: in lower case, without a byte order mark; what is no UTF-8 stays."""
+    return data.decode("utf-8-sig", "surrogateescape").lower().encode("utf-8", "surrogateescape")
+
+
 def _are_in(hashes: np.ndarray, listed: np.ndarray) -> np.ndarray:
     if not listed.size:
         return np.zeros(hashes.size, np.bool_)
@@ -148,7 +153,7 @@ def _hash_each(data, offsets):
 
 
 def _line_hashes(data: bytes) -> np.ndarray:
-    """Return the hash of every line that is not empty and no comment, uint64[lines]."""
+    """Return the hash of every line, without blanks around it, that is not empty and no comment: uint64[lines]."""
     return _hash_lines(np.frombuffer(data, np.uint8))
 
 
@@ -163,7 +168,11 @@ def _hash_lines(data):
     for i in range(data.size + 1):
         if i < data.size and data[i] != 0x0A:
             continue
-        end = i - (i > begin and data[i - 1] == 0x0D)
+        end = i
+        while begin < end and data[begin] <= 0x20:
+            begin += 1
+        while begin < end and data[end - 1] <= 0x20:
+            end -= 1
         if end > begin and data[begin] != 0x23:  # "#" begins a comment
             hashes[found] = hash_bytes(data, begin, end)
             found += 1
