@@ -96,8 +96,9 @@ def check_kept_languages(settings: "LanguageSettings") -> None:
     known = [label.decode("utf-8", "replace") for label in labels]
     for code in settings.keep:
         if code not in known:
-            nearest = difflib.get_close_matches(code.lower(), known, n=1, cutoff=0.0)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            near = [label for label in known if code.lower().startswith(label)]  # english, pt-br
+            near = near or difflib.get_close_matches(code.lower(), known, n=1, cutoff=0.0)
+            hint = f"; the nearest is {max(near, key=len)!r}" if near else ""
             raise UserError(f"clean.language.keep: {code!r} is none of the {len(known)} codes that the model has{hint}")
 
 
