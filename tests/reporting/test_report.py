@@ -241,7 +241,7 @@ def test_an_answer_ends_where_the_models_own_settings_say(turn_ender: Path, tmp_
     folder = Path(shutil.copytree(turn_ender, tmp_path / "model"))
     template = folder / "chat_template.jinja"
     template.write_text(template.read_text().replace("{% generation %}", "").replace("{% endgeneration %}", ""))
-    with pytest.raises(UserError, match="has no {% generation %} markers"):
+    with pytest.raises(UserError, match="model: the chat template marks"):
         Conversation(folder, 4, 0.0)
     (folder / "generation_config.json").write_text('{"eos_token_id": [0]}')
     assert Conversation(folder, 4, 0.0).ask("hello") == "</turn>"
