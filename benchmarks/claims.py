@@ -41,7 +41,7 @@ CLAIMS = (
     ),
     Claim("03: packing; TRL's best fit", "packing_rules", "as documented"),
     Claim("05: time to the peer's loss; Hugging Face Trainer after a sweep", "pretrain_time_to_quality", "Trainer"),
-    Claim("05: the same; litgpt after a sweep", "pretrain_time_to_quality --peers litgpt --our-share 0.65", "litgpt"),
+    Claim("05: the same; litgpt after a sweep", "pretrain_time_to_quality --peers litgpt --batches 4 8", "litgpt"),
     Claim("05: the same, 75 seconds a run; litgpt after a sweep", "pretrain_time_to_quality --reduced", "litgpt"),
 )
 
