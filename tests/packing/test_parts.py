@@ -140,6 +140,7 @@ def test_a_published_chunk_of_unfinished_work_that_is_damaged_is_made_again(part
     assert run.outputs() == parts_run.outputs()
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_cache_of_several_parts(parts_run, packing_run, documents):
     run = packing_run(documents, SHARDS, part_bytes=PART_BYTES)
     both = [run.start("--mode", mode) for mode in ("forward", "inverse")]

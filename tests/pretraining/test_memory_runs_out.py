@@ -158,6 +158,7 @@ def step_of_two(data: PackedData, folder: Path, largest: int) -> tuple[list[dict
     return told, [safetensors.torch.load_file(folder / f"{rank}.safetensors") for rank in range(2)]
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_same_halves_when_memory_runs_out_in_one_of_them(data, tmp_path):
     loss, norm, expected = step_gradients(run := make_run(), first_batches(data, 1)[0][0], SETTINGS)
     validated = validation.validate(run, data.validation_batches(8), data.token_bytes, 1000, lambda: False).loss
