@@ -21,10 +21,10 @@ TOOL_ROLES = frozenset({"tool", "function", "function_call", "observation", "fun
 
 def role_of(name: Any, where: Where) -> str:
     """Return system, user or assistant for the many names data sets give them. Raises MalformedRecord."""
-    key = name.strip().lower() if isinstance(name, str) else name
+    key = name.strip().lower() if isinstance(name, str) else None
     if key in TOOL_ROLES:
         raise MalformedRecord("tool_turn", where, f"a {key} turn needs a function-calling format")
-    if not isinstance(key, str) or key not in ROLES:
+    if key not in ROLES:
         raise MalformedRecord("unknown_role", where, f"unknown role {name!r}")
     return ROLES[key]
 

@@ -93,6 +93,8 @@ def test_sharegpt_maps_human_and_gpt():
         ([("human", "q"), ("gpt", " ")], "empty_turn"),
         ([("human", "q"), ("function_call", "{}"), ("gpt", "a")], "tool_turn"),
         ([("human", "q"), ("alien", "a")], "unknown_role"),
+        ([("human", "q"), (["gpt"], "a")], "unknown_role"),
+        ([({"gpt": 1}, "q"), ("gpt", "a")], "unknown_role"),
         ([("human", "q"), ("gpt", "a"), ("system", "s")], "system_not_first"),
         ([("system", "s")], "no_turns"),
         ([("system", " "), ("human", "q"), ("gpt", "a")], "empty_system"),
@@ -137,6 +139,8 @@ def test_messages_reads_text_parts_and_bare_lists():
         ({"role": "assistant", "content": None}, "content_is_not_text"),
         ({"role": "assistant", "content": "", "tool_calls": [{}]}, "tool_turn"),
         ({"role": "assistant", "content": "I call it.", "function_call": {"name": "f"}}, "tool_turn"),
+        ({"role": [], "content": "a"}, "unknown_role"),
+        ({"content": "a"}, "unknown_role"),
         ("text", "wrong_type"),
     ],
 )
