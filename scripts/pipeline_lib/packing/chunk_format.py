@@ -9,7 +9,7 @@ The header holds the checksum of every section, and the index of the cache holds
 one number identifies the whole file and no byte of it can change unnoticed. The tokens are written in the code of
 token_code.py, in independent LZ4 blocks of 8,192 tokens with a checksum each: a whole chunk is one call of the LZ4
 library, and one training sequence needs a few blocks only. docs/packed_cache.md is the specification.
-Cost: 0.5 to 1.3 GB/s per core for a whole chunk (as uint16), by the machine; 40 to 110 microseconds for a sequence.
+Cost: 0.6 to 1.4 GB/s per core for a whole chunk (as uint16), by the machine; 40 to 110 microseconds for a sequence.
 Trap: files are read with pread, not mapped: a file that somebody truncates under a mapping kills the process.
 """
 
