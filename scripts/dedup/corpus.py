@@ -8,6 +8,7 @@ through a buffer of READ_BUFFER bytes, so that files with row groups larger than
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -77,15 +78,22 @@ class Corpus:
                 raise UserError(f"dedup: column {name!r} of {file} is {schema.field(name).type}; it must hold {what}")
 
     def rows(self) -> int:
-        """Return the number of documents (from the files' footers)."""
-        return sum(pq.read_metadata(path).num_rows for path in self.files)
+        """Return the number of documents."""
+        return sum(piece.rows for piece in self.pieces)
 
+    @property
     def pieces(self) -> list[Piece]:
-        """Cut the files into pieces of about BYTES_PER_PIECE, never across a row group."""
-        pieces: list[Piece] = []
+        """The pieces of all files, by ascending rows."""
+        return [piece for pieces in self.pieces_of_files for piece in pieces]
+
+    @cached_property
+    def pieces_of_files(self) -> list[list[Piece]]:
+        """Each file cut into pieces of about BYTES_PER_PIECE, never across a row group; footers are read once."""
+        files: list[list[Piece]] = []
         first = 0
         for file in self.files:
             metadata = pq.read_metadata(file)
+            pieces: list[Piece] = []
             row_in_file, groups, rows, size = 0, [], 0, 0
             for group in range(metadata.num_row_groups):
                 this = metadata.row_group(group)
@@ -97,7 +105,8 @@ class Corpus:
                 size += this.total_byte_size
             pieces.append(Piece(file, tuple(groups), first, rows, row_in_file, size))
             first += rows
-        return pieces
+            files.append(pieces)
+        return files
 
     def read(self, piece: Piece, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield the rows of a piece in order, with those of `columns` (None: all) that the file has."""
@@ -151,8 +160,9 @@ def _casts(kind: pa.DataType, target: pa.DataType) -> bool:
 
 
 def large_strings(column: pa.ChunkedArray) -> pa.Array:
-    """Return a string column of any kind as one large_string array; nulls stay."""
-    return pa.concat_arrays([pa.array([], pa.large_string()), *column.cast(pa.large_string()).chunks])
+    """Return a string column of any kind as one large_string array, not copied if it is one already; nulls stay."""
+    chunks = column.cast(pa.large_string()).chunks
+    return chunks[0] if len(chunks) == 1 else pa.concat_arrays([pa.array([], pa.large_string()), *chunks])
 
 
 def bytes_of(array: pa.Array) -> TextBatch:

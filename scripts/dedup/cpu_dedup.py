@@ -9,7 +9,8 @@ signatures, and they have the same bits.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline_lib.stage import UserError, atomic_path, ordered_threads
 
-from .corpus import Corpus
+from .corpus import Corpus, Piece
 from .held_text import HeldText
 from .leftovers import scratch_folder
 from .memory_limit import MemoryLimit, parse_size
@@ -85,11 +86,14 @@ def fuzzy_dedup(
         fuzzy = len(removals) - removals.exact
         kept = removals.documents - len(removals)
         say(f"dedup: {removals.exact} exact and {fuzzy} fuzzy duplicates, {kept} documents stay")
+        stays = removals.stays()
         if one_file:
-            write_kept(corpus, removals.stays(), output / OUTPUT_NAME)
+            writes = [lambda: write_kept(corpus, corpus.pieces, stays, output / OUTPUT_NAME)]
         else:
-            write_kept_shards(corpus, removals.stays(), output, workers)
-        removals.write_receipts(output / RECEIPTS_NAME)
+            writes = [partial(write_kept_shard, corpus, stays, output, number) for number in range(len(corpus.files))]
+        writes.append(lambda: removals.write_receipts(output / RECEIPTS_NAME))
+        for _ in ordered_threads(lambda write: write(), writes, workers):
+            pass
         finished(folder)
     return DedupSummary(
         documents=removals.documents,
@@ -137,15 +141,18 @@ def _check_one_schema(corpus: Corpus) -> None:
             )
 
 
-def write_kept(corpus: Corpus, stays: np.ndarray, path: Path, extra: dict[str, np.ndarray] | None = None) -> None:
-    """Write the rows of all files that stay (bool[rows]) to one file, with the `extra` columns (one value per row).
+def write_kept(
+    corpus: Corpus, pieces: list[Piece], stays: np.ndarray, path: Path, extra: dict[str, np.ndarray] | None = None
+) -> None:
+    """Write the rows of some pieces that stay to one file, with the `extra` columns.
 
-    A column of the files that has the name of an extra one is replaced.
+    stays: bool[rows of the corpus]; extra: one value per row of the corpus. A column of the files that has the name of
+    an extra one is replaced.
     """
     extra = extra or {}
-    schema = _with_columns(pq.read_schema(corpus.files[0]).empty_table(), extra, slice(0)).schema
+    schema = _with_columns(pq.read_schema(pieces[0].file).empty_table(), extra, slice(0)).schema
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        for piece in corpus.pieces():
+        for piece in pieces:
             first = piece.first
             for table in corpus.read(piece):
                 rows = slice(first, first + len(table))
@@ -179,11 +186,7 @@ def write_kept_shard(
     corpus: Corpus, stays: np.ndarray, folder: Path, number: int, extra: dict[str, np.ndarray] | None = None
 ) -> None:
     """Write the rows of one file that stay; `stays` and `extra` are about the rows of all files."""
-    first = sum(pq.read_metadata(file).num_rows for file in corpus.files[:number])
-    file = corpus.files[number]
-    rows = slice(first, first + pq.read_metadata(file).num_rows)
-    added = {name: values[rows] for name, values in (extra or {}).items()}
-    write_kept(replace(corpus, files=(file,)), stays[rows], folder / file.name, added)
+    write_kept(corpus, corpus.pieces_of_files[number], stays, folder / corpus.files[number].name, extra)
 
 
 def cpu_dedup_streaming(

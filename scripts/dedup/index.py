@@ -181,7 +181,7 @@ class DedupIndex:
             removals = collect(job)
             if before is None:
                 check_limits(removals, self.parameters)
-        written = [folder / "removed.npz", *_write_tables(job, removals, folder / "tables")]
+        written = [folder / "removed.arrays", *_write_tables(job, removals, folder / "tables")]
         source, row = self._origin(removals.survivor, job)
         save_arrays(
             written[0],
@@ -269,7 +269,7 @@ class DedupIndex:
             [self.folder / path for source in self.sources[: number + 1] for path in source["sketches"]],
             [piece["rows"] for source in self.sources[: number + 1] for piece in source["pieces"]],
         )
-        stored = load_arrays(self._folder(name) / "removed.npz")
+        stored = load_arrays(self._folder(name) / "removed.arrays")
         firsts = np.cumsum([0, *(source["documents"] for source in self.sources)])
         return Removals(
             sketches=sketches,
@@ -288,7 +288,7 @@ class DedupIndex:
         number = self._source(name)
         sizes = np.zeros(self.sources[number]["documents"], np.int64)
         for source in self.sources[number:]:
-            stored = load_arrays(self._folder(source["name"]) / "removed.npz")
+            stored = load_arrays(self._folder(source["name"]) / "removed.arrays")
             mine = stored["survivor_source"] == number
             np.add.at(sizes, stored["survivor_row"][mine], stored["weight"][mine])
         return sizes

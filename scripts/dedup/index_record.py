@@ -13,7 +13,7 @@ from pipeline_lib.stage import UserError, file_digest, json_digest, write_json_a
 
 from .parameters import DedupParameters
 
-FORMAT = 2
+FORMAT = 3
 RECORD = "index.json"
 _WITH_ITS_TIME = (
     " with its time of modification (it was added before digests were recorded, so a copy cannot be told from a change)"

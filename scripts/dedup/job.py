@@ -47,7 +47,7 @@ class DedupJob:
     def new_pieces(self) -> list[Piece]:
         """The pieces of the corpus, numbered after the known rows."""
         shift = self.known.rows
-        return [Piece(p.file, p.groups, p.first + shift, p.rows, p.row_in_file, p.bytes) for p in self.corpus.pieces()]
+        return [Piece(p.file, p.groups, p.first + shift, p.rows, p.row_in_file, p.bytes) for p in self.corpus.pieces]
 
     @cached_property
     def pieces(self) -> list[tuple[Corpus, Piece]]:
@@ -112,7 +112,7 @@ class DedupJob:
     @property
     def copies_file(self) -> Path:
         """Where exact copies are written."""
-        return self.folder / "copies.npz"
+        return self.folder / "copies.arrays"
 
     @cached_property
     def comparable(self) -> np.ndarray:
@@ -123,7 +123,7 @@ class DedupJob:
 
     def band_file(self, band: int) -> Path:
         """Where a band's buckets are written."""
-        return self.folder / "bands" / f"{band:04d}.npz"
+        return self.folder / "bands" / f"{band:04d}.arrays"
 
     def buckets(self, band: int) -> tuple[np.ndarray, np.ndarray]:
         """Return (row, bucket) of the members of all buckets of a band, bucket by bucket."""
@@ -146,7 +146,7 @@ class DedupJob:
     @property
     def groups_file(self) -> Path:
         """Where the candidates and their groups are written."""
-        return self.folder / "groups.npz"
+        return self.folder / "groups.arrays"
 
     @cached_property
     def candidates(self) -> dict[str, np.ndarray]:
@@ -160,7 +160,7 @@ class DedupJob:
 
     def size_file(self, unit: int) -> Path:
         """Where the set sizes of a piece are written, after its sets."""
-        return self.folder / "sets" / f"{unit:06d}.npz"
+        return self.folder / "sets" / f"{unit:06d}.arrays"
 
     @cached_property
     def pieces_with_candidates(self) -> list[int]:
@@ -176,7 +176,7 @@ class DedupJob:
 
     def resolved_file(self, group: int) -> Path:
         """Where the decisions of a group are written."""
-        return self.folder / "resolved" / f"{group:06d}.npz"
+        return self.folder / "resolved" / f"{group:06d}.arrays"
 
     @cached_property
     def groups(self) -> list[int]:

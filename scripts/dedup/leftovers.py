@@ -85,7 +85,7 @@ def refuse_another_run(job: DedupJob) -> None:
 
 
 def _forget_damage(job: DedupJob) -> None:
-    results = [path for name in ("bands", "resolved") for path in sorted((job.folder / name).glob("*.npz"))]
+    results = [path for name in ("bands", "resolved") for path in sorted((job.folder / name).glob("*.arrays"))]
     for path in (job.copies_file, job.groups_file, *results):
         if path.exists() and not is_whole(path):
             path.unlink()
@@ -103,7 +103,7 @@ def clear_results(folder: Path) -> None:
     """Delete everything of a run but its sketches."""
     for name in ("bands", "sets", "resolved", "runs"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("copies.npz", "groups.npz", "shingles.u64", "run.json"):
+    for name in ("copies.arrays", "groups.arrays", "shingles.u64", "run.json"):
         (folder / name).unlink(missing_ok=True)
 
 

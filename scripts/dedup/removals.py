@@ -164,7 +164,7 @@ def _check_ids_are_present(corpus: Corpus) -> None:
     for file in corpus.files:
         if corpus.id_column not in pq.read_schema(file).names:
             raise UserError(f"dedup: {file} has no column {corpus.id_column!r}; every document needs an id")
-    for piece in corpus.pieces():
+    for piece in corpus.pieces:
         row = piece.row_in_file
         for table in corpus.read(piece, [corpus.id_column]):
             missing = pc.indices_nonzero(pc.is_null(table.column(0)))
@@ -194,7 +194,7 @@ def _check_ids_are_unique(job: DedupJob, removals: Removals) -> None:
 
 
 def _where(corpus: Corpus, row: int) -> str:
-    for piece in corpus.pieces():
+    for piece in corpus.pieces:
         if piece.first <= row < piece.first + piece.rows:
             return f"{piece.file}:{row - piece.first + piece.row_in_file}"
     raise IndexError("there is no such document")

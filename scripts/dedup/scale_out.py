@@ -51,7 +51,7 @@ class ScaledRun:
     @property
     def stays_file(self) -> Path:
         """Where `decide` leaves for `filter` which rows stay."""
-        return self.output / SCRATCH_NAME / "stays.npz"
+        return self.output / SCRATCH_NAME / "stays.arrays"
 
 
 class DedupStep(PipelineStep):

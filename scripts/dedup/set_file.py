@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
+from pipeline_lib.compiled import kernel
 from pipeline_lib.stage import StageFailure
 
 from .array_files import is_whole, load_arrays, save_arrays
@@ -59,8 +60,8 @@ def write_sets(job: DedupJob, unit: int) -> None:
                 if len(changed):
                     raise _changed_text(piece, int(rows[at + changed[0]]))
                 hashes, starts = shingle_sets(normal, job.parameters.shingle, job.parameters.ngram)
-                for place, start, end in zip(begin[at : at + count], starts[:-1], starts[1:], strict=True):
-                    _write_all(descriptor, hashes[start:end], int(place) * 8)
+                places = begin[at : at + count]
+                _write_all(descriptor, _laid_out(hashes, starts, places - places[0]), int(places[0]) * 8)
                 sizes[at : at + count] = np.diff(starts)
                 seen.update(hashes[: starts[-1]])
             first, at = first + len(table), at + count
@@ -105,6 +106,21 @@ def _changed_text(piece: Piece, row: int) -> StageFailure:
         f"dedup: the text of {piece.file}:{row - piece.first + piece.row_in_file} is not the one that was sketched; the"
         " file was changed. Put it back, or make again what was made from it (for an index: undo that source, add it)"
     )
+
+
+def _laid_out(hashes: np.ndarray, starts: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return the sets as they lie in the file: between them zeros, in the room of the repeats that a set has not."""
+    out = np.zeros(int(places[-1] + starts[-1] - starts[-2]), np.uint64)
+    _lay_out(hashes, starts, places, out)
+    return out
+
+
+@kernel
+def _lay_out(hashes, starts, places, out):
+    for index in range(len(places)):
+        shift = places[index] - starts[index]
+        for here in range(starts[index], starts[index + 1]):
+            out[here + shift] = hashes[here]
 
 
 def _write_all(descriptor: int, values: np.ndarray, offset: int) -> None:

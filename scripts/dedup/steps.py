@@ -1,11 +1,11 @@
 """A dedup run as steps on disk: every step cuts into units, every unit leaves one file, whole or absent.
 
     sketch   a piece of the corpus       -> sketches/PIECE.arrow
-    exact    (one unit)                  -> copies.npz      rows with an equal digest, and who is kept of them
-    bands    a band                      -> bands/BAND.npz  the buckets: rows that share this band's key
-    group    (one unit)                  -> groups.npz      candidates, and which of them can influence each other
-    sets     a piece that has candidates -> shingles.u64 and sets/PIECE.npz
-    resolve  a group                     -> resolved/GROUP.npz
+    exact    (one unit)                  -> copies.arrays      rows with an equal digest, and who is kept of them
+    bands    a band                      -> bands/BAND.arrays  the buckets: rows that share this band's key
+    group    (one unit)                  -> groups.arrays      candidates, and which of them can influence each other
+    sets     a piece that has candidates -> shingles.u64 and sets/PIECE.arrays
+    resolve  a group                     -> resolved/GROUP.arrays
 
 Units of a step are independent: threads of this process, ranks of a datatrove executor or a later start can do them, in
 any order, any number of times. So a run that was killed goes on where it was, and nothing that depends on how the work

@@ -30,7 +30,7 @@ def refuse_other_columns(corpus: Corpus) -> None:
 def own_counts(corpus: Corpus) -> np.ndarray:
     """int64[documents]: what the files' own column says; 0 where there is none, or none of whole numbers, or a null."""
     counts = [np.empty(0, np.int64)]
-    for piece in corpus.pieces():
+    for piece in corpus.pieces:
         schema = pq.read_schema(piece.file)
         if DUPLICATES not in schema.names or not pa.types.is_integer(schema.field(DUPLICATES).type):
             counts.append(np.zeros(piece.rows, np.int64))

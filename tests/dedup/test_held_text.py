@@ -25,13 +25,13 @@ def corpus(tmp_path: Path) -> Corpus:
 
 
 def read(corpus: Corpus, columns: list[str] | None = None) -> list[pa.Table]:
-    return [pa.concat_tables(corpus.read(piece, columns)) for piece in corpus.pieces()]
+    return [pa.concat_tables(corpus.read(piece, columns)) for piece in corpus.pieces]
 
 
 def test_the_second_reading_needs_no_file(corpus):
     held = replace(corpus, held=HeldText(1 << 20))
     first = read(held, ["text", "source"])
-    pieces = held.pieces()
+    pieces = held.pieces
     for file in corpus.files:
         file.unlink()
     assert [pa.concat_tables(held.read(piece, ["text", "source"])) for piece in pieces] == first
@@ -46,14 +46,14 @@ def test_what_does_not_fit_is_read_again_and_equal(corpus):
         for _ in range(2):
             assert read(source) == read(corpus)
             assert read(source, ["id"]) == read(corpus, ["id"])
-        kept = [held.get(piece) for piece in corpus.pieces()]
+        kept = [held.get(piece) for piece in corpus.pieces]
         assert sum(table.nbytes for tables in kept if tables for table in tables) <= room
-    assert all(held.get(piece) for piece in corpus.pieces())
+    assert all(held.get(piece) for piece in corpus.pieces)
 
 
 def test_a_reading_that_was_left_early_is_not_held(corpus):
     source = replace(corpus, held=HeldText(1 << 20))
-    piece = source.pieces()[0]
+    piece = source.pieces[0]
     next(iter(source.read(piece)))
     assert source.held.get(piece) is None
     assert pa.concat_tables(source.read(piece)) == read(corpus)[0]
@@ -68,6 +68,6 @@ def test_threads_share_the_room(corpus):
         thread.start()
     for thread in threads:
         thread.join()
-    kept = [held.get(piece) for piece in corpus.pieces()]
+    kept = [held.get(piece) for piece in corpus.pieces]
     assert sum(table.nbytes for tables in kept if tables for table in tables) <= room
     assert read(source) == read(corpus)

@@ -26,10 +26,10 @@ def opened_or_forgotten(folder: Path) -> set[str]:
 
 def test_damage_is_named_with_the_command_that_mends_it(parts, tmp_path):
     index = index_of(tmp_path / "index", parts, "ab")
-    damaged = index.folder / "sources" / "a" / "removed.npz"
+    damaged = index.folder / "sources" / "a" / "removed.arrays"
     content = damaged.read_bytes()
     damaged.write_bytes(content[:-3] + b"xxx")
-    with pytest.raises(UserError, match=r"removed.npz of source 'a' is missing or damaged; .* index forget .* a"):
+    with pytest.raises(UserError, match=r"removed.arrays of source 'a' is missing or damaged; .* index forget .* a"):
         DedupIndex.open(index.folder, PARAMETERS)
     assert DedupIndex.forget(index.folder, "a", Run(), PARAMETERS) == ["b"]
     mended = DedupIndex.open(index.folder, PARAMETERS)
@@ -52,10 +52,10 @@ def test_the_index_of_another_program_is_told_from_a_damaged_one(tmp_path, conte
 def test_an_index_of_another_format_is_named(parts, tmp_path):
     index = index_of(tmp_path, parts, "a")
     record = json.loads((index.folder / "index.json").read_text())
-    assert record["format"] == 2
+    assert record["format"] == 3
     (index.folder / "index.json").write_text(json.dumps({**record, "format": 1}))
     (said,) = opened_or_forgotten(tmp_path)
-    assert "index.json has the format 1, and this program reads 2; make a new index, in another folder" in said
+    assert "index.json has the format 1, and this program reads 3; make a new index, in another folder" in said
 
 
 def test_a_record_that_was_changed_is_damaged(parts, tmp_path):
@@ -73,7 +73,7 @@ def test_a_record_that_was_changed_is_damaged(parts, tmp_path):
 def test_every_file_of_a_source_is_checked(parts, tmp_path):
     index = index_of(tmp_path, parts, "a")
     files = [path for path in (tmp_path / "sources").rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".arrow", ".json", ".npy", ".npz"}
+    assert {path.suffix for path in files} == {".arrow", ".json", ".npy", ".arrays"}
     assert {str(path.relative_to(tmp_path)) for path in files} == set(index.sources[0]["files"])
     for path in files:
         content = path.read_bytes()

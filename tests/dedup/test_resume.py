@@ -42,7 +42,7 @@ def receipts(corpus, scratch, workers=1, pause=lambda: None):
 
 def test_stopped_after_any_number_of_units_the_next_start_ends_the_same(planted_corpus, small_units, tmp_path):
     expected = receipts(planted_corpus, tmp_path / "whole")
-    total = len(list((tmp_path / "whole").rglob("*.npz")))
+    total = len(list((tmp_path / "whole").rglob("*.arrays")))
     for units in range(0, total, 15):
         scratch = tmp_path / str(units)
         for attempt in range(2):
@@ -55,7 +55,7 @@ def test_every_file_that_is_damaged_or_lost_is_made_again(planted_corpus, small_
     scratch = tmp_path / "scratch"
     expected = receipts(planted_corpus, scratch)
     files = sorted(path for path in scratch.rglob("*") if path.is_file())
-    assert {path.suffix for path in files} == {".npz", ".arrow", ".json", ".u64"}
+    assert {path.suffix for path in files} == {".arrays", ".arrow", ".json", ".u64"}
     for number, path in enumerate(files):
         content = path.read_bytes()
         if number % 3 == 0:
@@ -65,7 +65,7 @@ def test_every_file_that_is_damaged_or_lost_is_made_again(planted_corpus, small_
             path.write_bytes(content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :])
         else:
             path.unlink()
-        if number % 4 == 3 or path.name in ("groups.npz", "shingles.u64", "copies.npz"):
+        if number % 4 == 3 or path.name in ("groups.arrays", "shingles.u64", "copies.arrays"):
             assert receipts(planted_corpus, scratch).equals(expected), path
 
 
@@ -85,7 +85,7 @@ def test_sets_and_decisions_go_with_the_grouping_they_were_made_for(planted_corp
     steps.run(job)
     job.groups_file.write_bytes(job.groups_file.read_bytes()[:-9])
     forget_what_does_not_belong(DedupJob(planted_corpus, DedupParameters(), tmp_path))
-    assert not any((tmp_path / name).exists() for name in ("groups.npz", "sets", "resolved", "shingles.u64"))
+    assert not any((tmp_path / name).exists() for name in ("groups.arrays", "sets", "resolved", "shingles.u64"))
     assert len(list((tmp_path / "bands").iterdir())) == DedupParameters().bands
 
 
