@@ -1,10 +1,7 @@
 """A random tiny Llama and a byte-level BPE trained on the spot, laid out like the models of a run."""
 
 import os
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the helper modules of all folders
 os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval's progress bars read this when tqdm is imported
 
 import pytest

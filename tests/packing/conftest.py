@@ -13,11 +13,9 @@ import pytest
 import xxhash
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the helper modules of all folders
-
-from fork_launcher import run_script  # noqa: E402
-from pipeline_lib.stage import Ledger, file_digest  # noqa: E402
-from pipeline_lib.stage.manifest import FileEntry, Manifest  # noqa: E402
+from fork_launcher import run_script
+from pipeline_lib.stage import Ledger, file_digest
+from pipeline_lib.stage.manifest import FileEntry, Manifest
 
 TINY = {"vocab_size": 1000, "contexts": [64, 256], "chunk_tokens": 20_000, "val_fraction": 0.05}
 

@@ -3,12 +3,9 @@
 import importlib.util
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the helper modules of all folders
 
 from pipeline_lib.config.run import RunConfig
 from pipeline_lib.packing.chat_template import CHAT_TEMPLATE

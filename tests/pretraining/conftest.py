@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # the helper modules of both folders
+sys.path.insert(0, str(Path(__file__).parent))
 
 from packed_run import make_packed_run  # noqa: E402
 

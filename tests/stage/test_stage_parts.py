@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -208,17 +209,21 @@ def test_a_killed_worker_is_a_failure_with_what_to_do():
         list(ordered_map(_be_killed, range(4), 2))
 
 
-def _items_that_end_the_fork_server() -> Iterator[int]:
+def _items_that_end_the_fork_server(ended: list[int]) -> Iterator[int]:
     yield 0
-    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+    ended.append(forkserver._forkserver._forkserver_pid)
+    os.kill(ended[-1], signal.SIGKILL)
     yield from range(1, 20)
 
 
 def test_the_end_of_the_fork_server_is_the_loss_of_the_workers():
     """A signal to the process group ends it too, perhaps while the next worker is being asked for."""
     for _ in range(3):
+        ended: list[int] = []
         with pytest.raises(WorkersLost):
-            list(ordered_map(_slow_square, _items_that_end_the_fork_server(), 4))
+            list(ordered_map(_slow_square, _items_that_end_the_fork_server(ended), 4))
+        with suppress(ChildProcessError):  # a pool that begins before its end is seen would lose its workers too
+            os.waitid(os.P_PID, ended[0], os.WEXITED | os.WNOWAIT)
 
 
 def test_ordered_map_raises_a_workers_exception_at_its_turn():

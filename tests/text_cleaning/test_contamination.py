@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline_lib.stage import UserError
 from pipeline_lib.text_cleaning.contamination import build_index
+from pipeline_lib.text_cleaning.personal_data import PersonalData
 
 WORDS = [f"w{number}" for number in range(2000)]
 
@@ -51,6 +52,22 @@ def test_a_planted_stretch_is_found_and_named_in_any_case_and_layout(evaluation)
     assert index.first_record(matches) == [f"eval/questions.jsonl:{i + 1}" for i in range(len(texts))]
     documents, first = index.documents_per_record(matches)
     assert documents.tolist() == [1] * len(records) and first.tolist() == list(range(len(records)))
+
+
+@pytest.mark.parametrize("replacement", ["tag", "stable"])
+def test_a_record_with_personal_data_is_found_before_and_after_it_was_replaced(tmp_path, replacement):
+    question = "Write to ada.lovelace@engines.org about all of the seven wheels before Tuesday at nine sharp"
+    path = write_set(tmp_path, "letters", [{"id": "a", "question": question}, {"id": "b", "question": "w1 w2"}])
+    personal_data = PersonalData(["email"], replacement, seed=5)
+    texts = pa.array([question, "nothing of it"], pa.large_string())
+    replaced, _ = personal_data.replace_batch(texts)
+    assert replaced[0] != texts[0]
+    index = build_index([path], 13, personal_data)
+    for form in (texts, replaced):
+        matches = index.matches(form)
+        assert matches.counts[0] > 0 and matches.counts[1] == 0
+        assert index.first_record(matches) == ["eval/letters.jsonl:1", None]
+    assert build_index([path], 13).matches(replaced).counts[0] == 0
 
 
 def test_twelve_words_are_not_enough_and_fields_are_not_joined(evaluation):

@@ -1,5 +1,7 @@
 """One batch through the whole cleaner: what stays, what goes, and what is counted."""
 
+import json
+
 import pyarrow as pa
 import pytest
 from finished_download import SCHEMA, document
@@ -46,6 +48,19 @@ def test_c4_rewrites_documents_only_when_it_is_chosen():
     assert cleaned.kept["text"].to_pylist() == [prose(5)] and cleaned.kept["sentences"].to_pylist() == [14]
     cleaned, _ = clean([page], LENIENT)
     assert cleaned.kept["text"].to_pylist() == [page["text"]] and "sentences" not in cleaned.kept.column_names
+
+
+def test_a_copied_record_is_found_although_personal_data_in_it_is_replaced(tmp_path):
+    question = "Write to ada.lovelace@engines.org about all of the seven wheels before Tuesday at nine sharp"
+    (tmp_path / "letters.jsonl").write_text(json.dumps({"question": question}) + "\n")
+    settings = CleanSettings(**LENIENT | {"contamination": {"enabled": True}})
+    cleaner = DocumentCleaner(settings, [tmp_path / "letters.jsonl"], seed=0)
+    rows = pa.Table.from_pylist([document("copy", question), document("other", prose(3))], schema=SCHEMA)
+    cleaned = cleaner.clean(rows, Tally())
+    assert cleaned.kept["id"].to_pylist() == ["other"]
+    (receipt,) = cleaned.receipts.to_pylist()
+    assert (receipt["rule"], receipt["survivor_id"]) == ("contamination", "eval/letters.jsonl:1")
+    assert "ada" not in receipt["preview"]
 
 
 def test_the_receipt_names_rule_score_and_threshold():

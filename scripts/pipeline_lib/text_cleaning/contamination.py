@@ -6,7 +6,8 @@ which forms of a letter are the same, is what deduplication says (dedup.normalis
 How: one bit per hash, in a table of at least sixteen times as many bits as there are n-grams, sends nearly all others
 away without leaving the cache; what passes is looked up in an open table.
 Cost: one pass over the text; 40 to 64 bytes of memory per n-gram of the evaluation sets, 4 per further record with it.
-Trap: texts shorter than n words have no n-gram, so short questions cannot be found this way. `ngrams` tells which.
+Traps: texts shorter than n words have no n-gram, so short questions cannot be found this way. `ngrams` tells which.
+Documents are compared after personal data in them was replaced, so a record that holds some is indexed in both forms.
 """
 
 import json
@@ -26,6 +27,8 @@ from .arrow_text import text_buffers
 
 if TYPE_CHECKING:
     import pyarrow
+
+    from .personal_data import PersonalData
 
 NOBODY = -1
 _FILTER_BITS = 16  # per n-gram
@@ -85,8 +88,11 @@ class EvaluationIndex:
         return np.bincount(self.owners, minlength=len(self.records))
 
 
-def build_index(files: Sequence[Path], ngram: int) -> EvaluationIndex:
-    """Index every string of every record, the `id` aside. Raises UserError for a line that is not JSON."""
+def build_index(files: Sequence[Path], ngram: int, personal_data: "PersonalData | None" = None) -> EvaluationIndex:
+    """Index every string of every record, the `id` aside, also as `personal_data` rewrites it.
+
+    Raises UserError for a line that is not JSON.
+    """
     import pyarrow as pa
 
     texts: list[str] = []
@@ -98,6 +104,11 @@ def build_index(files: Sequence[Path], ngram: int) -> EvaluationIndex:
             texts += found
             numbers += [len(records)] * len(found)
             records.append(f"eval/{file.name}:{line}")
+    if personal_data is not None:
+        rewritten, finds = personal_data.replace_batch(pa.array(texts, pa.large_string()))
+        changed = np.flatnonzero(finds.any(axis=1)).tolist()
+        texts += [rewritten[place].as_py() for place in changed]
+        numbers += [numbers[place] for place in changed]
     grams, starts = ngram_hashes(pa.array(texts, pa.large_string()), ngram)
     record_of = np.repeat(np.array(numbers, np.int64), np.diff(starts))
     different, gram_of = np.unique(grams, return_inverse=True)

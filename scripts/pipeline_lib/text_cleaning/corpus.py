@@ -326,10 +326,12 @@ def write_contamination(stage: Stage, shards: list[Shard]) -> None:
     if not stage.settings.contamination.enabled:
         return
     from .contamination import build_index
+    from .shard import personal_data
 
     for key in stage.todo([COPIED_RECORDS], "contamination", "files"):
         with stage.unit(key) as unit:
-            index = build_index(evaluation_files(stage), stage.settings.contamination.ngram)
+            replaced = personal_data(stage.settings, stage.seed)
+            index = build_index(evaluation_files(stage), stage.settings.contamination.ngram, replaced)
             found = CopiedRecords(index)
             for piece in pieces_of(shards):
                 found.read(verified(stage, piece.unit, "copies", piece.copies))

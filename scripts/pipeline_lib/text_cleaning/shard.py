@@ -74,6 +74,11 @@ class Cleaned:
     copies: Matches | None
 
 
+def personal_data(settings: "CleanSettings", seed: int) -> PersonalData:
+    """Return what replaces personal data under these settings."""
+    return PersonalData(settings.personal_data.kinds, settings.personal_data.replacement, seed)
+
+
 class DocumentCleaner:
     """Everything that is loaded once per process: rules, expressions, language model, evaluation index."""
 
@@ -83,7 +88,7 @@ class DocumentCleaner:
         self.settings = settings
         self.rules = active_rules(settings)
         self._exempt = frozenset(settings.exempt_sources)
-        self._personal_data = PersonalData(settings.personal_data.kinds, settings.personal_data.replacement, seed)
+        self._personal_data = personal_data(settings, seed)
         self._language = load_identifier(settings.language) if settings.language.keep else None
         self._quality_model = QualityModel.load(quality_model) if quality_model else None
         self.toxicity = load_scorer(settings.toxicity)
@@ -92,7 +97,7 @@ class DocumentCleaner:
         self._c4_reasons: dict[int, str] = {}  # of the batch in hand
         self.index: EvaluationIndex | None = None
         if settings.contamination.enabled:
-            self.index = build_index(evaluation_files, settings.contamination.ngram)
+            self.index = build_index(evaluation_files, settings.contamination.ngram, self._personal_data)
 
     def clean(self, batch: pa.Table, tally: Tally) -> Cleaned:
         """Clean one batch with INPUT_COLUMNS and count what happened."""
