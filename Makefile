@@ -16,7 +16,7 @@ $(error FLAGS holds --run-dir; say RUN_DIR=FOLDER instead, which the card, the r
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo all run-all test test-slow lint bench report chat schema clean install install-dev
+.PHONY: help demo all run-all test test-slow test-long lint bench report chat schema clean install install-dev
 .NOTPARALLEL:
 
 help:  ## Show this list
@@ -48,11 +48,14 @@ report: install  ## Write runs/<run>/report.html
 chat: install  ## Talk to the model of CONFIG
 	@$(MODULE) pipeline_lib.reporting.chat $(CHOICE) $(FLAGS)
 
-test: install-dev  ## Run the tests (a quarter of an hour on 2 cores, more on slow ones)
-	$(PY) -m pytest -m "not slow" -n 2 --dist loadfile --durations=25
+test: install-dev  ## Run the tests (some seven minutes on 2 cores)
+	$(PY) -m pytest -m "not slow and not long" -n 2 --dist loadfile --durations=25
 
-test-slow: install-dev  ## Run the tests that take long
-	$(PY) -m pytest -m slow
+test-slow: install-dev  ## Run those that take seconds each: all stages, kills, several processes (twelve minutes)
+	$(PY) -m pytest -m "slow and not long" -n 2 --dist loadfile --durations=25
+
+test-long: install-dev  ## Run those that take minutes: a hundred kills, every engine, full disks
+	$(PY) -m pytest -m long
 
 lint: install-dev  ## Check style and import directions
 	$(VENV)/bin/ruff check .

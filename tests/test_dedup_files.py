@@ -149,6 +149,7 @@ def test_a_second_process_is_refused(shards, tmp_path, capsys):
     assert not list((tmp_path / "out").glob("*.parquet"))
 
 
+@pytest.mark.slow
 def test_two_sources_added_at_once_are_both_there(shards, tmp_path):
     index = str(tmp_path / "index")
     first, second = (str(shards / f"part-{n}.parquet") for n in range(2))
@@ -185,6 +186,7 @@ sys.exit(dedup_files.exit_code(sys.argv[2:]))
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_during_a_spill_is_one_line_and_the_next_start_finishes(tmp_path):
     """The limit is larger than every sketch and smaller than a run of the sort."""
     (tmp_path / "in").mkdir()
@@ -230,6 +232,7 @@ def start(shards: Path, out: Path, **options) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_cleanly_and_the_next_start_finishes(shards, tmp_path):
     reference = tmp_path / "reference"
     assert dedup_files.exit_code(["run", str(shards), str(reference)]) == 0
@@ -246,6 +249,7 @@ def test_a_full_disk_stops_cleanly_and_the_next_start_finishes(shards, tmp_path)
     assert kept(out) == kept(reference)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_keeps_the_same_documents(shards, tmp_path):
     reference, out = tmp_path / "reference", tmp_path / "out"
     assert dedup_files.exit_code(["run", str(shards), str(reference)]) == 0

@@ -19,6 +19,7 @@ print(band_keys(np.array([[1, 2]], np.uint32), 1, 2)[0, 0])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", [{}, {STAGE_VARIABLE: "02_clean"}], ids=["a library", "a stage"])
 def test_only_a_stage_does_without_what_other_packages_teach_numba(environment):
     program = f"{PROGRAM}\nprint('awkward' in sys.modules)"
@@ -28,7 +29,7 @@ def test_only_a_stage_does_without_what_other_packages_teach_numba(environment):
     assert done.stdout.split()[1] == str(not environment)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_change_in_a_file_that_a_kernel_takes_from_reaches_the_kernel(tmp_path):
     scripts = Path(dedup.__file__).parents[1]
     for package in ("dedup", "pipeline_lib/stage"):

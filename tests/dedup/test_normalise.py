@@ -99,6 +99,7 @@ def test_punctuation_and_digits_are_kept():
     assert normal_texts(["1 - 1", "1 + 1", "!?"]) == ["1 - 1", "1 + 1", "!?"]
 
 
+@pytest.mark.slow
 def test_the_frozen_tables_are_those_of_this_python_wherever_unicode_14_had_the_character():
     frozen, current = unicode_fold.load_tables(), unicode_fold.build_tables()
     everything = np.arange(unicode_fold.CODE_POINTS)

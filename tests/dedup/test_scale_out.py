@@ -39,7 +39,7 @@ def expected(corpus, tmp_path) -> dict[str, list]:
     return contents(tmp_path / "one_process")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("engine", "tasks"), [("local", 1), ("local", 3), ("ray", 2)])
 def test_an_engine_keeps_what_one_process_keeps(corpus, tmp_path, engine, tasks, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(SCRIPTS))
@@ -51,7 +51,7 @@ def test_an_engine_keeps_what_one_process_keeps(corpus, tmp_path, engine, tasks,
     assert left_in(tmp_path / "out") == LOGS
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_on_ray_a_step_that_fails_ends_the_run_with_its_words_at_once_and_in_a_used_folder(tmp_path, monkeypatch):
     """The guard stops `decide`; marks of an earlier run in the same folder are not taken for today's."""
     ray = pytest.importorskip("ray")
@@ -93,7 +93,7 @@ print("Submitted batch job", number + 1)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_slurm_scripts_do_the_work_when_a_scheduler_runs_them(corpus, tmp_path, monkeypatch):
     """A stand-in `sbatch` checks each script's syntax, keeps it, and runs its array; `srun` runs its command."""
     tools, submitted = tmp_path / "tools", tmp_path / "submitted"

@@ -77,6 +77,7 @@ fragments = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None)  # the first call compiles
 @given(st.lists(st.lists(fragments, max_size=60).map("".join), max_size=5))
 def test_the_compiled_rule_is_the_plain_one(texts):

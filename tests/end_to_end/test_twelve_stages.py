@@ -15,6 +15,8 @@ from pipeline_lib.stage.catalog import STAGES
 from pipeline_lib.stage.ledger import Ledger
 from pipeline_lib.stage.manifest import MANIFEST, Manifest
 
+pytestmark = pytest.mark.slow
+
 CONFIG = PROJECT_ROOT / "configs" / "tiny_test.yaml"
 SCRIPTS = PROJECT_ROOT / "scripts"
 
@@ -156,14 +158,14 @@ def test_plan_names_settings_inputs_and_cost(spec, finished_run: Path, tmp_path:
     assert "status  up to date" in out and "settings" in out and "cost" in out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("spec", STAGES, ids=lambda spec: spec.name)
 def test_plan_probes_every_stage(spec, finished_run: Path, tmp_path: Path):
     out = finish(start(spec.script, finished_run, tmp_path, "--plan"), spec.script)
     assert "cost" in out and "the probe failed" not in out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_at_random_instants_the_pipeline_ends_with_the_same_digests(finished_run: Path, tmp_path: Path):
     generator = random.Random(7)
     other = tmp_path / "run"

@@ -96,6 +96,7 @@ def at_home(tmp_path_factory) -> dict:
     return toy.decisive()
 
 
+@pytest.mark.slow
 def test_slurm_makes_the_outputs_of_one_process_and_its_script_is_what_was_asked(toy: Toy, at_home: dict):
     asked = [
         "--time", "4:00:00", "--workers", "1", "--memory_per_cpu_gb", "3", "--cpus_per_task", "2", "--qos", "fast",
@@ -127,6 +128,7 @@ def test_slurm_makes_the_outputs_of_one_process_and_its_script_is_what_was_asked
     assert toy.run("--engine", "ray").stdout.strip() == "01_download: up to date"  # another engine is no reason
 
 
+@pytest.mark.slow
 def test_a_task_that_dies_is_named_with_its_log_and_the_next_start_does_the_rest(toy: Toy, at_home: dict):
     done = toy.run(*SLURM, TOY_FAULT="4:die")
     assert done.returncode == 1
@@ -141,6 +143,7 @@ def test_a_task_that_dies_is_named_with_its_log_and_the_next_start_does_the_rest
     assert toy.decisive() == at_home
 
 
+@pytest.mark.slow
 def test_a_users_mistake_is_the_line_of_a_local_run_and_a_defect_names_its_traceback(toy: Toy):
     at_home = toy.run(TOY_FAULT="2:user")
     elsewhere = toy.run(*SLURM, TOY_FAULT="2:user")
@@ -152,6 +155,7 @@ def test_a_users_mistake_is_the_line_of_a_local_run_and_a_defect_names_its_trace
     assert "RuntimeError: a defect" in Path(re.search(r"its traceback is (\S+);", defect.stderr)[1]).read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_coordinator_finds_its_job_again(toy: Toy, at_home: dict):
     gate = toy.folder / "gate"
     coordinator = toy.start(*SLURM, TOY_GATE=str(gate))
@@ -168,6 +172,7 @@ def test_a_killed_coordinator_finds_its_job_again(toy: Toy, at_home: dict):
     assert toy.decisive() == at_home
 
 
+@pytest.mark.slow
 def test_a_unit_that_was_being_taken_at_a_kill_is_taken_again(toy: Toy, at_home: dict):
     gate = toy.folder / "gate"
     coordinator = toy.start(*SLURM, TOY_GATE=str(gate), TOY_KILL="square/1")
@@ -201,6 +206,7 @@ def finish_found_job(toy: Toy, gate: Path) -> tuple[int, str]:
     return again.returncode, words
 
 
+@pytest.mark.slow
 def test_a_unit_that_the_found_job_is_past_goes_to_a_new_job(toy: Toy, at_home: dict):
     code, words = finish_found_job(toy, leave_a_job_that_is_past_a_unit_without_files(toy))
     assert code == 0, words
@@ -210,6 +216,7 @@ def test_a_unit_that_the_found_job_is_past_goes_to_a_new_job(toy: Toy, at_home: 
     assert toy.decisive() == at_home
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["3", "4"])
 def test_a_unit_whose_task_failed_is_no_reason_for_a_new_job(toy: Toy, unit: str):
     """square/3 is done by the task that is past square/1, square/4 by the other one."""
@@ -218,6 +225,7 @@ def test_a_unit_whose_task_failed_is_no_reason_for_a_new_job(toy: Toy, unit: str
     assert len(toy.submitted()) == 1
 
 
+@pytest.mark.slow
 def test_an_interruption_cancels_the_job_and_keeps_what_is_there(toy: Toy, at_home: dict):
     coordinator = toy.start(*SLURM, TOY_GATE=str(toy.folder / "gate"))
     wait_until(lambda: toy.results() == 2)
@@ -233,6 +241,7 @@ def test_an_interruption_cancels_the_job_and_keeps_what_is_there(toy: Toy, at_ho
     assert toy.decisive() == at_home
 
 
+@pytest.mark.slow
 def test_a_local_start_ends_the_job_that_a_killed_one_left(toy: Toy, at_home: dict):
     coordinator = toy.start(*SLURM, TOY_GATE=str(toy.folder / "gate"))
     wait_until(lambda: toy.results() == 2)
@@ -246,7 +255,7 @@ def test_a_local_start_ends_the_job_that_a_killed_one_left(toy: Toy, at_home: di
     assert toy.decisive() == at_home
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ray_makes_the_outputs_of_one_process_and_names_what_failed(toy: Toy, at_home: dict):
     ray = ["--engine", "ray", "--tasks", "2", "--memory_per_cpu_gb", "1", *PROMPT]
     mistake = toy.run(*ray, TOY_FAULT="2:user")
@@ -265,7 +274,7 @@ def test_ray_makes_the_outputs_of_one_process_and_names_what_failed(toy: Toy, at
     assert toy.manifest().run["engine"] == "ray"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_an_interrupted_ray_run_leaves_nobody_behind_and_goes_on(toy: Toy, at_home: dict, number: int, code: int):
     import psutil

@@ -30,6 +30,7 @@ def test_nothing_is_lost_and_the_ledger_balances(packed_run, documents):
     assert manifest.result["context_64"]["tokens_lost"] == 0
 
 
+@pytest.mark.slow
 def test_shards_and_threads_do_not_change_the_outputs(packed_run, packing_run, documents):
     other = packing_run(documents[::-1], shards=1)
     other.config.write_text(other.config.read_text() + "threads: 1\n")
@@ -62,7 +63,8 @@ def kill_after(run, count: int) -> None:
     process.communicate()
 
 
-@pytest.mark.parametrize("after", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(7, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("after", [pytest.param(1, marks=pytest.mark.long), 4, pytest.param(7, marks=pytest.mark.long)])
 def test_killed_at_any_time_it_continues_to_identical_files(packed_run, packing_run, documents, after: int):
     run = packing_run(documents)
     kill_after(run, after)
@@ -71,7 +73,7 @@ def test_killed_at_any_time_it_continues_to_identical_files(packed_run, packing_
     assert run.outputs() == packed_run.outputs()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_intermediate_that_a_power_cut_damaged_is_made_again(packed_run, packing_run, documents):
     run = packing_run(documents)
     kill_after(run, 5)
@@ -84,7 +86,7 @@ def test_an_intermediate_that_a_power_cut_damaged_is_made_again(packed_run, pack
     assert run.outputs() == packed_run.outputs()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_text_of_one_run_is_encoded_again_after_a_kill(packing_run, documents):
     run = packing_run(documents, shards=1)
     kill_after(run, 2)
@@ -107,6 +109,7 @@ def test_validation_is_apart_and_stays_where_it_is_when_documents_are_added(pack
     assert remaining == val & {document["id"] for document in documents[: len(documents) // 2]}
 
 
+@pytest.mark.slow
 def test_an_existing_tokenizer_gives_the_same_cache_as_training_it(packed_run, packing_run, documents):
     run = packing_run(documents, tokenizer=str(packed_run.packed / "tokenizer"))
     code, out, err = run.run()
@@ -116,6 +119,7 @@ def test_an_existing_tokenizer_gives_the_same_cache_as_training_it(packed_run, p
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_a_small_corpus_still_gets_a_validation_document(packing_run, documents):
     run = packing_run(documents[:4], shards=1, val_fraction=0.0001, vocab_size=300)
     code, out, err = run.run()
@@ -123,6 +127,7 @@ def test_a_small_corpus_still_gets_a_validation_document(packing_run, documents)
     assert "one was taken" in out and PackedCache(run.packed).sequences(64, "val") > 0
 
 
+@pytest.mark.slow
 def test_without_a_validation_share_there_is_no_validation(packing_run, documents):
     run = packing_run(documents, val_fraction=0)
     assert run.run()[0] == 0
@@ -180,7 +185,7 @@ def large_corpus(documents, size: int) -> list[dict[str, str]]:
     return corpus
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("shard_bytes", [50_000_000, 400_000_000])
 def test_memory_does_not_grow_with_the_text(packed_run, packing_run, documents, shard_bytes: int):
     peaks = []

@@ -40,6 +40,7 @@ def reference_model(texts: list[str], vocab_size: int, min_pair_count: int) -> d
     return json.loads(tokenizer.to_str())["model"]
 
 
+@pytest.mark.slow
 def test_real_text_gives_the_vocabulary_and_merges_of_the_peer(documents):
     texts = [document["text"] for document in documents]
     ours = json.loads(tokenizer_json(train_tokenizer([batch(texts)], 3000, 2)))["model"]

@@ -48,6 +48,7 @@ def example() -> ChunkContent:
     return ChunkContent(tokens, np.array([0, 1500, 1501, 20_000]), ["a", "b", "ç"], source, ["x", "y"])
 
 
+@pytest.mark.slow
 @in_one_folder
 @given(contents(), st.sampled_from([0, 3, 9]))
 def test_what_goes_in_comes_out(tmp_path: Path, content: ChunkContent, level: int):
@@ -168,6 +169,7 @@ def _size(tokens: np.ndarray, narrow: int, middle: int) -> int:
     return int(counts.sum() * 3 - counts[:narrow].sum() - counts[: narrow + middle].sum())
 
 
+@pytest.mark.slow
 @in_one_folder
 @given(st.integers(0, 60_000), st.integers(0, 60_000), st.integers(1, 3))
 def test_any_range_is_read_alone(tmp_path: Path, start: int, size: int, threads: int):

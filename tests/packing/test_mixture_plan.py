@@ -88,7 +88,7 @@ def test_what_cannot_be_planned_is_an_error_that_names_it():
         PackSettings(token_shares={"a": -1})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_packed_epoch_has_the_shares_and_the_plan_is_printed(packing_run, documents):
     shares = {"library": 1.0, "other": 1.0}
     run = packing_run(documents, vocab_size=400, contexts=[128], token_shares=shares, val_fraction=0)
@@ -109,6 +109,7 @@ def test_the_packed_epoch_has_the_shares_and_the_plan_is_printed(packing_run, do
     assert total == pytest.approx(sum(tokens.values()), rel=0.3), "fractions of a copy are settled by few documents"
 
 
+@pytest.mark.slow
 def test_epoch_tokens_is_planned_and_trained_on_in_tokens_not_bytes(packing_run, documents):
     """Two sources of different sizes; an epoch so large that the small one is capped, in tokens but not in bytes."""
     sizes = {name: sum(len(row["text"].encode()) for row in documents if row["source"] == name) for name in SOURCES}

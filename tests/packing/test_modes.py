@@ -121,6 +121,7 @@ def kill_when(run, moment) -> None:
     assert process.returncode == -signal.SIGKILL, said
 
 
+@pytest.mark.slow
 def test_an_index_that_unfinished_work_needs_and_repair_cannot_restore_is_told_with_what_helps(copied_run, packed_run):
     gone, index = copied_run.packed / "chunks" / "chunk-00001.lz4", copied_run.packed / "index.json"
     gone.unlink()
@@ -146,6 +147,7 @@ def test_a_repair_that_cannot_restore_the_index_makes_all_again_and_does_not_adv
     assert copied_run.outputs() == packed_run.outputs()
 
 
+@pytest.mark.slow
 def test_damage_after_a_kill_is_made_again_with_what_was_missing_before(copied_run, packed_run):
     chunks, work = copied_run.packed / "chunks", copied_run.packed / "work"
     (chunks / "chunk-00001.lz4").unlink()
@@ -155,6 +157,7 @@ def test_damage_after_a_kill_is_made_again_with_what_was_missing_before(copied_r
     assert copied_run.outputs() == packed_run.outputs()
 
 
+@pytest.mark.slow
 def test_a_chunk_of_unfinished_work_that_is_damaged_is_made_again(packing_run, packed_run, documents):
     run = packing_run(documents)
     chunks = run.packed / "work" / "chunks"
@@ -164,6 +167,7 @@ def test_a_chunk_of_unfinished_work_that_is_damaged_is_made_again(packing_run, p
     assert run.outputs() == packed_run.outputs()
 
 
+@pytest.mark.slow
 def test_an_altered_index_is_named_by_whoever_reads_it_and_plan_repairs_nothing(copied_run, packed_run):
     index = copied_run.packed / "index.json"
     altered = index.read_text().replace('"documents"', '"documentz"')
@@ -178,6 +182,7 @@ def test_an_altered_index_is_named_by_whoever_reads_it_and_plan_repairs_nothing(
     assert copied_run.outputs() == packed_run.outputs()
 
 
+@pytest.mark.slow
 def test_trace_without_the_tokenizer_of_the_cache_names_the_repair(copied_run, packed_run):
     shutil.rmtree(copied_run.packed / "tokenizer")
     code, _, err = copied_run.run("--trace", "0")
@@ -189,6 +194,7 @@ def test_trace_without_the_tokenizer_of_the_cache_names_the_repair(copied_run, p
     succeed(copied_run, "--trace", "0")
 
 
+@pytest.mark.slow
 def test_the_tokenizer_of_a_grown_cache_is_trained_again_on_the_sample_it_was_trained_on(packing_run, documents):
     old, added = documents[:40], documents[40:]
     run = packing_run(old, shards=2, vocab_size=400, training_bytes=100_000)
@@ -201,6 +207,7 @@ def test_the_tokenizer_of_a_grown_cache_is_trained_again_on_the_sample_it_was_tr
     assert run.outputs() == before and chunk_times(run) == chunks
 
 
+@pytest.mark.slow
 def test_two_processes_from_both_ends_make_nothing_twice(packed_run, packing_run, documents):
     run = packing_run(documents)
     both = [run.start("--mode", mode) for mode in ("forward", "inverse")]
@@ -214,7 +221,7 @@ def test_two_processes_from_both_ends_make_nothing_twice(packed_run, packing_run
         assert sum(int(share[0][0]) for share in shares) == int(shares[0][0][1])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cache_of_more_shards_and_chunks_than_files_may_be_open(packing_run, documents):
     run = packing_run(documents, shards=len(documents), chunk_tokens=1000)
 
@@ -250,6 +257,7 @@ def test_the_claims_of_a_dead_process_are_free(tmp_path: Path):
     assert rest == ["c"] and found == ["a"]
 
 
+@pytest.mark.slow
 def test_added_text_becomes_new_chunks_and_training_goes_on_where_it_was(packing_run, documents):
     old, added = documents[:40], documents[40:]
     run = packing_run(old, shards=2, vocab_size=600)
@@ -338,7 +346,7 @@ def test_trace_names_text_file_row_licence_and_scores(packed_run, documents, mon
             read_request(wrong, cache)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_twenty_times_at_random_it_ends_with_the_same_digests(packed_run, packing_run, documents):
     run, chance = packing_run(documents), random.Random(1)
     kills = 0

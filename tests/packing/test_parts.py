@@ -85,6 +85,7 @@ def test_a_plan_joined_of_parts_is_the_plan_written_at_once_also_where_a_part_ha
         assert (tmp_path / "joined.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
 
 
+@pytest.mark.slow
 def test_what_is_published_so_far_stays_what_it_is_in_the_finished_cache(parts_run, packing_run, documents):
     run = packing_run(documents, SHARDS, part_bytes=PART_BYTES)
     kill_when_published(run, 1)
@@ -108,6 +109,7 @@ def test_what_is_published_so_far_stays_what_it_is_in_the_finished_cache(parts_r
     assert so_far.sequence(0, 64)["input_ids"].tolist() == finished.sequence(0, 64)["input_ids"].tolist()  # moved up
 
 
+@pytest.mark.slow
 def test_killed_between_parts_it_encodes_no_published_part_again(parts_run, packing_run, documents):
     run = packing_run(documents, SHARDS, part_bytes=PART_BYTES)
     kill_when_published(run, 1)
@@ -127,6 +129,7 @@ def test_killed_between_parts_it_encodes_no_published_part_again(parts_run, pack
     assert source.files.keys() >= {"tokenizer.json"} and read_tokenizer_source(beside) == source  # all files have moved
 
 
+@pytest.mark.slow
 def test_a_published_chunk_of_unfinished_work_that_is_damaged_is_made_again(parts_run, packing_run, documents):
     run = packing_run(documents, SHARDS, part_bytes=PART_BYTES)
     kill_when_published(run, 1)
@@ -140,7 +143,7 @@ def test_a_published_chunk_of_unfinished_work_that_is_damaged_is_made_again(part
     assert run.outputs() == parts_run.outputs()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_share_a_cache_of_several_parts(parts_run, packing_run, documents):
     run = packing_run(documents, SHARDS, part_bytes=PART_BYTES)
     both = [run.start("--mode", mode) for mode in ("forward", "inverse")]
@@ -149,7 +152,7 @@ def test_two_processes_share_a_cache_of_several_parts(parts_run, packing_run, do
     assert run.outputs() == parts_run.outputs()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_lost_tokenizer_is_trained_again_on_all_the_parts_that_were_there(parts_run, packing_run, documents):
     run = packing_run(documents, SHARDS, part_bytes=PART_BYTES)
     assert run.run()[0] == 0

@@ -314,7 +314,7 @@ def test_a_weighted_sample_has_the_wanted_size_or_everything(sizes, weights, wan
     assert taken == pytest.approx(min(wanted, available), rel=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_sample_and_its_rule_are_in_the_manifest(packing_run, documents):
     run = packing_run(documents, training_bytes=60_000, vocab_size=300, weights={"other": 3.0})
     assert run.run()[0] == 0

@@ -95,7 +95,7 @@ def test_the_head_takes_no_adapter_and_is_not_offered(run, helpers, capsys):
     assert "no linear layer 'lm_head'; it has down_proj, " in error and error.count("lm_head") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_adapter_folder_is_the_same_in_every_process_and_run_folder(run, helpers, tmp_path):
     assert helpers.run_script("10_lora_finetune.py", run, "--max_steps", "1") == 0
     expected = Manifest.read(run / "10_lora" / MANIFEST).outputs_digest

@@ -162,7 +162,7 @@ def test_memory_too_small_for_one_example_saves_the_last_whole_step(tiny_run, tm
 @pytest.mark.parametrize(
     ("kind", "line"),
     [
-        pytest.param("sft", "not even one example of .* tokens fits; lower sft.max_length", marks=pytest.mark.slow),
+        pytest.param("sft", "not even one example of .* tokens fits; lower sft.max_length", marks=pytest.mark.long),
         ("pack", "not even one conversation of .* fits .packed sequences are cut between them only.; lower sft.max"),
     ],
 )

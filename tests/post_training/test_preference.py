@@ -130,6 +130,7 @@ def test_training_starts_at_log_two_and_held_out_preference_rises(aligned_run):
     assert after["val_reward_accuracy"] > 0.9 and after["val_margin"] > 0
 
 
+@pytest.mark.slow
 def test_pairs_beyond_the_steps_are_not_judged_by_the_reference(aligned_run, tmp_path, helpers, capsys):
     run = shutil.copytree(aligned_run, tmp_path / "run")
     assert helpers.run_script("09_dpo.py", run, "--max_steps", "2") == 0
@@ -168,6 +169,7 @@ def test_pairs_with_an_answer_that_is_cut_are_said_and_counted(aligned_run, tmp_
     assert entry.found == {"pairs with a cut answer": cut}
 
 
+@pytest.mark.slow
 def test_without_held_out_pairs_nothing_is_measured_and_the_model_is_made(aligned_run, tmp_path, helpers):
     """None is measured, none is held out, and all pairs share an answer, so that they cannot be on two sides."""
     run = shutil.copytree(aligned_run, tmp_path / "run")

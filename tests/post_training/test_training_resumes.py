@@ -143,6 +143,7 @@ def test_no_checkpoint_holds_a_pickle(unfinished, at_step, helpers, monkeypatch)
     assert {path.name for path in files} >= {"model.safetensors", "optimizer.safetensors", "state.json"}
 
 
+@pytest.mark.slow
 def test_killed_in_mid_training_the_process_continues_to_identical_files(whole_run, unfinished):
     run = unfinished("09_dpo")
     metrics = run / "09_dpo" / "work" / "metrics.jsonl"

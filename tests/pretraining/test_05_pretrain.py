@@ -122,6 +122,7 @@ def test_the_final_model_loads_and_has_the_reported_validation_loss(uninterrupte
     assert result["val_bits_per_byte_after"] == pytest.approx(nats / math.log(2) / size, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_bits(fresh_run, launcher, uninterrupted):
     config, run = fresh_run
     work = run / "05_pretrain" / "work"
@@ -152,6 +153,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(fresh_run, launcher, 
     assert [line["step"] for line in lines(run / "05_pretrain" / "timings.jsonl")] == list(range(STEPS + 1))
 
 
+@pytest.mark.slow
 def test_the_first_repeated_step_is_compared_and_the_verdict_is_on_the_card(fresh_run, launcher):
     config, run = fresh_run
     ended = launcher.start(config, run, when=lambda: len(metrics_of_unfinished(run)) >= 12)
@@ -161,6 +163,7 @@ def test_the_first_repeated_step_is_compared_and_the_verdict_is_on_the_card(fres
     assert any("replayed, continues bit for bit: yes" in note for note in notes(run)), notes(run)
 
 
+@pytest.mark.slow
 def test_a_continuation_that_differs_is_called_different(fresh_run, launcher):
     config, run = fresh_run
     ended = launcher.start(config, run, when=lambda: len(metrics_of_unfinished(run)) >= 12)
@@ -177,6 +180,7 @@ def test_a_continuation_that_differs_is_called_different(fresh_run, launcher):
     assert any("continues bit for bit: no (loss" in note for note in notes(run)), notes(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_no_step_is_done_twice(fresh_run, launcher, uninterrupted, number):
     config, run = fresh_run
@@ -191,6 +195,7 @@ def test_a_signal_saves_and_no_step_is_done_twice(fresh_run, launcher, uninterru
     assert digests(run) == digests(uninterrupted)
 
 
+@pytest.mark.slow
 def test_the_time_limit_saves_and_the_next_start_goes_on(fresh_run, launcher, uninterrupted):
     config, run = fresh_run
     ended = launcher.start(config, run, "--time_limit_seconds", "0.001")
@@ -202,6 +207,7 @@ def test_the_time_limit_saves_and_the_next_start_goes_on(fresh_run, launcher, un
     assert digests(run) == digests(uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_saving_is_one_line_and_the_run_ends_with_the_same_bits(fresh_run, launcher, uninterrupted):
     config, run = fresh_run
     checkpoints = run / "05_pretrain" / "work" / "checkpoints"
@@ -217,6 +223,7 @@ def test_a_full_disk_while_saving_is_one_line_and_the_run_ends_with_the_same_bit
     assert digests(run) == digests(uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_signal_during_validation_saves_the_step_and_validates_after_the_restart(fresh_run, launcher, uninterrupted):
     config, run = fresh_run
     work = run / "05_pretrain" / "work"
@@ -238,6 +245,7 @@ def test_a_signal_during_validation_saves_the_step_and_validates_after_the_resta
     assert [line["step"] for line in written if "val_bits_per_byte" in line] == [0, 8, 16, 24]
 
 
+@pytest.mark.slow
 def test_text_that_is_packed_while_training_pauses_comes_after_what_was_promised(fresh_run, launcher, uninterrupted):
     config, run = fresh_run
     ended = launcher.start(
@@ -288,7 +296,7 @@ def test_a_diverged_run_stops_before_the_weights_are_lost(fresh_run, launcher):
     assert len(metrics_of_unfinished(run)) == saved.step + 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_memory_that_really_runs_out_is_recovered_from_and_reported(fresh_run, launcher):
     config, run = fresh_run
     flags = ["--batch_tokens", "1000000", "--tokens", "1000000", "--micro_batch", "15625", "--validation_tokens", "64"]
@@ -306,6 +314,7 @@ def overwrite(path: Path, content: bytes) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
+@pytest.mark.slow
 def test_text_that_is_damaged_when_a_validation_reads_it_loses_no_step(fresh_run, launcher, uninterrupted):
     config, run = fresh_run
     index = json.loads((run / "03_packed" / "index.json").read_text())
@@ -328,6 +337,7 @@ def test_text_that_is_damaged_when_a_validation_reads_it_loses_no_step(fresh_run
     assert digests(run) == digests(uninterrupted)
 
 
+@pytest.mark.slow
 def test_another_vocabulary_and_another_tokenizer_are_named_with_both_values(packed_run, launcher, tmp_path):
     config, run = packed_run
     for name, shard, flags, words in (

@@ -185,7 +185,7 @@ def test_the_operator_is_what_torch_expects_of_one():
     torch.library.opcheck(document_attention, (*tensors, documents, 0.25, torch.float32))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiled_it_computes_the_same_and_is_not_compiled_again_for_other_documents():
     from test_documents_apart import make_run, packed_rows
 

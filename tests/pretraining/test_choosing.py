@@ -88,6 +88,7 @@ def test_an_operation_without_a_deterministic_form_is_found_and_named():
         torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.slow
 def test_a_probe_too_large_for_the_memory_is_halved_until_it_fits(monkeypatch):
     room = [0]
 

@@ -111,6 +111,7 @@ def test_the_place_of_a_step_is_where_the_loop_stands_into_later_epochs(cache_ru
         assert rows == batch.inputs.tolist()
 
 
+@pytest.mark.slow
 def test_a_step_of_a_curriculum_can_be_traced(cache_run, launcher):
     config, run = cache_run
     done = launcher.start(config, run, "--trace", "2")
@@ -120,6 +121,7 @@ def test_a_step_of_a_curriculum_can_be_traced(cache_run, launcher):
     assert done.code == 2 and "a step has the rows 0 to 15" in done.output
 
 
+@pytest.mark.slow
 def test_a_step_is_traced_with_the_settings_and_the_seed_of_the_training_and_on_its_inputs_only(fresh_run, launcher):
     config, run = fresh_run
     flags = ("--batch_tokens", "1024", "--seed", "7")
@@ -133,7 +135,7 @@ def test_a_step_is_traced_with_the_settings_and_the_seed_of_the_training_and_on_
     assert refused.code == 2 and "was trained on another 04_init than" in refused.output, refused.output
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_killed_in_every_stage_ends_with_the_same_bits(cache_run, launcher, tmp_path):
     config, folder = cache_run
     whole, run = tmp_path / "whole", tmp_path / "run"
@@ -154,6 +156,7 @@ def test_a_run_killed_in_every_stage_ends_with_the_same_bits(cache_run, launcher
         assert (run / "05_pretrain" / name).read_bytes() == (whole / "05_pretrain" / name).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [STAGES[1:], [{"until": 1, "context": 128}]], ids=["without the first", "one"])
 def test_a_curriculum_that_is_changed_on_the_way_ends_and_counts_what_was_read_before(
     cache_run, launcher, tmp_path, left

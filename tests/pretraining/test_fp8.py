@@ -129,7 +129,7 @@ def test_the_probe_finds_that_emulation_does_not_pay(torchao):
     assert 0 < layer_gain(32, 64, 128, "tensorwise", CPU, False) < 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_stage_trains_in_emulated_fp8_and_a_stopped_run_goes_on_with_it(torchao, packed_run, tmp_path):
     config, inputs = packed_run
     run = tmp_path / "run"

@@ -84,6 +84,7 @@ def start_packing(config: Path, run: Path, parts: int) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.slow
 def test_left_alone_it_saves_and_names_the_command_and_without_the_setting_it_does_not_begin(begun, launcher, tmp_path):
     config, run = begun[0], tmp_path / "run"
     shutil.copytree(begun[1], run)
@@ -115,7 +116,7 @@ def test_the_first_pass_reads_part_after_part_and_the_estimate_comes_from_the_fi
     assert data.validation_sequences == int(val.bounds[val.parts[1]]) < val.sequences
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_waiting_left_alone_and_continued_it_ends_with_the_bits_of_a_run_afterwards(
     cleaned, afterwards, launcher, tmp_path
 ):
@@ -167,7 +168,7 @@ def test_killed_waiting_left_alone_and_continued_it_ends_with_the_bits_of_a_run_
         assert "up to date" in run_script(script, config, run).stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_wait_for_the_same_text_and_have_the_curve_of_one(cleaned, afterwards, launcher, tmp_path):
     config, run = cleaned[0], tmp_path / "run"
     shutil.copytree(cleaned[1], run)
@@ -194,7 +195,7 @@ def test_two_processes_wait_for_the_same_text_and_have_the_curve_of_one(cleaned,
     assert_same_curve(run, lines(afterwards))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_signal_while_waiting_saves_and_the_setting_is_named_when_it_is_missing(cleaned, launcher, tmp_path):
     config, run = cleaned[0], tmp_path / "run"
     shutil.copytree(cleaned[1], run)

@@ -27,7 +27,7 @@ def compared(run: Path) -> dict[str, object]:
     return {"files": files, "state": state, "tensors": last.tensors}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("background", ["true", "false"])
 def test_a_hundred_kills_change_no_bit(packed_run, launcher, tmp_path, background):
     config, chance = packed_run[0], random.Random(11)

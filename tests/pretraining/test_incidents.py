@@ -5,6 +5,8 @@ import math
 import re
 import shutil
 
+import pytest
+
 from pipeline_lib.packing.reader import PackedCache
 
 SPIKING = ("--spike_deviations", "0.01", "--tokens", "24576", "--schedule.name", "wsd")
@@ -16,6 +18,7 @@ def metrics(run, finished: bool) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_diverged_step_is_replayed_bit_for_bit_and_names_its_documents(fresh_run, launcher):
     config, run = fresh_run
     done = launcher.start(config, run, "--optimizer.lr", "1e30")
@@ -31,6 +34,7 @@ def test_a_diverged_step_is_replayed_bit_for_bit_and_names_its_documents(fresh_r
     assert named and named <= known
 
 
+@pytest.mark.slow
 def test_the_way_back_from_a_diverged_step_is_the_one_that_is_named(fresh_run, launcher):
     config, run = fresh_run
     stopped = launcher.start(config, run, "--keep_checkpoints", "1", "--time_limit_seconds", "0.001")
@@ -46,6 +50,7 @@ def test_the_way_back_from_a_diverged_step_is_the_one_that_is_named(fresh_run, l
     assert all(math.isfinite(line["loss"]) for line in metrics(run, finished=True)[1:])
 
 
+@pytest.mark.slow
 def test_a_spike_leaves_a_bundle_of_the_state_before_it_and_training_goes_on(fresh_run, launcher):
     config, run = fresh_run
     done = launcher.start(config, run, *SPIKING, "--keep_incidents", "2")
@@ -62,6 +67,7 @@ def test_a_spike_leaves_a_bundle_of_the_state_before_it_and_training_goes_on(fre
     assert missing.code == 2 and "no bundle of step 1" in missing.output and "Traceback" not in missing.output
 
 
+@pytest.mark.slow
 def test_a_spike_of_two_processes_is_replayed_by_one_within_a_tolerance_that_is_said(fresh_run, launcher):
     config, run = fresh_run
     # Four sequences each in pieces of three are other pieces than one process makes of eight, so the last bits differ.
@@ -74,6 +80,7 @@ def test_a_spike_of_two_processes_is_replayed_by_one_within_a_tolerance_that_is_
     assert replayed.output.count("the same within 1e-05") == 2 and "bit for bit the same" not in replayed.output
 
 
+@pytest.mark.slow
 def test_the_bundle_just_written_stays_when_the_run_went_back_before_older_ones(fresh_run, launcher):
     config, run = fresh_run
     abandoned, made = run / "05_pretrain" / "work" / "incidents" / "step-00000900", []
@@ -91,6 +98,7 @@ def test_the_bundle_just_written_stays_when_the_run_went_back_before_older_ones(
     assert [path.name for path in abandoned.parent.iterdir()] == [f"step-{step:08d}"]
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_from_the_start_are_named(packed_run, launcher, tmp_path):
     from safetensors.torch import load_file, save_file
 
@@ -111,6 +119,7 @@ def test_weights_that_are_not_finite_from_the_start_are_named(packed_run, launch
     assert "first model.norm.weight" in done.output and "04_init_model.py --force" in done.output, done.output
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_architecture_is_refused_by_name_and_shapes(fresh_run, launcher):
     from pipeline_lib.checkpoints import load_checkpoint, newest_valid_checkpoint, save_checkpoint
 

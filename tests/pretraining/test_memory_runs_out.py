@@ -158,7 +158,7 @@ def step_of_two(data: PackedData, folder: Path, largest: int) -> tuple[list[dict
     return told, [safetensors.torch.load_file(folder / f"{rank}.safetensors") for rank in range(2)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_take_the_same_halves_when_memory_runs_out_in_one_of_them(data, tmp_path):
     loss, norm, expected = step_gradients(run := make_run(), first_batches(data, 1)[0][0], SETTINGS)
     validated = validation.validate(run, data.validation_batches(8), data.token_bytes, 1000, lambda: False).loss
@@ -173,7 +173,7 @@ def test_two_processes_take_the_same_halves_when_memory_runs_out_in_one_of_them(
         assert math.sqrt(apart) < 1e-6 * whole
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_end_together_when_one_cannot_hold_a_single_sequence(data, tmp_path):
     told, _ = step_of_two(data, tmp_path, largest=0)
     assert [process["ending"] for process in told] == ["memory ran out in another process", "my own"]
@@ -274,6 +274,7 @@ def test_reduced_and_raised_sizes_are_in_the_metrics_and_on_the_card(data, monke
     ]
 
 
+@pytest.mark.slow
 def test_a_validation_that_not_one_sequence_fits_into_saves_the_step_and_says_so(data, monkeypatch, tmp_path):
     settings = SETTINGS.model_copy(update={"validation_steps": 2, "tensorboard": False})
     run, stage = make_run(settings), BareStage(settings, tmp_path)

@@ -53,9 +53,10 @@ def alone(packed_run, launcher, tmp_path_factory) -> list[dict]:
 
 
 # The state of this model takes 0.6 MB.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("memory", "chosen", "warned"),
-    [("0.0001", "fsdp", True), pytest.param("1", "ddp", False, marks=pytest.mark.slow)],
+    [("0.0001", "fsdp", True), pytest.param("1", "ddp", False, marks=pytest.mark.long)],
 )
 def test_auto_cuts_a_model_that_does_not_fit_one_device(packed_run, launcher, tmp_path, memory, chosen, warned):
     run = copy_of(packed_run, tmp_path / "run")
@@ -67,9 +68,10 @@ def test_auto_cuts_a_model_that_does_not_fit_one_device(packed_run, launcher, tm
     assert Manifest.read(run / "05_pretrain" / "manifest.json").result["strategy"] == chosen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "processes"),
-    [("fsdp", 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("ddp", 2), ("ddp", 4), ("fsdp", 4)))],
+    [("fsdp", 2), *(pytest.param(*case, marks=pytest.mark.long) for case in (("ddp", 2), ("ddp", 4), ("fsdp", 4)))],
 )
 def test_the_loss_curve_is_that_of_one_process(packed_run, launcher, tmp_path, alone, strategy, processes):
     run = copy_of(packed_run, tmp_path / "run")
@@ -95,7 +97,7 @@ def stopped(packed_run, launcher, run: Path, processes: int, *flags: str) -> Pat
     return metrics.parent
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("first", "then"),
     [
@@ -119,7 +121,7 @@ def test_a_checkpoint_of_some_processes_continues_on_others(packed_run, launcher
     assert_same_curve(run, alone)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_needs_no_training_ends_all_processes(packed_run, launcher, tmp_path):
     run = copy_of(packed_run, tmp_path / "run")
     assert launcher.start(packed_run[0], run, processes=2).codes == [0, 0]
@@ -172,7 +174,7 @@ def test_a_line_that_is_taken_back_at_a_shortened_horizon_is_taken_back_by_all(t
     assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [written[-1]] * 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_torchrun_itself_starts_and_resumes(packed_run, tmp_path, alone):
     run = copy_of(packed_run, tmp_path / "run")
     command = [

@@ -134,6 +134,7 @@ def validation_inputs(path) -> np.ndarray:
     return np.concatenate([batch.inputs.numpy() for batch in data.validation_batches(3)])
 
 
+@pytest.mark.slow
 def test_a_cache_that_grows_between_two_starts_is_counted_as_by_hand(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.replace(PACKING, SMALL))

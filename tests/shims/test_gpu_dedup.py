@@ -148,6 +148,7 @@ def test_fast_shingle_hash_gives_one_64_bit_hash_per_position():
     assert len(gpu_dedup.fast_shingle_hash("日本語の文", 2)) == 4
 
 
+@pytest.mark.slow
 def test_fast_shingle_hash_is_the_same_in_every_process():
     expression = "gpu_dedup.fast_shingle_hash('hello world').tolist()"
     outputs = {printed_by_a_new_process(expression, PYTHONHASHSEED=seed) for seed in ("1", "2")}

@@ -128,6 +128,7 @@ def test_a_second_start_is_up_to_date(finished: Download):
     assert "up to date" in finished.run_well()
 
 
+@pytest.mark.slow
 def test_one_worker_writes_the_same_bytes_as_three(finished: Download, tmp_path: Path, scripts: Path):
     for threads in (1, 3):
         other = Download(tmp_path / str(threads), scripts, {"python_docs": SMALL}, threads)
@@ -135,6 +136,7 @@ def test_one_worker_writes_the_same_bytes_as_three(finished: Download, tmp_path:
         assert other.digests() == finished.digests()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after_units", [1, 4])
 def test_killed_runs_continue_to_the_same_bytes(finished: Download, tmp_path: Path, scripts: Path, after_units: int):
     download = Download(tmp_path, scripts, {"python_docs": SMALL})
@@ -145,6 +147,7 @@ def test_killed_runs_continue_to_the_same_bytes(finished: Download, tmp_path: Pa
     assert download.manifest()["ledger"] == finished.manifest()["ledger"]
 
 
+@pytest.mark.slow
 def test_shards_end_at_their_size_and_hold_the_same_rows(tmp_path: Path, scripts: Path, lines: list[dict[str, Any]]):
     whole = Download(tmp_path / "whole", scripts, {"sources": lines})
     cut = Download(tmp_path / "cut", scripts, {"sources": lines, "shard_megabytes": 0.003})
@@ -168,6 +171,7 @@ def test_max_documents_keeps_the_first_and_the_ledger_says_so(
     assert ledger["dropped"]["beyond max_documents (reading stopped)"]["documents"] == 1
 
 
+@pytest.mark.slow
 def test_max_documents_stops_python_docs_before_its_last_unit(tmp_path: Path, scripts: Path):
     sources = [{"name": "python_docs", "kind": "text", "type": "python_docs", "max_documents": 9}]
     download = Download(tmp_path, scripts, {"sources": sources, "python_docs": SMALL})
@@ -210,6 +214,7 @@ def test_a_license_field_in_which_no_document_states_a_licence_is_refused(tmp_pa
     assert f"the first, {path}, row 1, has licences, text; correct or remove `license_field`" in err
 
 
+@pytest.mark.slow
 def test_kinds_that_the_list_leaves_out_are_filled_or_named(tmp_path: Path, scripts: Path, lines: list[dict]):
     out = Download(tmp_path / "bare", scripts, {"sources": lines}).run_well()
     for kind in ("sft", "preference", "domain", "eval"):

@@ -69,6 +69,7 @@ def configuration(path: Path, data: Path, **source) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_every_row_of_a_broken_folder_is_kept_or_has_a_reason(tmp_path, scripts):
     rows = write_broken_folder(tmp_path / "data")
     config = configuration(tmp_path / "c.yaml", tmp_path / "data", id_field="id")
@@ -116,7 +117,7 @@ def test_a_file_whose_rows_cannot_be_counted_is_one_line_that_names_it(tmp_path,
     assert "Traceback" not in done.stdout + done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_line_of_50_megabytes_and_one_beyond_the_limit(tmp_path, scripts):
     data = tmp_path / "data"
     data.mkdir()

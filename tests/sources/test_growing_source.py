@@ -33,7 +33,7 @@ def run_all(scripts: Path, config: Path, folder: Path) -> dict[str, str]:
     return {f"{name}/{file}": entry.digest for name in stages for file, entry in manifests[name].files.items()}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_added_files_become_new_shards_and_chunks_and_change_no_old_one(tmp_path, scripts):
     data = tmp_path / "data"
     data.mkdir()

@@ -83,6 +83,7 @@ def outputs(run):
     return {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
+@pytest.mark.slow
 def test_killed_and_stopped_in_transfers_ends_with_identical_files(server, hub, config, tmp_path):
     assert finish(start(server, config, tmp_path / "quiet"))[0] == 0
     expected = outputs(tmp_path / "quiet")
@@ -111,6 +112,7 @@ def test_killed_and_stopped_in_transfers_ends_with_identical_files(server, hub, 
     assert server.ranges_asked("/dump/0.jsonl.gz") == [None, None], "once per run"
 
 
+@pytest.mark.slow
 def test_bad_rows_and_sources_are_accounted_for(server, config, tmp_path):
     code, words = finish(start(server, config, tmp_path / "run"))
     assert code == 0

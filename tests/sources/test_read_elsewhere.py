@@ -115,7 +115,7 @@ def test_a_machine_that_sees_other_files_is_refused(tmp_path: Path):
         start_reading(DownloadSettings(sources=[entry]), tmp_path / "scratch", "text", "mine", "xxh3:other", 1000)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_slurm_tasks_download_and_read_what_one_process_does(server, tmp_path: Path, monkeypatch):
     urls = [server.put(f"/dump/{n}.jsonl.gz", gzip.compress(lines(300, page=f"{n}"), 1, mtime=0)) for n in range(5)]
     sources = [{"name": "dump", "kind": "text", "type": "http", "urls": urls}]

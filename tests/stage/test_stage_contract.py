@@ -341,6 +341,7 @@ def test_a_plan_whose_probe_fails_is_a_failure(toy: Toy):
     assert not toy.folder.exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_forced_start_is_continued_and_not_taken_for_up_to_date(toy: Toy):
     assert toy.run()[0] == 0
     first = toy.manifest()
@@ -356,6 +357,7 @@ def test_an_interrupted_forced_start_is_continued_and_not_taken_for_up_to_date(t
     assert "up to date" in toy.run()[1]
 
 
+@pytest.mark.slow
 def test_a_kill_while_the_work_of_a_forced_start_is_removed_leaves_a_finished_stage(toy: Toy, monkeypatch):
     """Rebuild, by hand, the state before the last lines of a publication, and end in the midst of them."""
     assert toy.run()[0] == 0
@@ -392,6 +394,7 @@ def test_force_begins_anew_even_over_its_own_unfinished_work_and_says_so(toy: To
     assert "were finished before" not in out
 
 
+@pytest.mark.slow
 def test_a_restart_by_torchrun_continues_what_force_began_instead_of_beginning_anew(toy: Toy):
     """torchrun repeats the command line, --force included; a failure must not leave "up to date" behind for it."""
     assert toy.run()[0] == 0
@@ -405,6 +408,7 @@ def test_a_restart_by_torchrun_continues_what_force_began_instead_of_beginning_a
     assert code == 0 and out.strip().endswith("up to date")
 
 
+@pytest.mark.slow
 def test_the_notes_of_interrupted_starts_are_on_the_card_of_the_one_that_finishes_each_once(toy: Toy):
     for units, note in ((1, "slow mode"), (3, "another number format")):
         process = toy.start(TOY_SLEEP="0.1", TOY_NOTE=note, TOY_PASSING_NOTE=f"{units} of them now")

@@ -172,6 +172,7 @@ def test_the_card_says_how_many_copies_were_planted_and_their_number_decides_not
     assert CleanSettings(dedup={"planted_copies": 7}).deciding() == CleanSettings().deciding()
 
 
+@pytest.mark.slow
 def test_worker_count_does_not_show_in_the_files(finished, tmp_path, monkeypatch):
     # Small corpora are cleaned in one process; here the pieces go to three, as those of a large one would.
     finish_download(tmp_path, corpus(), {"questions": EVALUATION})
@@ -184,7 +185,7 @@ def test_worker_count_does_not_show_in_the_files(finished, tmp_path, monkeypatch
     assert output_digests(tmp_path) == output_digests(finished) and len(output_digests(finished)) == 6
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_little_memory_means_fewer_processes_and_the_same_files(finished, tmp_path):
     finish_download(tmp_path, corpus(), {"questions": EVALUATION})
 
@@ -227,6 +228,7 @@ def test_the_records_that_documents_copy_are_named_and_those_that_stay_are_count
     assert sum(row["contamination"] for row in kept.values()) == 5 and "good-0-0" in kept
 
 
+@pytest.mark.slow
 def test_asking_other_tasks_makes_the_stage_run_again_and_its_scores_old(finished, tmp_path):
     finish_download(tmp_path, [[document("a", prose(1))]], {"questions": EVALUATION, "others": EVALUATION})
     (tmp_path / "eval_tasks" / "others.yaml").unlink()
@@ -270,6 +272,7 @@ def test_sources_that_settings_name_and_no_document_has_are_on_the_card(tmp_path
     ]
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_files(finished, tmp_path):
     finish_download(tmp_path, corpus(), {"questions": EVALUATION})
     argv = command(tmp_path)

@@ -129,7 +129,7 @@ def test_deduplication_that_ended_before_the_journal_knew_is_not_done_again(
     assert output_digests(run_folder) == output_digests(at_home)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_slurm_cleans_to_the_same_files_step_by_step(at_home: Path, run_folder: Path, jobs: Path):
     done = subprocess.run(command(run_folder, *SLURM), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr + done.stdout
@@ -140,7 +140,7 @@ def test_slurm_cleans_to_the_same_files_step_by_step(at_home: Path, run_folder: 
     assert again.stdout.strip() == "02_clean: up to date"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("step", ["clean", "dedup-bands", "final"])
 def test_a_killed_start_goes_on_to_the_same_files(at_home: Path, run_folder: Path, jobs: Path, step: str):
     coordinator = subprocess.Popen(
@@ -161,7 +161,7 @@ def names_of_whole(jobs: Path) -> list[str]:
     return [job.option("job-name") for job in written]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ray_cleans_to_the_same_files(at_home: Path, run_folder: Path):
     pytest.importorskip("ray")
     done = subprocess.run(command(run_folder, *RAY), capture_output=True, text=True, timeout=900)

@@ -141,6 +141,7 @@ def test_an_iban_with_any_one_digit_changed_is_none(account, position, change):
         assert not is_iban(iban[:position] + digit + iban[position + 1 :])
 
 
+@pytest.mark.slow
 def test_of_the_addresses_that_datatrove_finds_in_genuine_text_none_is_left(shared_data):
     theirs = PIIFormatter().emails_replacer.regex
     ours = PersonalData(["email"])

@@ -44,6 +44,7 @@ def reference_features(text: str) -> dict[tuple[str, ...], float]:
     return {gram: value / norm for gram, value in counts.items()}
 
 
+@pytest.mark.slow
 def test_unseen_texts_are_told_apart_and_a_second_training_gives_the_same_model():
     wanted, unwanted = strings(texts(RECIPE, 40, 1)), strings(texts(LEDGER, 90, 2))
     model = train(wanted, unwanted, seed=0)
@@ -95,7 +96,7 @@ def test_people_agree_more_with_it_than_with_the_published_rules(shared_data):
     assert area_under_curve(scores, labels[~learnt]) > 0.85
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_stage_02_removes_by_the_score_of_a_model_trained_on_the_users_files(tmp_path):
     wanted = tmp_path / "like_this.jsonl"
     wanted.write_text("".join(json.dumps({"text": prose(seed)}) + "\n" for seed in range(30)))

@@ -71,7 +71,7 @@ def test_a_mistyped_folder_is_a_model_that_is_not_here(model):
     assert toxicity_backend(ToxicitySettings(backend="auto", model=model)) == "words"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_classifier_on_this_machine_is_used_and_agrees_with_transformers(classifier):
     import torch
     from transformers import pipeline
@@ -87,7 +87,7 @@ def test_a_classifier_on_this_machine_is_used_and_agrees_with_transformers(class
     assert scorer.score(strings("")) == [0.0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_bad_end_of_a_long_text_counts(classifier):
     scorer = Detoxify(classifier)
     loud = max(scorer.score(strings("bad " * 30))[0], scorer.score(strings("kind " * 30))[0])
@@ -105,7 +105,7 @@ def test_the_data_cleaner_judges_texts_in_memory_as_the_stage_does():
     assert cleaner.clean([]) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_stage_removes_with_a_receipt_and_names_the_judge_on_the_card(tmp_path):
     rows = [document(f"fine-{i}", prose(i)) for i in range(3)] + [document("crude", prose(9) + "\nSome blazes.")]
     finish_download(tmp_path, [rows])

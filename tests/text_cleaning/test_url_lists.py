@@ -77,7 +77,7 @@ def test_a_listed_domain_blocks_what_lies_below_and_no_address_passes():
     assert our_reason("notbad.example.com", lists) is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_datatroves_own_lists_are_read_from_its_package(tmp_path):
     (tmp_path / "mine.txt").write_text("# mine\nmine.example.net\n")
     lists = UrlLists(UrlSettings(domain_files=[str(tmp_path / "mine.txt")]))
