@@ -2,7 +2,7 @@
 
     bytes 0-7    magic "LTPARRAY"
     bytes 8-11   length of the description, uint32 little-endian
-    bytes 12-27  xxh3-128 of all that follows
+    bytes 12-27  xxh3-128 of that length and of all that follows
     then         the description (JSON: name, type, shape of each array), then the arrays, each from a multiple of 8 on
 
 Why not numpy's .npz: a run over a few megabytes writes and reads forty such files, and a zip archive costs 0.7 ms to
@@ -25,9 +25,9 @@ import xxhash
 from pipeline_lib.stage import StageFailure
 from pipeline_lib.stage.atomic import temporary_beside
 
-SUFFIX = ".arrays"
 _MAGIC = b"LTPARRAY"
 _HEAD = struct.Struct("<8sI16s")
+_LENGTH = struct.Struct("<I")
 _PADDING = bytes(8)
 
 
@@ -51,7 +51,7 @@ def save_arrays(path: Path, **arrays: np.ndarray) -> None:
     parts = [text, _PADDING[: -(_HEAD.size + len(text)) % 8]]
     for array in whole.values():
         parts += [array.reshape(-1).view(np.uint8), _PADDING[: -array.nbytes % 8]]
-    digest = xxhash.xxh3_128()
+    digest = xxhash.xxh3_128(_LENGTH.pack(len(text)))
     for part in parts:
         digest.update(part)
     with scratch_path(path) as temporary, open(temporary, "wb") as stream:
@@ -71,12 +71,19 @@ def is_whole(path: Path) -> bool:
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of a file. Raises StageFailure when it is damaged, FileNotFoundError when it is absent."""
-    content = np.fromfile(path, np.uint8)
+    try:
+        content = np.fromfile(path, np.uint8)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise _damaged(path, str(error)) from None
     head = content[: _HEAD.size].tobytes()
     if len(head) < _HEAD.size or not head.startswith(_MAGIC):
         raise _damaged(path, "it does not begin like one of these files")
     _, length, digest = _HEAD.unpack(head)
-    if xxhash.xxh3_128_digest(content[_HEAD.size :]) != digest:
+    found = xxhash.xxh3_128(_LENGTH.pack(length))
+    found.update(content[_HEAD.size :])
+    if found.digest() != digest:
         raise _damaged(path, "its checksum differs")
     arrays, place = {}, _HEAD.size + length
     for name, kind, shape in json.loads(content[_HEAD.size : place].tobytes()):

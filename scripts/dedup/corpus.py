@@ -6,10 +6,11 @@ files. A batch holds about BYTES_PER_BATCH of text, whatever the size of a row g
 through a buffer of READ_BUFFER bytes, so that files with row groups larger than the memory are read all the same.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -86,12 +87,30 @@ class Corpus:
         """The pieces of all files, by ascending rows."""
         return [piece for pieces in self.pieces_of_files for piece in pieces]
 
-    @cached_property
+    @property
     def pieces_of_files(self) -> list[list[Piece]]:
-        """Each file cut into pieces of about BYTES_PER_PIECE, never across a row group; footers are read once."""
+        """Each file cut into pieces of about BYTES_PER_PIECE, never across a row group."""
+        return self._seen[1]
+
+    @property
+    def statuses(self) -> dict[Path, dict[str, Any]]:
+        """What `file_status` said of each file before its footer was read."""
+        return self._seen[0]
+
+    def refuse_changes(self, files: Iterable[Path] | None = None) -> None:
+        """Raise UserError when one of these files (None: of all) is not the one any more whose footer was read."""
+        for file in self.files if files is None else files:
+            if not file.is_file() or file_status(file) != self.statuses[file]:
+                raise file_changed(file)
+
+    @cached_property
+    def _seen(self) -> tuple[dict[Path, dict[str, Any]], list[list[Piece]]]:
+        """Status and pieces of each file; footers are read once, because a run asks for them again and again."""
+        statuses: dict[Path, dict[str, Any]] = {}
         files: list[list[Piece]] = []
         first = 0
         for file in self.files:
+            statuses[file] = file_status(file)
             metadata = pq.read_metadata(file)
             pieces: list[Piece] = []
             row_in_file, groups, rows, size = 0, [], 0, 0
@@ -106,7 +125,7 @@ class Corpus:
             pieces.append(Piece(file, tuple(groups), first, rows, row_in_file, size))
             first += rows
             files.append(pieces)
-        return files
+        return statuses, files
 
     def read(self, piece: Piece, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield the rows of a piece in order, with those of `columns` (None: all) that the file has."""
@@ -130,6 +149,17 @@ class Corpus:
                     read += len(batch)
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"dedup: {piece.file} cannot be read from row {read} on ({error}); make it again") from None
+
+
+def file_status(file: Path) -> dict[str, Any]:
+    """Return what a file is known by without being read, as JSON: its path, its size and its time of modification."""
+    status = file.stat()
+    return {"file": str(file.resolve()), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+
+
+def file_changed(file: Path) -> UserError:
+    """Return the error that names a file which is not the one any more that a run began with."""
+    return UserError(f"dedup: {file} changed while it was being deduplicated; start again when nothing writes to it")
 
 
 def _values(kind: pa.DataType) -> pa.DataType:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline_lib.stage import UserError, atomic_path, ordered_threads
 
-from .corpus import Corpus, Piece
+from .corpus import Corpus, Piece, file_changed
 from .held_text import HeldText
 from .leftovers import scratch_folder
 from .memory_limit import MemoryLimit, parse_size
@@ -88,12 +88,16 @@ def fuzzy_dedup(
         say(f"dedup: {removals.exact} exact and {fuzzy} fuzzy duplicates, {kept} documents stay")
         stays = removals.stays()
         if one_file:
-            writes = [lambda: write_kept(corpus, corpus.pieces, stays, output / OUTPUT_NAME)]
+            writes = [partial(write_kept, corpus, corpus.pieces, stays, output / OUTPUT_NAME)]
         else:
             writes = [partial(write_kept_shard, corpus, stays, output, number) for number in range(len(corpus.files))]
-        writes.append(lambda: removals.write_receipts(output / RECEIPTS_NAME))
+        receipts = partial(removals.write_receipts, output / RECEIPTS_NAME)
+        if limit is None:
+            writes.append(receipts)
         for _ in ordered_threads(lambda write: write(), writes, workers):
             pass
+        if limit is not None:  # they need memory of their own
+            receipts()
         finished(folder)
     return DedupSummary(
         documents=removals.documents,
@@ -147,7 +151,7 @@ def write_kept(
     """Write the rows of some pieces that stay to one file, with the `extra` columns.
 
     stays: bool[rows of the corpus]; extra: one value per row of the corpus. A column of the files that has the name of
-    an extra one is replaced.
+    an extra one is replaced. Raises UserError for a file that is not the one any more with which the run began.
     """
     extra = extra or {}
     schema = _with_columns(pq.read_schema(pieces[0].file).empty_table(), extra, slice(0)).schema
@@ -156,8 +160,11 @@ def write_kept(
             first = piece.first
             for table in corpus.read(piece):
                 rows = slice(first, first + len(table))
+                if rows.stop > piece.first + piece.rows:
+                    raise file_changed(piece.file)
                 writer.write_table(_with_columns(table, extra, rows).filter(pa.array(stays[rows])))
                 first += len(table)
+        corpus.refuse_changes({piece.file: None for piece in pieces})
 
 
 def _with_columns(table: pa.Table, columns: dict[str, np.ndarray], rows: slice) -> pa.Table:

@@ -277,7 +277,7 @@ class DedupIndex:
             bands=self.parameters.bands,
             row=stored["row"] + firsts[number],
             survivor=stored["survivor_row"] + firsts[stored["survivor_source"]],
-            **{part: stored[part] for part in ("is_exact", "shared", "size", "other_size")},
+            **{part: stored[part].copy() for part in ("is_exact", "shared", "size", "other_size")},
         )
 
     def cluster_sizes(self, name: str) -> np.ndarray:

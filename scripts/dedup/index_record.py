@@ -15,9 +15,6 @@ from .parameters import DedupParameters
 
 FORMAT = 3
 RECORD = "index.json"
-_WITH_ITS_TIME = (
-    " with its time of modification (it was added before digests were recorded, so a copy cannot be told from a change)"
-)
 
 
 @dataclass
@@ -109,9 +106,8 @@ def check_inputs(source: dict) -> None:
     for made in source["inputs"]:
         if not _is_as_added(made):
             raise UserError(
-                f"dedup: {made['file']} is gone or not as it was when it was added as {source['name']!r}; put it back"
-                f"{'' if 'digest' in made else _WITH_ITS_TIME}, or undo that source (of several such the last one"
-                " first) and add it again"
+                f"dedup: {made['file']} is gone or not as it was when it was added as {source['name']!r}; put it back,"
+                " or undo that source (of several such the last one first) and add it again"
             )
 
 
@@ -120,7 +116,7 @@ def _is_as_added(made: dict[str, Any]) -> bool:
     status = _status(file)
     if status is None or status[0] != made["bytes"]:
         return False
-    return status[1] == made["modified_ns"] or ("digest" in made and file_digest(file) == made["digest"])
+    return status[1] == made["modified_ns"] or file_digest(file) == made["digest"]
 
 
 def _status(file: Path) -> tuple[int, int] | None:

@@ -20,7 +20,7 @@ from .external_sort import ExternalSorter
 from .known import Known
 from .memory_limit import MemoryLimit
 from .parameters import DedupParameters
-from .sketch import KEEP_OPEN, SketchFile, SketchSet, file_status, made_from
+from .sketch import KEEP_OPEN, SketchFile, SketchSet, made_from
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class DedupJob:
     @cached_property
     def inputs(self) -> list[dict[str, Any]]:
         """What each file of the corpus was when it was sketched, or is now that it will be."""
-        return list(self.recorded) or [file_status(file) for file in self.corpus.files]
+        return list(self.recorded) or list(self.corpus.statuses.values())
 
     @cached_property
     def sketch_files(self) -> list[SketchFile]:
         """One per new piece; the name says from what it was made, so that a changed file is another sketch."""
         folder = self.sketch_folder or self.folder / "sketches"
-        status = dict(zip(self.corpus.files, self.inputs, strict=True))  # before any of a file is read
+        status = dict(zip(self.corpus.files, self.inputs, strict=True))
         sources = [made_from(self.corpus, piece, status[piece.file], self.parameters) for piece in self.new_pieces]
         return [SketchFile(folder / f"{_short_digest(source)}.arrow", source) for source in sources]
 

@@ -19,6 +19,7 @@ from .job import DedupJob
 from .set_file import sets_are_whole
 
 SCRATCH_NAME = ".dedup-work"
+RESULTS_FORMAT = 2
 
 
 @contextmanager
@@ -50,6 +51,7 @@ def forget_what_does_not_belong(job: DedupJob) -> None:
 def _identity(job: DedupJob) -> bytes:
     return canonical_json(
         {
+            "format": RESULTS_FORMAT,
             "sketches": [file.made_from for file in job.sketch_files],
             "known": [str(path) for path in job.known.sketches],
             "parameters": job.parameters.decisive(),
@@ -68,6 +70,8 @@ def _forget_another_run(job: DedupJob) -> None:
     if _holds_results_of(job, identity):
         return
     clear_results(job.folder)
+    for path in job.folder.glob("*.npz"):  # of a version with another format
+        path.unlink()
     with scratch_path(job.folder / "run.json") as temporary:
         temporary.write_bytes(identity)
 

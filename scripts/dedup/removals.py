@@ -115,9 +115,13 @@ def decided(
     pause: Callable[[], None] = lambda: None,
     do_step: steps.DoStep | None = None,
 ) -> Removals:
-    """Run a job to its end and return its decisions, after the guard has seen them."""
+    """Run a job to its end and return its decisions, after the guard has seen them.
+
+    Raises UserError for a file that changed meanwhile: rows, by which documents are known, would be other ones.
+    """
     steps.run(job, say, pause, do_step)
     removals = collect(job)
+    job.corpus.refuse_changes()
     check_limits(removals, job.parameters)
     return removals
 

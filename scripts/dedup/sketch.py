@@ -20,7 +20,7 @@ from pipeline_lib.compiled import kernel
 from pipeline_lib.stage import file_digest, ordered_threads
 
 from .array_files import scratch_path
-from .corpus import Corpus, Piece, bytes_of, large_strings
+from .corpus import Corpus, Piece, bytes_of, file_changed, large_strings
 from .exact import digests
 from .minhash import band_keys, permutations, signatures
 from .normalise import TextBatch, normalise
@@ -187,12 +187,6 @@ class SketchFile:
         return record["digest"] == file_digest(self.path)
 
 
-def file_status(file: Path) -> dict[str, Any]:
-    """Return what a file is known by without being read, as JSON: its path, its size and its time of modification."""
-    status = file.stat()
-    return {"file": str(file.resolve()), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
-
-
 def made_from(corpus: Corpus, piece: Piece, status: dict[str, Any], parameters: DedupParameters) -> dict[str, Any]:
     """Return what the sketch of a piece depends on, as JSON: the file, the row groups, the parameters.
 
@@ -211,7 +205,7 @@ def made_from(corpus: Corpus, piece: Piece, status: dict[str, Any], parameters: 
 
 
 def write_sketch(corpus: Corpus, piece: Piece, parameters: DedupParameters, target: SketchFile, workers: int) -> None:
-    """Write the sketch of a piece, hashing on `workers` threads."""
+    """Write the sketch of a piece, hashing on `workers` threads. Raises UserError when the file has other rows now."""
     signer = choose_signer(parameters.device)
     columns = (corpus.text_column, corpus.id_column, corpus.source_column, corpus.quality_column)
 
@@ -227,6 +221,9 @@ def write_sketch(corpus: Corpus, piece: Piece, parameters: DedupParameters, targ
         for batch in ordered_threads(sketch, corpus.read(piece, columns), workers):
             writer.write_batch(batch)
             rows += len(batch)
+    if rows != piece.rows:
+        target.path.unlink()
+        raise file_changed(piece.file)
     record = {"made_from": target.made_from, "rows": rows, "digest": file_digest(target.path)}
     with scratch_path(target.record) as temporary:
         temporary.write_text(json.dumps(record))

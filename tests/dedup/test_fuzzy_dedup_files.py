@@ -1,5 +1,7 @@
 """fuzzy_dedup: a folder of shards in, one file and its receipts out, and nothing half done."""
 
+import importlib
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -64,6 +66,35 @@ def test_a_stopped_run_leaves_the_earlier_output_alone(tmp_path):
     with pytest.raises(StageFailure, match="would lose 199 of 200"):
         fuzzy_dedup(tmp_path / "copies.parquet", tmp_path / "out")
     assert (tmp_path / "out" / "deduplicated.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize("moment", ["before its sketch", "before the decisions", "before the copy"])
+@pytest.mark.parametrize("max_ram", [None, "4G"])
+def test_a_shard_that_is_replaced_while_the_run_goes_on_loses_no_row_silently(tmp_path, monkeypatch, moment, max_ram):
+    shard = tmp_path / "in" / "a.parquet"
+    shard.parent.mkdir()
+
+    def write(rows: int) -> None:
+        table = pa.table({"id": [str(n) for n in range(rows)], "text": [f"{LONG} {n}" for n in range(rows)]})
+        pq.write_table(table, shard, row_group_size=2)
+
+    def after_more_came(read):
+        def changed(*arguments, **named):
+            write(6)
+            return read(*arguments, **named)
+
+        return changed
+
+    write(4)
+    module, name = {
+        "before its sketch": ("dedup.steps", "write_sketch"),
+        "before the decisions": ("dedup.removals", "collect"),
+        "before the copy": ("dedup.cpu_dedup", "write_kept_shard"),
+    }[moment]
+    monkeypatch.setattr(f"{module}.{name}", after_more_came(getattr(importlib.import_module(module), name)))
+    with pytest.raises(UserError, match=r"a.parquet changed while it was being deduplicated; start again") as refusal:
+        fuzzy_dedup(shard.parent, tmp_path / "out", max_ram=max_ram, one_file=False)
+    assert refusal.value and not list((tmp_path / "out").glob("*.parquet"))
 
 
 def test_the_streaming_entry_gives_the_same_documents_and_refuses_a_machine_that_is_too_small(oracle, tmp_path, capsys):

@@ -356,26 +356,6 @@ def test_files_that_were_copied_without_their_times_are_exported_and_decided_aga
     assert kept_ids(index, "c") == kept_ids(index_of(tmp_path / "never", mine, "c"), "c")
 
 
-def test_copies_are_refused_with_the_reason_where_an_index_was_made_before_digests_were_recorded(parts, tmp_path):
-    mine = copied(parts, tmp_path / "in", "ab")
-    record = index_of(tmp_path / "index", mine, "ab").record
-    for made in (made for source in record.sources for made in source["inputs"]):
-        del made["digest"]
-    record.write(tmp_path / "index")
-    index = DedupIndex.open(tmp_path / "index", PARAMETERS)
-    index.export("b", tmp_path / "before")
-    file = mine["b"].files[0]
-    modified_later(file)
-    said = f"{file} is gone or not as it was .* as 'b'; put it back with its time .* added before digests were recorded"
-    for refused in (lambda: index.export("b", tmp_path / "out"), lambda: index.undo("a")):
-        with pytest.raises(UserError, match=said):
-            refused()
-    index.undo("b")  # the way out that the message names
-    index.add("b", mine["b"])
-    modified_later(file)
-    index.export("b", tmp_path / "out")
-
-
 @pytest.mark.parametrize("when", ["sketched", "hashed"])
 def test_a_file_that_changes_while_it_is_added_is_refused(tmp_path, monkeypatch, when):
     """What was sketched would not be what the digest is of."""

@@ -68,6 +68,14 @@ def test_a_record_with_personal_data_is_found_before_and_after_it_was_replaced(t
         assert matches.counts[0] > 0 and matches.counts[1] == 0
         assert index.first_record(matches) == ["eval/letters.jsonl:1", None]
     assert build_index([path], 13).matches(replaced).counts[0] == 0
+    assert index.ngrams.tolist() == [matches.counts[0], 0]
+
+
+def test_a_record_that_is_too_short_once_personal_data_is_replaced_cannot_be_found(tmp_path):
+    short = "Write to ada.lovelace@engines.org about the seven wheels before Tuesday"
+    path = write_set(tmp_path, "letters", [{"question": short}, {"question": short + " at nine sharp please"}])
+    assert build_index([path], 11).ngrams.tolist() == [2, 6]
+    assert build_index([path], 11, PersonalData(["email"])).ngrams.tolist() == [0, 3]
 
 
 def test_twelve_words_are_not_enough_and_fields_are_not_joined(evaluation):
@@ -113,7 +121,7 @@ def test_a_stretch_that_many_records_have_makes_all_of_them_dirty(tmp_path):
     licence = " ".join(WORDS[:15])
     index = build_index([write_set(tmp_path, "s", [{"q": f"{licence} one"}, {"q": "other"}, {"q": licence}])], 13)
     documents, first = index.documents_per_record(index.matches(pa.array(["nothing", licence, licence + " two"])))
-    assert documents.tolist() == [2, 0, 2] and first.tolist() == [1, -1, 1] and index.ngrams().tolist() == [4, 0, 3]
+    assert documents.tolist() == [2, 0, 2] and first.tolist() == [1, -1, 1] and index.ngrams.tolist() == [4, 0, 3]
 
 
 sentences = st.lists(st.sampled_from(["a", "b", "C", "é", "É", "d1", "x_y", ",", ".", "'", "\n"]), max_size=40).map(
@@ -133,7 +141,7 @@ def test_counts_equal_brute_force(tmp_path_factory, texts, evaluation_texts):
     assert documents.tolist() == [sum(row) for row in shared]
     assert first.tolist() == [row.index(True) if any(row) else -1 for row in shared]
     grams = [len(set(ngrams(asked, 4))) for asked in evaluation_texts]
-    assert index.ngrams().tolist() == grams
+    assert index.ngrams.tolist() == grams
 
 
 def test_genuine_questions_are_found_in_pages_that_quote_them(shared_data):

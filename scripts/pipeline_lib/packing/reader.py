@@ -31,7 +31,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipeline_lib.compiled import kernel
 from pipeline_lib.stage import UserError, json_digest
 
 from .cache_index import INDEX, read_index, tokenizer_digests
@@ -39,9 +38,8 @@ from .chunk_format import COMMAND, ChunkDamaged, ChunkFile
 from .plan_table import Plan, SplitTable
 from .prefetch import prefetched
 from .reading_order import Position, ReadingOrder
+from .sequence_arrays import ARRAYS, DecodedChunks, as_tensors, fill_row
 
-IGNORED = -100
-ARRAYS = ("input_ids", "labels", "position_ids", "segment_ids")
 _OPEN_FILES = 256
 _PREFETCH_BYTES = 64 << 20
 
@@ -166,7 +164,7 @@ class PackedCache:
         parts = [chunk.read(first, first + count) for first, count in zip(firsts, counts, strict=True)]
         starts = np.array([0, *accumulate(counts[:-1])])
         arrays = np.empty((len(ARRAYS), 1, context), np.int64)
-        _fill(parts[0] if len(parts) == 1 else np.concatenate(parts), starts, lengths, self.pad_id, arrays, 0)
+        fill_row(parts[0] if len(parts) == 1 else np.concatenate(parts), starts, lengths, self.pad_id, arrays, 0)
         return dict(zip(ARRAYS, arrays[:, 0], strict=True))
 
     def batches(
@@ -200,7 +198,7 @@ class PackedCache:
         made = self._batches(table, order, start, settings, (batch_size, rank, world_size), epochs, drop_last)
         batch_bytes = len(ARRAYS) * 8 * batch_size * context
         for batch in prefetched(made, min(prefetch, _PREFETCH_BYTES // batch_bytes)):
-            yield _as_tensors(batch) if arrays == "torch" else batch
+            yield as_tensors(batch) if arrays == "torch" else batch
 
     def documents(self, split: str = "train") -> Iterator[Document]:
         """Yield every document of a split, whole, in the order of the cache."""
@@ -304,7 +302,7 @@ class PackedCache:
         batch_size, rank, world_size = share
         everyone = batch_size * world_size
         numbers = order.iterate(position, epochs)
-        window = _DecodedChunks(self, self.window_chunks + 1)
+        window = DecodedChunks(self._file, self.window_chunks + 1)
         identity = self._identity(settings)
         while batch := list(islice(numbers, everyone)):
             if len(batch) < everyone and drop_last:
@@ -315,7 +313,7 @@ class PackedCache:
             for row, number in enumerate(mine):
                 pieces = _pieces(table, number)
                 tokens = window.tokens(int(table.chunk[pieces.start]))
-                _fill(tokens, table.position[pieces], table.length[pieces], self.pad_id, arrays, row)
+                fill_row(tokens, table.position[pieces], table.length[pieces], self.pad_id, arrays, row)
             rows = dict(zip(ARRAYS, arrays, strict=True))
             yield {**rows, "sequences": np.array(mine, np.int64), "state": {**identity, **_place(position)}}
 
@@ -380,21 +378,6 @@ class PackedCache:
         return ChunkFile(path, entry["digest"], self.command)
 
 
-class _DecodedChunks:
-    """The tokens of the chunks used last; the array of the oldest is filled again, which costs no new memory."""
-
-    def __init__(self, cache: PackedCache, count: int):
-        self._cache, self._count = cache, count
-        self._tokens: OrderedDict[int, np.ndarray] = OrderedDict()
-
-    def tokens(self, chunk: int) -> np.ndarray:
-        if chunk not in self._tokens:
-            oldest = self._tokens.popitem(last=False)[1] if len(self._tokens) >= self._count else None
-            self._tokens[chunk] = self._cache._file(chunk).tokens(oldest)
-        self._tokens.move_to_end(chunk)
-        return self._tokens[chunk]
-
-
 def _place(position: Position) -> dict[str, int]:
     return {
         "position": position.total,
@@ -408,39 +391,3 @@ def _pieces(table: SplitTable, number: int) -> slice:
     if not 0 <= number < table.sequences:
         raise IndexError(f"sequence {number} of {table.sequences}")
     return slice(int(table.pieces[number]), int(table.pieces[number + 1]))
-
-
-def _as_tensors(batch: dict[str, Any]) -> dict[str, Any]:
-    import torch
-
-    return {name: torch.from_numpy(value) if name != "state" else value for name, value in batch.items()}
-
-
-@kernel
-def _fill(tokens, starts, lengths, pad, arrays, row):
-    """Write the pieces of one sequence one after the other; slices, so that the loops become vector instructions.
-
-    arrays: [4, rows, context], in the order of ARRAYS; every place of that row is written.
-    """
-    input_ids, labels, position_ids, segment_ids = arrays[0, row], arrays[1, row], arrays[2, row], arrays[3, row]
-    place = 0
-    for piece in range(len(starts)):
-        length = lengths[piece]
-        own = tokens[starts[piece] : starts[piece] + length]
-        ids, after = input_ids[place : place + length], labels[place : place + length]
-        positions, segments = position_ids[place : place + length], segment_ids[place : place + length]
-        for i in range(len(own)):
-            ids[i] = own[i]
-        if len(own) > 0:
-            after[0] = IGNORED
-        for i in range(1, len(own)):
-            after[i] = own[i]
-        for i in range(len(own)):
-            positions[i] = i
-            segments[i] = piece + 1
-        place += length
-    for i in range(place, len(input_ids)):
-        input_ids[i] = pad
-        labels[i] = IGNORED
-        position_ids[i] = i - place
-        segment_ids[i] = 0

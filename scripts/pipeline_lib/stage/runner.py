@@ -8,9 +8,7 @@ prerequisite, 130 and 143 interrupted by SIGINT and SIGTERM.
 """
 
 import errno
-import importlib.metadata
 import os
-import platform
 import sys
 import time
 import traceback
@@ -19,26 +17,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .account import describe_engine, describe_request, describe_run, print_card
 from .catalog import BEFORE_PACKED, BY_NAME, StageSpec, next_stage
-from .code_version import SCRIPTS, code_digest, code_version
-from .digests import json_digest
 from .errors import StageFailure, StageInterrupted, UserError, WorkersLost
+from .freshness import (
+    as_begun,
+    as_finished,
+    fingerprint_of,
+    status_of,
+    superseded_inputs,
+    try_fingerprint,
+    unfinished,
+    warn_of_other_settings,
+    why_not_up_to_date,
+)
 from .inputs import repairing_command
 from .lock import LOCK, StageIsLocked, StageLock
-from .manifest import MANIFEST, Manifest, describe_change, inputs_made_anew
+from .manifest import MANIFEST, Manifest
 from .memory import PeakMemory
 from .parallel import available_cores
 from .plan import Estimate, print_plan
 from .stage import Stage
 from .system_errors import spell_system_error, tells_of_a_full_disk
 from .torchrun import restart, starts_again
-from .workspace import WORK, Workspace, finish_publication
+from .workspace import Workspace, finish_publication
 
 if TYPE_CHECKING:
     import argparse
 
 _FOREIGN_SECONDS = 5.0
-_VERSIONED = ("numpy", "pyarrow", "torch", "transformers", "trl", "peft", "lm_eval", "gigatoken", "numba", "tokenizers")
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,7 @@ def _main(spec, run, estimate, inputs, extra_arguments, actions, join, continue_
                 stage.command,
                 options.origins,
                 options.plan,
-                lambda: _fingerprint(stage, spec, inputs),
+                lambda: fingerprint_of(stage, spec, inputs),
             )
             if (outcome := action(context, value)) != GO_ON:
                 return outcome or 0
@@ -148,81 +155,11 @@ def _main(spec, run, estimate, inputs, extra_arguments, actions, join, continue_
         print(f"{spec.name}: nothing to do, the run starts from the packed cache {options.config.packed}", flush=True)
         return 0
     if options.plan:
-        fingerprint, problem = _try_fingerprint(stage, spec, inputs)
-        status = problem or _status(stage, fingerprint, options.force, continue_with is not None)
+        fingerprint, problem = try_fingerprint(stage, spec, inputs)
+        status = problem or status_of(stage, fingerprint, options.force, continue_with is not None)
         return 0 if print_plan(stage, options.origins, status, estimate) else 1
     stage.flags, stage.forced, stage.origins = options.extra, options.force, options.origins
     return _execute(stage, spec, run, inputs, join, continue_with)
-
-
-def _fingerprint(stage: Stage, spec: StageSpec, inputs: Callable[[Any], dict[str, Any]] | None) -> dict[str, Any]:
-    """Return all that decides the outputs: upstream digests, settings, seed, code, and data outside the run."""
-    upstream = {name: stage.input(name).digest for name in stage.needs}
-    return {
-        "inputs": upstream,
-        "settings": stage.settings.deciding(),
-        "seed": stage.seed,
-        "data": inputs(stage.config) if inputs else {},
-        "code": code_version(_script(spec)),
-    }
-
-
-def _as_begun(stage: Stage, begun: dict[str, Any] | None, fingerprint: dict[str, Any]) -> dict[str, Any]:
-    """Return `fingerprint` with the inputs as `begun` has them where those are what they have grown into since."""
-    known = (begun or {}).get("inputs", {})
-    grown = {name: digest for name, digest in known.items()
-             if name in stage.inputs and digest == stage.inputs[name].manifest.attempt}  # fmt: skip
-    return {**fingerprint, "inputs": {**fingerprint["inputs"], **grown}}
-
-
-def _as_finished(stage: Stage, fingerprint: dict[str, Any]) -> dict[str, Any]:
-    """Return `fingerprint` with the outputs of inputs that finished while this stage was reading them."""
-    return {**fingerprint, "inputs": {**fingerprint["inputs"], **{
-        name: source.digest for name, source in stage.inputs.items()
-        if fingerprint["inputs"].get(name) == source.manifest.attempt}}}  # fmt: skip
-
-
-def _script(spec: StageSpec) -> Path:
-    own = SCRIPTS / spec.script
-    return own if own.is_file() else Path(sys.modules["__main__"].__file__).resolve()
-
-
-def _try_fingerprint(stage: Stage, spec: StageSpec, inputs) -> tuple[dict[str, Any] | None, str]:
-    try:
-        return _fingerprint(stage, spec, inputs), ""
-    except UserError as error:
-        return None, f"cannot start: {error}"
-
-
-def _status(stage: Stage, fingerprint: dict[str, Any], force: bool, may_continue_other_work: bool) -> str:
-    manifest = Manifest.read(stage.folder / MANIFEST)
-    if (stage.folder / WORK / MANIFEST).exists():
-        return "would finish moving its outputs into place"
-    reason = "forced" if force else _why_not_up_to_date(stage, manifest, fingerprint)
-    if reason is None:
-        return "up to date"
-    begun = None if force else _unfinished(stage, fingerprint).begun()
-    if begun is False and may_continue_other_work:
-        return f"what other settings began lies there, --resume_plan says if it would be continued: {reason}"
-    return f"would {'continue unfinished work' if begun else 'run'}: {reason}"
-
-
-def _why_not_up_to_date(stage: Stage, manifest: Manifest | None, fingerprint: dict[str, Any]) -> str | None:
-    if manifest is None:
-        return "it has not finished before" if not (stage.folder / MANIFEST).exists() else "its manifest is damaged"
-    as_finished = _as_begun(stage, manifest.fingerprint, fingerprint)
-    made_from = manifest.made_from(as_finished)
-    if made_from != as_finished:
-        return describe_change(made_from, as_finished)
-    if damaged := manifest.damaged_files(stage.folder):
-        return f"{len(damaged)} outputs are missing or damaged, first {damaged[0]}"
-    if _unfinished(stage, fingerprint).begun_by_force():
-        return "a start with --force has not finished"
-    return None
-
-
-def _unfinished(stage: Stage, fingerprint: dict[str, Any]) -> Workspace:
-    return Workspace(stage.folder, _as_begun(stage, Workspace.made_from(stage.folder), fingerprint))
 
 
 def _execute(stage: Stage, spec: StageSpec, run: Callable[[Stage], None], inputs, join, continue_with) -> int:
@@ -236,15 +173,15 @@ def _execute(stage: Stage, spec: StageSpec, run: Callable[[Stage], None], inputs
     try:
         if finish_publication(stage.folder):
             stage.say(f"{stage.name}: finished moving its outputs into place")
-        fingerprint = _fingerprint(stage, spec, inputs)
-        superseded = _superseded_inputs(stage)
+        fingerprint = fingerprint_of(stage, spec, inputs)
+        superseded = superseded_inputs(stage)
         if spec.verdict_files:
             if superseded:
                 raise UserError(superseded[0])
             for source in stage.inputs.values():
                 source.check()
         manifest = Manifest.read(stage.folder / MANIFEST)
-        reason = "--force was given" if force else _why_not_up_to_date(stage, manifest, fingerprint)
+        reason = "--force was given" if force else why_not_up_to_date(stage, manifest, fingerprint)
         if reason is None:
             failed = f", and failed: {manifest.result.get('failed', 'see its card')}" if manifest.exit_code else ""
             print(f"{stage.name}: up to date{failed}", flush=True)
@@ -252,9 +189,9 @@ def _execute(stage: Stage, spec: StageSpec, run: Callable[[Stage], None], inputs
         stage.say(f"{stage.name} {spec.does} ({reason})")
         for line in superseded:
             stage.note(line, lasting=False)
-        _warn_of_other_settings(stage)
-        stage.forced = force or _unfinished(stage, fingerprint).begun_by_force()
-        asked_for = fingerprint = _as_begun(stage, Workspace.made_from(stage.folder), fingerprint)
+        warn_of_other_settings(stage)
+        stage.forced = force or unfinished(stage, fingerprint).begun_by_force()
+        asked_for = fingerprint = as_begun(stage, Workspace.made_from(stage.folder), fingerprint)
         if continue_with is not None and not force:
             fingerprint = _continue_other_work(stage, fingerprint, continue_with)
         return _run_and_publish(stage, spec, run, fingerprint, asked_for, force)
@@ -307,7 +244,7 @@ def _lock_or_share(stage: Stage, spec: StageSpec, inputs, join) -> StageLock:
         except StageIsLocked:
             if join is None or stage.forced:
                 raise
-            workspace = Workspace(stage.folder, _fingerprint(stage, spec, inputs))
+            workspace = Workspace(stage.folder, fingerprint_of(stage, spec, inputs))
             begun = workspace.begun()
             if begun is not False:
                 foreign_since = None
@@ -329,32 +266,6 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder} cannot be created ({error.strerror}); choose another place with --run-dir") from None
-
-
-def _superseded_inputs(stage: Stage) -> list[str]:
-    """Return a line per input that was made from outputs which no longer lie in this run."""
-    lines = []
-    left_out = BEFORE_PACKED if stage.config.packed else ()
-    for name, source in sorted(stage.inputs.items()):
-        changed = [] if source.elsewhere else inputs_made_anew(source.manifest, stage.run_folder, left_out)
-        if changed:
-            lines.append(
-                f"{name} was made from an earlier {', '.join(changed)}; make it again with:"
-                f" {repairing_command(name, stage.arguments)}"
-            )
-    return lines
-
-
-def _warn_of_other_settings(stage: Stage) -> None:
-    """An input made with other settings than this config has now is used, but never without a word."""
-    for name, source in sorted(stage.inputs.items()):
-        if source.elsewhere:
-            continue
-        current = getattr(stage.config, BY_NAME[name].section).deciding()
-        made_with = source.manifest.fingerprint["settings"]
-        if made_with != current:
-            change = describe_change({"settings": made_with}, {"settings": current})
-            stage.note(f"{name} was made with other settings than the config has now ({change})", lasting=False)
 
 
 def _run_and_publish(
@@ -403,15 +314,15 @@ def _run_and_publish(
         ) from None
     manifest = Manifest(
         stage=stage.name,
-        fingerprint=_as_finished(stage, fingerprint),
+        fingerprint=as_finished(stage, fingerprint),
         files=files,
         ledger=ledger.to_json(),
         result=stage.result,
         notes=stage.all_notes(),
         exit_code=stage.exit_code,
-        run=_describe_run(started, peak.stop(), workspace.resuming, fingerprint)
-        | _describe_engine(stage)
-        | _describe_request(fingerprint, asked_for),
+        run=describe_run(started, peak.stop(), workspace.resuming, fingerprint)
+        | describe_engine(stage)
+        | describe_request(fingerprint, asked_for),
     )
     workspace.publish(manifest)
     following = next_stage(spec.name)
@@ -426,42 +337,3 @@ def _leave_interrupted(stage: Stage, workspace: Workspace, signal_number: int) -
         f" {repairing_command(stage.name, stage.arguments + stage.own_arguments)}"
     )
     return 128 + signal_number
-
-
-def print_card(stage: Stage, spec: StageSpec, following: StageSpec | None) -> None:
-    """Print the card of the stage that has just been published, as its manifest on disk tells it."""
-    from .card import card_rows
-    from .card import print_card as print_rows
-
-    manifest = Manifest.read(stage.folder / MANIFEST)
-    print_rows(manifest, spec.does, repairing_command(following.name, stage.arguments) if following else None)
-    for label, text in card_rows(manifest):
-        stage.log(f"  {label:<12} {text}")
-
-
-def _describe_engine(stage: Stage) -> dict[str, Any]:
-    """Return who did the units, of a stage that others can do."""
-    return {"engine": stage.config.scale_out.engine} if stage.spec.scales_out else {}
-
-
-def _describe_request(fingerprint: dict[str, Any], asked_for: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that this start asked for, where earlier ones had begun the work with others."""
-    if asked_for["settings"] == fingerprint["settings"]:
-        return {}
-    return {"settings_asked_for": asked_for["settings"]}
-
-
-def _describe_run(started: float, peak: int, resumed: bool, fingerprint: dict[str, Any]) -> dict[str, Any]:
-    """Return facts about this run of the stage, none of which enters a digest."""
-    versions = {name: importlib.metadata.version(name) for name in _VERSIONED if name in sys.modules}
-    return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
-        "seconds": round(time.time() - started, 3),
-        "peak_memory_bytes": peak,
-        "resumed": resumed,
-        "fingerprint_digest": json_digest(fingerprint),
-        "code_digest": code_digest(fingerprint["code"]),
-        "machine": f"{platform.machine()} {platform.system()}, {available_cores()} cores",
-        "python": platform.python_version(),
-        "packages": versions,
-    }

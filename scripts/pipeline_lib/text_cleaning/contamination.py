@@ -58,6 +58,7 @@ class EvaluationIndex:
     starts: np.ndarray  # int64[n-grams + 1] into `owners`
     owners: np.ndarray  # int32[...]: the records that have n-gram g, ascending, are owners[starts[g] : starts[g + 1]]
     records: list[str]  # "eval/<file>:<line>" by record number
+    ngrams: np.ndarray  # int64[records]: different n-grams of each, as documents read; those with none cannot be found
 
     def matches(self, texts: "pyarrow.Array") -> Matches:
         """Compare texts (a string array without nulls) with the evaluation sets."""
@@ -83,11 +84,6 @@ class EvaluationIndex:
         _count_documents(matches.documents, matches.grams, self.starts, self.owners, shared, first, last)
         return shared, first
 
-    def ngrams(self) -> np.ndarray:
-        """Return how many different n-grams each record has, int64[records]; those with none cannot be found."""
-        return np.bincount(self.owners, minlength=len(self.records))
-
-
 def build_index(files: Sequence[Path], ngram: int, personal_data: "PersonalData | None" = None) -> EvaluationIndex:
     """Index every string of every record, the `id` aside, also as `personal_data` rewrites it.
 
@@ -104,6 +100,7 @@ def build_index(files: Sequence[Path], ngram: int, personal_data: "PersonalData 
             texts += found
             numbers += [len(records)] * len(found)
             records.append(f"eval/{file.name}:{line}")
+    changed: list[int] = []
     if personal_data is not None:
         rewritten, finds = personal_data.replace_batch(pa.array(texts, pa.large_string()))
         changed = np.flatnonzero(finds.any(axis=1)).tolist()
@@ -112,14 +109,27 @@ def build_index(files: Sequence[Path], ngram: int, personal_data: "PersonalData 
     grams, starts = ngram_hashes(pa.array(texts, pa.large_string()), ngram)
     record_of = np.repeat(np.array(numbers, np.int64), np.diff(starts))
     different, gram_of = np.unique(grams, return_inverse=True)
-    owned = np.unique(gram_of << 32 | record_of)
+    pairs = gram_of << 32 | record_of
+    owned = np.unique(pairs)
+    as_documents_read = np.ones(len(texts), np.bool_)
+    as_documents_read[changed] = False
+    countable = np.unique(pairs[np.repeat(as_documents_read, np.diff(starts))]) & 0xFFFFFFFF
     per_gram = np.bincount(owned >> 32, minlength=len(different))
     size = _power_of_two(2 * len(different))
     keys, slots = np.zeros(size, np.uint64), np.full(size, NOBODY, np.int32)
     bits = np.zeros(_power_of_two(_FILTER_BITS * len(different) // 8), np.uint8)
     _fill_table(different, keys, slots, bits)
     owners = (owned & 0xFFFFFFFF).astype(np.int32)
-    return EvaluationIndex(ngram, keys, slots, bits, np.append(0, np.cumsum(per_gram)), owners, records)
+    return EvaluationIndex(
+        ngram,
+        keys,
+        slots,
+        bits,
+        np.append(0, np.cumsum(per_gram)),
+        owners,
+        records,
+        np.bincount(countable, minlength=len(records)),
+    )
 
 
 def _power_of_two(least: int) -> int:

@@ -128,7 +128,7 @@ def write_copied_records(
     table = pa.table(
         {
             "record": pa.array(index.records, pa.string()),
-            "ngrams": pa.array(index.ngrams(), pa.int64()),
+            "ngrams": pa.array(index.ngrams, pa.int64()),
             "documents": pa.array(found.documents, pa.int64()),
             "documents_kept": pa.array(kept.documents, pa.int64()),
             "example": pa.array(examples, pa.string()),
