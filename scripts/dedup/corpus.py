@@ -53,7 +53,11 @@ class Corpus:
     """Where text that was read is kept for the next reading; None: it is read from the files each time."""
 
     def check(self) -> None:
-        """Raise UserError for no files, a file that cannot be read, and a column that is missing or of no use."""
+        """Look at the files anew, as every run does at its beginning.
+
+        Raises UserError for no files, a file that cannot be read, and a column that is missing or of no use.
+        """
+        self.__dict__.pop("_seen", None)
         if not self.files:
             raise UserError("dedup: no input files; give at least one parquet file")
         for file in self.files:
@@ -105,7 +109,7 @@ class Corpus:
 
     @cached_property
     def _seen(self) -> tuple[dict[Path, dict[str, Any]], list[list[Piece]]]:
-        """Status and pieces of each file; footers are read once, because a run asks for them again and again."""
+        """Status and pieces of each file; footers are read once per run, which asks for them again and again."""
         statuses: dict[Path, dict[str, Any]] = {}
         files: list[list[Piece]] = []
         first = 0
