@@ -1,6 +1,7 @@
 """A chunk file: what goes in comes out, and no byte of it can change unnoticed."""
 
 import json
+import os
 from pathlib import Path
 
 import lz4.frame
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline_lib.packing.chunk_format import ChunkContent, ChunkDamaged, ChunkFile, encode_chunk
+from pipeline_lib.packing.chunk_format import ChunkContent, ChunkDamaged, ChunkFile, encode_chunk, read_at
 from pipeline_lib.packing.token_code import SHORT_CODE_COST, SLACK, best_code
 from pipeline_lib.stage import UserError
 
@@ -139,6 +140,18 @@ def test_the_documented_format_is_enough_to_read_a_chunk(content: ChunkContent):
     assert tokens == content.tokens.tolist() and code[place:] == bytes(2)
     lengths = np.frombuffer(sections["lengths"], "<u4")
     assert lengths.tolist() == np.diff(content.offsets).tolist()
+
+
+def test_what_a_system_reads_in_pieces_is_whole(tmp_path: Path, monkeypatch):
+    """Linux reads at most 2 GiB at once."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(100)))
+    read = os.pread
+    monkeypatch.setattr(os, "pread", lambda descriptor, count, position: read(descriptor, min(count, 7), position))
+    with open(path, "rb") as file:
+        assert read_at(file.fileno(), 60, 20) == bytes(range(20, 80))
+        assert read_at(file.fileno(), 60, 90) == bytes(range(90, 100))
+        assert read_at(file.fileno(), 0, 3) == b""
 
 
 @pytest.mark.parametrize("vocabulary", [1, 2, 255, 256, 257, 32_768, 50_304, 65_536, 65_537, 151_936, 300_000])

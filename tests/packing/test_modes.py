@@ -1,5 +1,6 @@
 """Keeping a cache: verify, make again exactly what is damaged, share the work, grow, and start a run from it."""
 
+import json
 import os
 import random
 import re
@@ -12,10 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline_lib.packing.build_chunks import chunk_name
+from pipeline_lib.packing.cache_index import by_number, save_index
 from pipeline_lib.packing.chunk_format import ChunkDamaged, ChunkFile
 from pipeline_lib.packing.claims import ClaimTable
 from pipeline_lib.packing.maintenance import verify_cache
 from pipeline_lib.packing.reader import PackedCache
+from pipeline_lib.packing.so_far import index_name, newest_index_name
 from pipeline_lib.packing.trace import Request, read_request
 from pipeline_lib.stage import UserError
 
@@ -76,6 +80,25 @@ def test_inverse_makes_exactly_the_damaged_and_missing_chunks_again(copied_run, 
     after = chunk_times(copied_run)
     assert {name for name in before if before[name] != after[name]} == {"chunk-00001.lz4", "chunk-00002.lz4"}
     assert verify_cache(copied_run.packed, "MAKE") == 0
+
+
+def test_what_somebody_else_leaves_beside_the_tokenizer_says_nothing_of_it(copied_run):
+    (copied_run.packed / "tokenizer" / ".DS_Store").write_bytes(b"folders are blue")
+    (copied_run.packed / "tokenizer" / "tokenizer.json~").write_text("{}")
+    assert PackedCache(copied_run.packed).sequences(256) > 0
+    assert verify_cache(copied_run.packed, "MAKE") == 0
+
+
+def test_chunks_and_parts_stay_in_order_once_five_digits_are_too_few():
+    names = [chunk_name(number) for number in (2, 10_001, 99_999, 100_000, 100_001, 1_000_000)]
+    assert sorted(set(names), key=by_number) == names
+    assert newest_index_name([index_name(parts) for parts in (99_999, 100_000, 3)]) == index_name(100_000)
+
+
+def test_the_bytes_of_an_index_do_not_tell_in_which_order_it_was_put_together(tmp_path: Path, packed_run):
+    index = json.loads((packed_run.packed / "index.json").read_text())
+    save_index(tmp_path / "index.json", {name: index[name] for name in reversed(list(index))})
+    assert (tmp_path / "index.json").read_bytes() == (packed_run.packed / "index.json").read_bytes()
 
 
 @pytest.mark.parametrize("flags", [("--mode", "verify"), ("--trace", "0")])

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline_lib.packing.reader import IGNORED, PackedCache
+from pipeline_lib.packing.reader import PackedCache
 from pipeline_lib.packing.reading_order import ReadingOrder
+from pipeline_lib.packing.sequence_arrays import IGNORED
 from pipeline_lib.stage import UserError
 
 ARRAYS = ("input_ids", "labels", "position_ids", "segment_ids")

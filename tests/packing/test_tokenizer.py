@@ -71,6 +71,25 @@ def test_text_that_spells_a_special_token_stays_text(encoder: TextEncoder):
         assert not set(encode(encoder, f"before {token} after")) & {0, 1, 2, 3}
 
 
+def unigram(folder: Path, pieces: list[str]) -> Path:
+    """Write a tokenizer of the Unigram kind whose model has these pieces beside letters."""
+    vocabulary = [("<unk>", 0.0), *((piece, 0.0) for piece in pieces), *((c, -3.0) for c in "▁abcdefgh<>/s")]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=0, byte_fallback=False))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer.add_special_tokens(["<unk>", "</s>"])
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    return folder
+
+
+def test_a_tokenizer_under_which_a_text_can_spell_the_separator_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"that spells '</s>' would hold the special token itself.*Unigram"):
+        TextEncoder(unigram(tmp_path / "t5", ["</s>"]))
+    apart = TextEncoder(unigram(tmp_path / "apart", []))
+    assert apart.special.separator not in encode(apart, "a</s>b")
+
+
 def test_what_the_encoder_remembers_is_bounded_and_changes_no_id(folder, encoder, documents, monkeypatch):
     monkeypatch.setattr(text_encoder, "FORGET_AFTER_BYTES", 20_000)
     forgetful, engines = TextEncoder(folder), set()

@@ -50,7 +50,7 @@ def run(stage: Stage) -> None:
             unit.ledger.keep("text", "numbers", documents=1, bytes=6)
             if fault != "unbalanced":
                 unit.ledger.drop("text", "numbers", "odd one out", documents=1, bytes=4)
-            unit.result = {"square": squared}
+            unit.result = {"square": squared, "number": number}
             if fault == "crash" and number == 2:
                 raise RuntimeError("a defect")
             if fault == "failure" and number == 2:
@@ -58,7 +58,10 @@ def run(stage: Stage) -> None:
     log = stage.work / "timings.txt"
     log.write_text(f"{time.time()}\n")
     stage.adopt("timings.txt", record=True)
-    stage.result = {"total": sum(stage.unit_result(key)["square"] for key in units)}
+    stage.result = {
+        "total": sum(stage.unit_result(key)["square"] for key in units),
+        "keys": {key: list(stage.unit_result(key)) for key in units},
+    }
     if fault == "exit1":
         stage.exit_code = 1
 

@@ -18,7 +18,7 @@ import numpy as np
 from pipeline_lib.stage import StageFailure, UserError, json_digest, ordered_threads, write_bytes_atomic
 from pipeline_lib.stage.memory import give_freed_memory_back
 
-from .cache_index import describe_chunk, tokenizer_digests
+from .cache_index import by_number, describe_chunk, tokenizer_digests
 from .chunk_format import ChunkDamaged, ChunkFile, chunk_digest, encode_chunk
 from .chunk_ranges import ChunkRange, cut_into_chunks
 from .claims import ClaimTable, closing_mark
@@ -131,11 +131,11 @@ def _is_whole(stage: "Stage", name: str, digest: str | None) -> bool:
 def list_chunks(stage: "Stage", layout: CacheLayout, made: list[str]) -> list[dict[str, Any]]:
     """Return the index entries of all chunks in the order of the cache, after verifying those that were made."""
     entries = {}
-    for name in sorted(made):
+    for name in sorted(made, key=by_number):
         chunk = ChunkFile(stage.work / name, command=stage.command)
         chunk.verify()
         entries[name] = describe_chunk(chunk, name)
-    return [entries.pop(chunk["file"], chunk) for chunk in layout.chunks] + [entries[name] for name in sorted(entries)]
+    return [entries.pop(chunk["file"], chunk) for chunk in layout.chunks] + list(entries.values())
 
 
 def _made_again(part: list[dict[str, Any]], chunk: dict[str, Any]) -> Wanted:

@@ -2,9 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline_lib.stage import file_digest, write_json_atomic
+from pipeline_lib.stage import file_digest
 
-from .cache_index import INDEX, describe_cache, recipe_of
+from .cache_index import INDEX, describe_cache, recipe_of, save_index
 from .chunk_format import ChunkFiles
 from .kept_parts import CacheLayout
 from .mixture_plan import describe_mixture, mixture_of, plan_mixture, training_tokens
@@ -81,7 +81,7 @@ def write_index(
 ) -> None:
     """Write index.json, enter every chunk in the ledger, and give the card its numbers."""
     index = describe_cache(recipe_of(stage.settings, stage.seed), encoder, layout.parts, chunks, plans)
-    write_json_atomic(stage.work / INDEX, index)
+    save_index(stage.work / INDEX, index)
     stage.adopt(INDEX)
     for chunk in chunks:
         made = (stage.work / chunk["file"]).is_file()

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_lib.config.pack import PackSettings
-from pipeline_lib.stage import UserError, bytes_digest, file_digest, json_digest
+from pipeline_lib.stage import UserError, bytes_digest, file_digest, json_digest, write_json_atomic
+from pipeline_lib.stage.digests import canonical_json
 from pipeline_lib.stage.manifest import MANIFEST, Manifest
 
 from .chunk_format import COMMAND, ChunkFile
+from .tokenizer_folder import tokenizer_files
 
 if TYPE_CHECKING:
     from .text_encoder import TextEncoder
@@ -48,8 +50,18 @@ def recipe_of(settings: PackSettings, seed: int) -> dict[str, Any]:
 
 
 def tokenizer_digests(folder: Path) -> dict[str, str]:
-    """Return {file: digest} of a tokenizer folder."""
-    return {path.name: file_digest(path) for path in sorted(folder.iterdir()) if path.is_file()}
+    """Return {file: digest} of a tokenizer folder; what else lies there (.DS_Store) says nothing of the tokenizer."""
+    return {path.name: file_digest(path) for path in tokenizer_files(folder)}
+
+
+def by_number(name: str) -> tuple[int, str]:
+    """Return the place of a numbered name among others of its kind, which are longer once five digits are too few."""
+    return len(name), name
+
+
+def save_index(path: Path, index: dict[str, Any]) -> None:
+    """Write an index; its bytes do not depend on the order in which it was put together."""
+    write_json_atomic(path, json.loads(canonical_json(index)))
 
 
 def read_index(folder: Path, command: str = COMMAND, name: str = INDEX) -> dict[str, Any]:

@@ -133,6 +133,14 @@ def encode_chunk(
     return b"".join([_PREFIX.pack(MAGIC, len(text), xxhash.xxh3_128_digest(text)), text, *body])
 
 
+def read_at(descriptor: int, count: int, position: int) -> bytes:
+    """Return `count` bytes, fewer where the file ends: Linux gives at most 2 GiB per call."""
+    parts = [os.pread(descriptor, count, position)]
+    while 0 < (done := sum(map(len, parts))) < count and (part := os.pread(descriptor, count - done, position + done)):
+        parts.append(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
 def chunk_digest(data: bytes) -> str:
     """Return the digest by which the index lists a chunk, from the bytes of its file."""
     return _PREFIX.unpack_from(data)[2].hex()
@@ -243,7 +251,7 @@ class ChunkFile:
 
     def _frame(self, name: str) -> bytes:
         section = self.header["sections"][name]
-        frame = os.pread(self._descriptor, section["bytes"], self._start + section["position"])
+        frame = read_at(self._descriptor, section["bytes"], self._start + section["position"])
         if xxhash.xxh3_128_hexdigest(frame) != section["xxh3_128"]:
             raise self._damaged(f"the checksum of its {name} differs")
         return frame

@@ -12,12 +12,21 @@ from typing import Any
 
 from pipeline_lib.config.pack import PackSettings
 from pipeline_lib.stage import UserError, file_digest
-from pipeline_lib.stage.atomic import write_json_atomic
 from pipeline_lib.stage.lock import LOCK, StageIsLocked, StageLock
 from pipeline_lib.stage.manifest import MANIFEST, Manifest
 from pipeline_lib.stage.progress import progress, size
 
-from .cache_index import INDEX, Shard, describe_cache, describe_chunk, read_index, recipe_of, tokenizer_digests
+from .cache_index import (
+    INDEX,
+    Shard,
+    by_number,
+    describe_cache,
+    describe_chunk,
+    read_index,
+    recipe_of,
+    save_index,
+    tokenizer_digests,
+)
 from .chunk_format import ChunkDamaged, ChunkFile, ChunkFiles
 from .mixture_plan import mixture_of
 from .packing_plan import Mixture, plan_file_name, write_plan
@@ -154,7 +163,7 @@ def restore_index(folder: Path, settings: PackSettings, seed: int) -> None:
         print(f"  {path} cannot be restored: {error}")
         return
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        write_json_atomic(Path(scratch) / INDEX, index)
+        save_index(Path(scratch) / INDEX, index)
         if file_digest(Path(scratch) / INDEX) == manifest.files[INDEX].digest:
             os.replace(Path(scratch) / INDEX, path)
             print(f"  {path} was restored from the headers of {len(index['chunks'])} chunks")
@@ -174,7 +183,8 @@ def _first_damaged(folder: Path, manifest: Manifest) -> str | None:
 
 
 def _index_from_chunks(folder: Path, manifest: Manifest, settings: PackSettings, seed: int) -> dict[str, Any]:
-    chunks = ChunkFiles([(folder / name, None) for name in sorted(manifest.files) if name.startswith("chunks/")])
+    names = sorted((name for name in manifest.files if name.startswith("chunks/")), key=by_number)
+    chunks = ChunkFiles([(folder / name, None) for name in names])
     entries, parts = [], []
     for chunk in chunks:
         entries.append(describe_chunk(chunk, f"chunks/{chunk.path.name}"))

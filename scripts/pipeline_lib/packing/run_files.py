@@ -116,13 +116,16 @@ class _Sections:
         return values
 
     def _fill(self, values: np.ndarray, position: int) -> None:
-        if os.preadv(self._file.fileno(), [values.view(np.uint8)], position) != values.nbytes:
-            raise OSError(f"{self._file.name} is shorter than it was written")
+        left = memoryview(values.view(np.uint8))
+        while left:  # Linux gives at most 2 GiB per call
+            read = os.preadv(self._file.fileno(), [left], position)
+            if read == 0:
+                raise OSError(f"{self._file.name} is shorter than it was written")
+            left, position = left[read:], position + read
 
     def order(self, number: int) -> int:
         """Return the order key of a document."""
-        key = os.pread(self._file.fileno(), 8, self._documents + number * DOCUMENT.itemsize)
-        return int.from_bytes(key, "little")
+        return int(self._read(np.dtype(np.uint64), self._documents + number * DOCUMENT.itemsize, 1)[0])
 
     def documents(self, first: int, stop: int) -> np.ndarray:
         """Return DOCUMENT [stop - first]."""

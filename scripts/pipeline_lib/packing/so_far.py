@@ -12,10 +12,10 @@ or a reader could find the old digest and the new content.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline_lib.stage import atomic_path, file_digest, write_json_atomic
+from pipeline_lib.stage import atomic_path, file_digest
 from pipeline_lib.stage.inputs import read_so_far
 
-from .cache_index import describe_cache, describe_chunk, read_index, recipe_of
+from .cache_index import by_number, describe_cache, describe_chunk, read_index, recipe_of, save_index
 from .chunk_format import ChunkFiles
 from .kept_parts import CacheLayout
 from .mixture_plan import mixture_of
@@ -35,7 +35,7 @@ def index_name(parts: int) -> str:
 
 def newest_index_name(files: list[str]) -> str | None:
     """Return the name of the index among the files that were published so far, if any were."""
-    return next((name for name in sorted(files, reverse=True) if name.startswith(f"{FOLDER}/index-")), None)
+    return max((name for name in files if name.startswith(f"{FOLDER}/index-")), key=by_number, default=None)
 
 
 def published_parts(work: Path) -> dict[str, Any] | None:
@@ -48,9 +48,10 @@ def published_parts(work: Path) -> dict[str, Any] | None:
 def publish_part(stage: "Stage", layout: CacheLayout, encoder: TextEncoder, part: int, names: list[str]) -> None:
     """Publish the next part, whose chunks `names` lie in the work folder. Raises ChunkDamaged."""
     before = published_parts(stage.work) or {"chunks": [], "plans": []}
-    files = ChunkFiles([(stage.work / name, None) for name in sorted(names)], stage.command)
+    names = sorted(names, key=by_number)
+    files = ChunkFiles([(stage.work / name, None) for name in names], stage.command)
     chunks = [*before["chunks"]]
-    for name, file in zip(sorted(names), files, strict=True):
+    for name, file in zip(names, files, strict=True):
         file.verify()
         chunks.append(describe_chunk(file, name))
     mixture = mixture_of(chunks, stage.settings, stage.seed)
@@ -67,7 +68,7 @@ def publish_part(stage: "Stage", layout: CacheLayout, encoder: TextEncoder, part
     index = describe_cache(recipe, encoder, layout.parts[: part + 1], chunks, plans)
     whole = stage.input("02_clean").ledger.total("text")["bytes"]
     index["unfinished"] = {"parts": len(layout.parts), "text_bytes": whole}
-    write_json_atomic(stage.work / index_name(part + 1), index)
+    save_index(stage.work / index_name(part + 1), index)
     plan_files = [file["file"] for plan in plans for file in plan["files"]]
     stage.publish_so_far(["tokenizer", "token_bytes.npy", index_name(part + 1), *plan_files])
     stage.say(

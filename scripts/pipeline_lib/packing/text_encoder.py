@@ -66,7 +66,9 @@ class TextEncoder:
     """
 
     def __init__(self, folder: Path, only_counts: bool = False):
-        """Load a tokenizer folder. Raises UserError when no implementation reads it.
+        """Load a tokenizer folder.
+
+        Raises UserError when no implementation reads it, and when a text can spell one of its special tokens.
 
         only_counts: its tokens are counted and never packed, so it needs no token that ends a document.
         """
@@ -80,9 +82,25 @@ class TextEncoder:
         except (ValueError, RuntimeError) as error:
             self.fallback = str(error).splitlines()[0]
             self._engine = _HuggingFace(folder, content)
+        if not only_counts:
+            self._refuse_special_tokens_that_text_can_spell(content)
         self._vocabulary = self._engine.vocabulary
         self.vocab_size = 1 + max(self._vocabulary)
         self.dtype = np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+
+    def _refuse_special_tokens_that_text_can_spell(self, content: dict[str, Any]) -> None:
+        """The models called Unigram find every piece of theirs in a text, those that are special too."""
+        model = content["model"]
+        unknown = model["vocab"][model["unk_id"]][0] if model.get("unk_id") is not None else model.get("unk_token")
+        tokens = {token["content"]: token["id"] for token in content.get("added_tokens") or [] if token["special"]}
+        spelled, offsets = self.encode(pa.array(list(tokens), pa.large_string()))
+        for place, (token, identity) in enumerate(tokens.items()):
+            if token != unknown and identity in spelled[offsets[place] : offsets[place + 1]]:
+                raise UserError(
+                    f"{self.folder / 'tokenizer.json'}: a document that spells {token!r} would hold the special token"
+                    f" itself, because its model ({model.get('type')}) has it among its pieces; take a tokenizer whose"
+                    " text cannot become a special token"
+                )
 
     def encode(self, array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         """Encode documents without special tokens; return (tokens uint32 [n], boundaries int64 [documents + 1])."""

@@ -5,6 +5,7 @@ the journal, in that order; a unit is finished exactly when its journal line is.
 start finds the finished units and does the others, so the outputs cannot depend on the interruptions.
 """
 
+import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from typing import Any
 
 from .atomic import commit, fsync_tree, remove, temporary_beside
 from .catalog import BEFORE_PACKED, StageSpec
-from .digests import file_digest
+from .digests import canonical_json, file_digest
 from .errors import StageFailure, StageInterrupted, UserError
 from .inputs import SO_FAR, StageInput, open_input, repairing_command
 from .ledger import Ledger
@@ -255,7 +256,7 @@ class Stage:
             "result": unit.result,
         }
         self._workspace.journal.append(record)
-        self._units[key] = record
+        self._units[key] = json.loads(canonical_json(record))  # as the next start would read it: keys in that order too
         self.stop_if_interrupted()
 
     def adopt(self, name: str, record: bool = False) -> None:
