@@ -19,6 +19,8 @@ from pipeline_lib.stage.catalog import BY_NAME
 from pipeline_lib.stage.manifest import Manifest, inputs_made_anew
 from pipeline_lib.stage.stage import describe_files
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "11_evaluate.py"
 SETTINGS = """threads: 1
 evaluate:

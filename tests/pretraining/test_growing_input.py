@@ -20,6 +20,8 @@ from pipeline_lib.pretraining.batches import PackedData
 from pipeline_lib.stage.inputs import SO_FAR
 from pipeline_lib.stage.manifest import Manifest
 
+pytestmark = pytest.mark.slow
+
 GROWING = CONFIG.replace("chunk_tokens: 8000", "chunk_tokens: 4000, part_bytes: 30000").replace(
     "tokens: 12288", "epochs: 0.8\n  growing_input: true\n  growing_patience_seconds: 1"
 )
@@ -84,7 +86,6 @@ def start_packing(config: Path, run: Path, parts: int) -> subprocess.Popen:
     return process
 
 
-@pytest.mark.slow
 def test_left_alone_it_saves_and_names_the_command_and_without_the_setting_it_does_not_begin(begun, launcher, tmp_path):
     config, run = begun[0], tmp_path / "run"
     shutil.copytree(begun[1], run)

@@ -18,6 +18,8 @@ from pipeline_lib.pretraining.schedule import schedule_factor
 from pipeline_lib.stage import StageFailure
 from pipeline_lib.stage.manifest import Manifest
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def stopped_run(fresh_run, launcher) -> tuple[Path, Path]:
@@ -48,7 +50,6 @@ def test_a_flag_that_is_forgotten_on_resume_stays_and_one_that_is_given_override
     assert any("settings changed after step" in note and "optimizer.lr 0.02 -> 0.005" in note for note in notes(run))
 
 
-@pytest.mark.slow
 def test_the_start_that_finished_a_run_begun_with_flags_is_up_to_date_when_it_is_typed_again(stopped_run, launcher):
     config, run = stopped_run
     assert launcher.start(config, run).code == 0
@@ -81,7 +82,6 @@ def test_a_change_of_settings_is_on_the_card_also_when_the_run_is_stopped_once_m
     assert sum(note.startswith("predicted ") for note in notes(run)) == 1
 
 
-@pytest.mark.slow
 def test_the_plan_of_a_start_with_other_settings_names_what_lies_there(stopped_run, launcher):
     config, run = stopped_run
     began_with = ("--max_steps", "20", "--optimizer.lr", "0.02")
@@ -113,7 +113,6 @@ def test_another_batch_is_refused_with_the_stages_that_read_as_many_tokens_as_we
     assert [line["step"] for line in lines(run / "05_pretrain" / "metrics.jsonl")] == list(range(end + 1))
 
 
-@pytest.mark.slow
 def test_other_batches_of_a_run_with_stages_are_refused_with_those_that_count_what_was_read(fresh_run, launcher):
     config, run = fresh_run
     written, changed = config.read_text(), run.parent / "changed.yaml"
@@ -131,7 +130,6 @@ def test_other_batches_of_a_run_with_stages_are_refused_with_those_that_count_wh
     assert phases == [(1, 1, 4), (2, 13, 8), (14, 19, 16)]
 
 
-@pytest.mark.slow
 def test_a_run_that_goes_on_on_another_kind_of_device_chooses_again_and_says_so(stopped_run, launcher):
     config, run = stopped_run
     path = run / "05_pretrain" / "work" / "choices.json"
@@ -167,7 +165,6 @@ def test_the_resume_plan_shows_the_differences_and_the_learning_rates_and_does_n
     assert {path: path.stat().st_mtime_ns for path in work.rglob("*")} == untouched
 
 
-@pytest.mark.slow
 def test_a_forced_start_that_is_killed_before_its_first_step_costs_no_training(stopped_run, launcher):
     config, run = stopped_run
     folder = run / "05_pretrain"
@@ -182,7 +179,6 @@ def test_a_forced_start_that_is_killed_before_its_first_step_costs_no_training(s
     assert newest_valid_checkpoint(aside).name == trained
 
 
-@pytest.mark.slow
 def test_a_length_that_changed_because_the_cache_has_another_one_first_is_refused(stopped_run, launcher):
     config, run = stopped_run
     config.write_text(config.read_text().replace("contexts: [64]", "contexts: [32, 64]"))
@@ -196,7 +192,6 @@ def test_a_length_that_changed_because_the_cache_has_another_one_first_is_refuse
     assert done.code == 0, done.output
 
 
-@pytest.mark.slow
 def test_the_resume_plan_of_a_finished_run_says_what_a_start_would_do(fresh_run, launcher):
     config, run = fresh_run
     assert launcher.start(config, run).code == 0
@@ -215,7 +210,6 @@ def test_settings_of_then_and_now_that_contradict_each_other_are_one_line(stoppe
         assert "Traceback" not in refused.output
 
 
-@pytest.mark.slow
 def test_what_cannot_be_continued_is_refused_with_both_values_and_nothing_is_touched(stopped_run, launcher):
     config, run = stopped_run
     for flags, words in (
@@ -231,7 +225,6 @@ def test_what_cannot_be_continued_is_refused_with_both_values_and_nothing_is_tou
     assert [line["step"] for line in lines(run / "05_pretrain" / "metrics.jsonl")] == list(range(21))
 
 
-@pytest.mark.slow
 def test_a_run_may_end_where_it_stands(fresh_run, launcher):
     config, run = fresh_run
     flags = ("--validation_steps", "1000")
