@@ -201,7 +201,8 @@ def test_little_memory_means_fewer_processes_and_the_same_files(finished, tmp_pa
         refused = alone("--max_ram", size, "--force")
         assert refused.returncode == 2 and words in refused.stderr and refused.stderr.count("\n") == 1
     small, large = (memory_limit(CleanSettings(max_ram=size)) for size in ("600M", "4G"))
-    assert [fitting_workers(20, limit) for limit in (small, large, MemoryLimit())] == [1, 10, 20]
+    limits = (small, large, MemoryLimit())
+    assert [fitting_workers(20, limit, CleanSettings()) for limit in limits] == [1, 10, 20]
 
 
 def test_the_records_that_documents_copy_are_named_and_those_that_stay_are_counted(finished, tmp_path):

@@ -9,6 +9,7 @@ from pipeline_lib.config.clean import CleanSettings, ToxicitySettings
 from pipeline_lib.stage import UserError
 from pipeline_lib.stage.manifest import MANIFEST, Manifest
 from pipeline_lib.text_cleaning.data_cleaner import DataCleaner
+from pipeline_lib.text_cleaning.memory_share import fitting_workers, memory_limit
 from pipeline_lib.text_cleaning.toxicity import Detoxify, WordShare, load_scorer
 from pipeline_lib.text_cleaning.toxicity_backend import WORD_LIST, describe_backend, read_words, toxicity_backend
 
@@ -69,6 +70,17 @@ def test_a_mistyped_folder_is_a_model_that_is_not_here(model):
     with pytest.raises(UserError, match=f"the weights of {model} are not on this machine.* in clean.toxicity.model"):
         toxicity_backend(ToxicitySettings(backend="detoxify", model=model))
     assert toxicity_backend(ToxicitySettings(backend="auto", model=model)) == "words"
+
+
+def test_each_process_that_judges_with_a_model_counts_its_weights_under_max_ram(tmp_path):
+    with open(tmp_path / "model.safetensors", "wb") as weights:
+        weights.truncate(438 << 20)
+    judge = {"backend": "detoxify", "model": str(tmp_path)}
+    with pytest.raises(UserError, match=r"max_ram is 1G; cleaning needs at least 1698M, 1138M of it to judge toxicity"):
+        memory_limit(CleanSettings(max_ram="1G", toxicity=judge))
+    for toxicity, fitting in ((judge, 2), ({"backend": "words"}, 10)):
+        settings = CleanSettings(max_ram="4G", toxicity=toxicity)
+        assert fitting_workers(20, memory_limit(settings), settings) == fitting
 
 
 @pytest.mark.long

@@ -140,7 +140,7 @@ def _cleaned(
         return engines.results_of(stage, "clean", clean_shard, mine, wrote_everything, start_cleaner, known)
     worth = 1 + sum(piece.bytes for piece in waiting) // WORKER_BYTES
     wanted = min(stage.threads, len(waiting), worth) or 1
-    workers = fitting_workers(wanted, limit)
+    workers = fitting_workers(wanted, limit, stage.settings)
     if workers < wanted:
         stage.note(f"clean.max_ram {stage.settings.max_ram}: {workers} of {wanted} cleaning processes fit")
     todo = [jobs[piece.unit] for piece in waiting]

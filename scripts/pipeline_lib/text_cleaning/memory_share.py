@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING
 
 from pipeline_lib.stage import UserError
 
+from .toxicity_backend import scorer_bytes
+
 if TYPE_CHECKING:
     from dedup.memory_limit import MemoryLimit
     from pipeline_lib.config.clean import CleanSettings
@@ -23,13 +25,17 @@ def memory_limit(settings: "CleanSettings") -> "MemoryLimit":
         limit = parse_size(settings.max_ram)
     except UserError as error:
         raise UserError(f"clean.max_ram: {str(error).removeprefix('dedup: ')}") from None
-    if limit < LEAST_BYTES:
-        raise UserError(f"clean.max_ram is {settings.max_ram}; cleaning needs at least {LEAST_BYTES >> 20}M")
+    judge = scorer_bytes(settings.toxicity)
+    if limit < LEAST_BYTES + judge:
+        beside = f", {judge >> 20}M of it to judge toxicity with {settings.toxicity.model}" if judge else ""
+        raise UserError(
+            f"clean.max_ram is {settings.max_ram}; cleaning needs at least {LEAST_BYTES + judge >> 20}M{beside}"
+        )
     return MemoryLimit(limit)
 
 
-def fitting_workers(wanted: int, limit: "MemoryLimit") -> int:
+def fitting_workers(wanted: int, limit: "MemoryLimit", settings: "CleanSettings") -> int:
     """Return how many of the wanted cleaning processes fit; one is this process, more have it beside them, idle."""
     if limit.bytes is None:
         return wanted
-    return min(wanted, max(1, (limit.bytes - IDLE_BYTES) // CLEANER_BYTES))
+    return min(wanted, max(1, (limit.bytes - IDLE_BYTES) // (CLEANER_BYTES + scorer_bytes(settings.toxicity))))

@@ -43,7 +43,8 @@ def estimate_cleaning(stage: Stage) -> Estimate:
         deduplication = _seconds_of_deduplication(stage, kept, Path(folder)) if kept.num_rows else 0.0
     scale = documents / sample.num_rows
     pieces = -(-int(scale * sample.nbytes) // PIECE_BYTES)
-    workers = fitting_workers(min(stage.threads, max(pieces, len(files))), memory_limit(stage.settings))
+    wanted = min(stage.threads, max(pieces, len(files)))
+    workers = fitting_workers(wanted, memory_limit(stage.settings), stage.settings)
     return Estimate(
         seconds=START_SECONDS + scale * (cleaning / workers + deduplication / stage.threads),
         memory_bytes=(workers + (workers > 1)) * own_peak_bytes() + documents * SKETCH_BYTES,

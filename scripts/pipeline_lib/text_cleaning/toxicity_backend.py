@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from pipeline_lib.config.clean import ToxicitySettings
 
 WEIGHTS = "model.safetensors"
+SCORER_BYTES = 700 << 20
+"""What judging with a BERT takes beside its weights, measured: torch and transformers, and 16 windows of 512 tokens."""
 WORD_LIST = Path(__file__).with_name("profanity.txt")
 
 
@@ -42,6 +44,13 @@ def describe_backend(settings: "ToxicitySettings") -> dict[str, str]:
             "digest": file_digest(weights_folder(settings.model) / WEIGHTS),
         }
     return {"backend": backend}
+
+
+def scorer_bytes(settings: "ToxicitySettings") -> int:
+    """Return the memory that judging takes in each process that cleans; words take none worth counting."""
+    if toxicity_backend(settings) != "detoxify":
+        return 0
+    return (weights_folder(settings.model) / WEIGHTS).stat().st_size + SCORER_BYTES
 
 
 def word_list(settings: "ToxicitySettings") -> Path:
