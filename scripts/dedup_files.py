@@ -47,10 +47,8 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("input" if action == "add" else "output", type=Path)
         _add_settings(command)
     run.add_argument("--engine", choices=("local", "slurm", "ray"), help="datatrove executor (default: this process)")
-    run.add_argument("--tasks", type=int, default=1, help="ranks of each step, with --engine")
-    run.add_argument(
-        "--engine-options", default="{}", help='datatrove\'s, as JSON: {"partition": "cpu", "time": "4:00:00"}'
-    )
+    run.add_argument("--tasks", type=int, help="ranks of each step, with --engine (default: 1)")
+    run.add_argument("--engine-options", help='datatrove\'s, as JSON: {"partition": "cpu", "time": "4:00:00"}')
     _add_settings(run)
     _add_settings(subtract)
     return top
@@ -69,7 +67,7 @@ def main(options: argparse.Namespace) -> None:
     from dedup.cpu_dedup import fuzzy_dedup
     from dedup.index import DedupIndex, Run
     from dedup.memory_limit import parse_size
-    from pipeline_lib.stage import available_cores
+    from pipeline_lib.stage import UserError, available_cores
 
     parameters = _parameters(options.parameters)
     workers = options.workers or available_cores()
@@ -80,12 +78,14 @@ def main(options: argparse.Namespace) -> None:
 
         corpus, extra = (
             _corpus(options, options.input, options.output),
-            _json("--engine-options", options.engine_options),
+            _json("--engine-options", options.engine_options or "{}"),
         )
-        dedup_at_scale(
-            corpus, options.output, parameters, options.engine, options.tasks, options.workers or -1, limit, extra
-        )
+        tasks = 1 if options.tasks is None else options.tasks
+        dedup_at_scale(corpus, options.output, parameters, options.engine, tasks, options.workers or -1, limit, extra)
     elif options.command == "run":
+        for flag in ("tasks", "engine_options"):
+            if getattr(options, flag) is not None:
+                raise UserError(f"--{flag.replace('_', '-')} says how an engine works; give --engine too")
         fuzzy_dedup(
             options.input,
             options.output,
@@ -137,7 +137,7 @@ def _corpus(options: argparse.Namespace, path: Path, output: Path) -> Any:
     from dedup.cpu_dedup import input_files
 
     columns = (options.text_column, options.id_column, options.source_column, options.quality_column)
-    return Corpus(input_files(path, output), *columns)
+    return Corpus(input_files(path, output, options.text_column), *columns)
 
 
 def _subtract(options: argparse.Namespace, parameters: Any, run: Any) -> None:

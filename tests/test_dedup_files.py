@@ -60,6 +60,25 @@ def test_columns_of_other_names_decide_which_copy_stays(tmp_path, flags):
     assert pq.read_table(tmp_path / "out" / "part-0.parquet")["key"].to_pylist() == ["a"]  # the longer one is b
 
 
+def test_what_a_run_wrote_is_input_of_the_next_and_never_lies_beside_the_shards_of_another(shards, tmp_path, capsys):
+    out = tmp_path / "out"
+    for input_folder, output in ((shards, out), (out, tmp_path / "again"), (shards, out)):
+        assert dedup_files.exit_code(["run", str(input_folder), str(output)]) == 0
+    assert dedup_files.exit_code(["index", "add", str(tmp_path / "index"), "a", str(out)]) == 0
+    assert sum(map(len, kept(tmp_path / "again").values())) == 401
+    (shards / "part-1.parquet").rename(shards / "part-2.parquet")
+    capsys.readouterr()
+    assert dedup_files.exit_code(["run", str(shards), str(out)]) == 2
+    said = f"error: dedup: {out / 'part-1.parquet'} is there already and would stay beside the output"
+    assert capsys.readouterr().err.startswith(said)
+
+
+@pytest.mark.parametrize("flags", [("--tasks", "4"), ("--engine-options", "{}")])
+def test_flags_of_an_engine_without_one_are_refused(shards, tmp_path, capsys, flags):
+    assert dedup_files.exit_code(["run", str(shards), str(tmp_path / "out"), *flags]) == 2
+    assert f"{flags[0]} says how an engine works; give --engine too" in capsys.readouterr().err
+
+
 def test_subtract_removes_what_is_known(shards, tmp_path):
     pq.write_table(pa.table({"id": ["k"], "text": [text(1)]}), tmp_path / "known.parquet")
     arguments = ["subtract", str(shards), str(tmp_path / "out"), "--known", str(tmp_path / "known.parquet")]

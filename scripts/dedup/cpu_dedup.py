@@ -23,11 +23,14 @@ from .corpus import Corpus, Piece, file_changed
 from .held_text import HeldText
 from .leftovers import scratch_folder
 from .memory_limit import MemoryLimit, parse_size
-from .parameters import DedupParameters
+from .parameters import WITHOUT_GUARD, DedupParameters
 from .removals import find_removals, finished
+from .weights import has_counts, passed_on
 
 OUTPUT_NAME = "deduplicated.parquet"
 RECEIPTS_NAME = "removed.parquet"
+ACCOUNTS = (RECEIPTS_NAME, "scores.parquet", "contamination.parquet")
+"""What stage 02 and this package write beside shards; without text they are not documents."""
 GIB = 1024**3
 
 
@@ -63,7 +66,8 @@ def fuzzy_dedup(
     """Write `input_path` (a parquet file or a folder of them) without exact and fuzzy duplicates to `output_path`.
 
     A file without `id_column` is fine: its receipts carry the digest of the normalised text as id; one without the
-    others is of the source "" and without quality. Ids may repeat: rows are told apart by position. Temporary files,
+    others is of the source "" and without quality. Ids may repeat: rows are told apart by position. Where files have a
+    column `duplicates` (weights.py), who stays takes over what those removed in its favour stood for. Temporary files,
     about 0.4 KB per document and 1.3 times the text of the candidates, lie in our own folder in `scratch` (default:
     the output folder). `max_ram` ("512M") is the resident memory that the process may reach; it changes nothing but the
     time. Raises UserError for unusable input, for an output that would overwrite it, and while another process works in
@@ -75,9 +79,10 @@ def fuzzy_dedup(
     limit = parse_size(max_ram) if max_ram is not None else None
     held = HeldText(MemoryLimit().room() // 2) if limit is None else None  # under a limit the sort needs the room
     columns = (text_column, id_column, source_column, quality_column)
-    corpus = Corpus(input_files(Path(input_path), output), *columns, held=held)
+    corpus = Corpus(input_files(Path(input_path), output, text_column), *columns, held=held)
     check_outputs(corpus, output, one_file=one_file)
     corpus.check()
+    has_counts(corpus)
     if one_file:
         _check_one_schema(corpus)
     say(f"dedup: {corpus.rows()} documents in {len(corpus.files)} files")
@@ -86,11 +91,12 @@ def fuzzy_dedup(
         fuzzy = len(removals) - removals.exact
         kept = removals.documents - len(removals)
         say(f"dedup: {removals.exact} exact and {fuzzy} fuzzy duplicates, {kept} documents stay")
-        stays = removals.stays()
+        stays, counts = removals.stays(), passed_on(corpus, removals)
         if one_file:
-            writes = [partial(write_kept, corpus, corpus.pieces, stays, output / OUTPUT_NAME)]
+            writes = [partial(write_kept, corpus, corpus.pieces, stays, output / OUTPUT_NAME, counts)]
         else:
-            writes = [partial(write_kept_shard, corpus, stays, output, number) for number in range(len(corpus.files))]
+            numbers = range(len(corpus.files))
+            writes = [partial(write_kept_shard, corpus, stays, output, number, counts) for number in numbers]
         receipts = partial(removals.write_receipts, output / RECEIPTS_NAME)
         if limit is None:
             writes.append(receipts)
@@ -109,20 +115,33 @@ def fuzzy_dedup(
     )
 
 
-def input_files(path: Path, output: Path) -> tuple[Path, ...]:
-    """Return the parquet files of a file or folder. Raises UserError for none, or when the output lies among them."""
+def input_files(path: Path, output: Path, text_column: str = "text") -> tuple[Path, ...]:
+    """Return the parquet files of a file or folder, without the accounts that our own tools write beside documents.
+
+    Raises UserError for none, or when the output lies among them.
+    """
     if path.is_dir() and path.resolve() == output.resolve():
         raise UserError(f"dedup: input and output are the same folder, {path}; the output would be input next time")
-    files = (path,) if path.is_file() else tuple(sorted(path.glob("*.parquet")))
+    found = (path,) if path.is_file() else tuple(sorted(path.glob("*.parquet")))
+    files = found if path.is_file() else tuple(file for file in found if not _is_account(file, text_column))
     if not files:
         raise UserError(f"dedup: no parquet files at {path}; give a .parquet file or a folder that holds some")
     return files
 
 
+def _is_account(file: Path, text_column: str) -> bool:
+    try:
+        return file.name in ACCOUNTS and text_column not in pq.read_schema(file).names
+    except (pa.ArrowException, OSError):
+        return False  # for Corpus.check to name
+
+
 def check_outputs(corpus: Corpus, output: Path, *, one_file: bool = False, must_stay: Iterable[Path] = ()) -> None:
     """Raise UserError when a file that will be written would replace one that is read, or another one that is written.
 
-    What is written to `output`: a shard per file of the corpus or, with `one_file`, OUTPUT_NAME; and RECEIPTS_NAME.
+    And when other parquet files lie in `output`, as those of an earlier run over other shards: who reads the folder
+    would read their documents too. What is written there: a shard per file of the corpus or, with `one_file`,
+    OUTPUT_NAME; and RECEIPTS_NAME.
     `must_stay`: what is read beside the corpus.
     """
     names = [OUTPUT_NAME] if one_file else [file.name for file in corpus.files]
@@ -134,6 +153,12 @@ def check_outputs(corpus: Corpus, output: Path, *, one_file: bool = False, must_
     for name in (*names, RECEIPTS_NAME):
         if (output / name).resolve() in read:
             raise UserError(f"dedup: the output would overwrite {output / name}, which is read; choose another folder")
+    for file in sorted(output.glob("*.parquet")):
+        if file.name not in (*names, RECEIPTS_NAME) and file.resolve() not in read:
+            raise UserError(
+                f"dedup: {file} is there already and would stay beside the output, as if it were part of it; choose"
+                " another folder, or move it away"
+            )
 
 
 def _check_one_schema(corpus: Corpus) -> None:
@@ -205,12 +230,14 @@ def cpu_dedup_streaming(
     memory_info: dict | None = None,
     show_progress: bool = True,
 ) -> str:
-    """Dedup on one CPU core with word 5-grams; returns the output folder.
+    """Dedup on one CPU core with word 5-grams, however much of a source that removes; returns the output folder.
 
     `memory_info` (as from get_memory_info) never changes the answer: the free memory that it names is the limit of the
     run, which spills to disk; UserError is raised when that is too little to work at all.
     """
-    parameters = DedupParameters(jaccard=similarity_threshold, containment=similarity_threshold, device="cpu")
+    parameters = DedupParameters(
+        jaccard=similarity_threshold, containment=similarity_threshold, device="cpu", **WITHOUT_GUARD
+    )
     free = (memory_info or {}).get("ram_free_gb")
     summary = fuzzy_dedup(
         input_path,

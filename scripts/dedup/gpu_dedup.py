@@ -8,7 +8,7 @@ import numpy as np
 
 from . import gpu_device
 from .cpu_dedup import GIB, fuzzy_dedup
-from .parameters import DedupParameters
+from .parameters import WITHOUT_GUARD, DedupParameters
 
 _EMPTY = np.iinfo(np.uint64).max
 
@@ -58,9 +58,9 @@ def gpu_fuzzy_dedup(
     Returns `output_path`, where it writes deduplicated.parquet and removed.parquet. `similarity_threshold` is compared
     with the Jaccard similarity of the real sets. `num_buckets` bands of `hashes_per_bucket` permutations find the
     candidates; the line that `show_progress` prints says how many pairs at the threshold they can find. `cache_path`
-    takes the temporary files. Word 5-grams (`fuzzy_dedup`) are the better choice for natural language: records that
-    share a template agree on most of their character n-grams. Raises UserError for bad input or a GPU that is required
-    and absent.
+    takes the temporary files. However much of a source that removes, nobody is asked. Word 5-grams (`fuzzy_dedup`) are
+    the better choice for natural language: records that share a template agree on most of their character n-grams.
+    Raises UserError for bad input or a GPU that is required and absent.
     """
     parameters = DedupParameters(
         shingle="character",
@@ -70,6 +70,7 @@ def gpu_fuzzy_dedup(
         jaccard=similarity_threshold,
         containment=similarity_threshold,
         device={None: "auto", True: "gpu", False: "cpu"}[use_gpu],
+        **WITHOUT_GUARD,
     )
     say = print if show_progress else (lambda line: None)
     seen = parameters.candidate_probability(similarity_threshold)

@@ -300,16 +300,18 @@ class DedupIndex:
         the one that was added (what stays is known by its row), when its column `duplicates` is not of whole numbers,
         and when a file of the index's sources would be overwritten.
         """
-        self.finish_pending(Run(workers, max_ram))
-        source = self.sources[self._source(name)]
-        check_inputs(source)
-        corpus = _corpus(source)
-        check_outputs(corpus, output, must_stay=[file for each in self.sources for file in _corpus(each).files])
-        refuse_other_columns(corpus)
-        removals = self.removals(name)
-        counts = self.cluster_sizes(name) + own_counts(corpus)
-        write_kept_shards(corpus, removals.stays(), output, workers, {DUPLICATES: counts})
-        removals.write_receipts(output / RECEIPTS_NAME)
+        run = Run(workers, max_ram)
+        with self._alone(run):  # what is removed of a source changes when an earlier one is undone
+            self._decide_pending(run)
+            source = self.sources[self._source(name)]
+            check_inputs(source)
+            corpus = _corpus(source)
+            check_outputs(corpus, output, must_stay=[file for each in self.sources for file in _corpus(each).files])
+            refuse_other_columns(corpus)
+            removals = self.removals(name)
+            counts = self.cluster_sizes(name) + own_counts(corpus)
+            write_kept_shards(corpus, removals.stays(), output, workers, {DUPLICATES: counts})
+            removals.write_receipts(output / RECEIPTS_NAME)
 
 
 def subtract(corpus: Corpus, known: Known, parameters: DedupParameters, folder: Path, run: Run = Run()) -> Removals:

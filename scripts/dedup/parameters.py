@@ -12,6 +12,10 @@ PARTS = 1_000_000
 MAX_PERMUTATIONS = 1024
 
 
+WITHOUT_GUARD = {"max_removed_fraction": 1.0, "max_cluster": 2**62}
+"""Parameters under which the wipe-out guard lets everything pass."""
+
+
 @dataclass(frozen=True)
 class DedupParameters:
     """Parameters of exact and fuzzy dedup. The number of permutations is `bands * rows`.

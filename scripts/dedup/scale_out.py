@@ -17,6 +17,7 @@ from typing import Any
 from datatrove.pipeline.base import PipelineStep
 
 from pipeline_lib.stage import StageFailure, UserError
+from pipeline_lib.stage.memory import free_bytes
 from pipeline_lib.stage.node_environment import search_paths
 
 from . import steps
@@ -29,8 +30,10 @@ from .leftovers import SCRATCH_NAME, forget_what_does_not_belong, refuse_another
 from .memory_limit import MemoryLimit
 from .parameters import DedupParameters
 from .removals import collect, finished
+from .weights import has_counts, passed_on
 
 ENGINES = ("local", "slurm", "ray")
+LEAST_TASK_BYTES = 512 << 20
 AFTER = ("decide", "filter", "clean")
 SINGLE = ("exact", "group", "decide", "clean")
 
@@ -108,12 +111,13 @@ def error_file(output: Path, step: str, rank: int) -> Path:
 def _decide(run: ScaledRun, job: DedupJob) -> None:
     removals = collect(job)
     check_limits(removals, run.parameters)
-    save_arrays(run.stays_file, stays=removals.stays())
+    save_arrays(run.stays_file, stays=removals.stays(), **passed_on(run.corpus, removals))
     removals.write_receipts(run.output / RECEIPTS_NAME)
 
 
 def _filter(run: ScaledRun, number: int) -> None:
-    write_kept_shard(run.corpus, load_arrays(run.stays_file)["stays"], run.output, number)
+    stored = load_arrays(run.stays_file)
+    write_kept_shard(run.corpus, stored.pop("stays"), run.output, number, stored)
 
 
 def executors(run: ScaledRun, engine: str, tasks: int, workers: int, options: dict[str, Any] | None = None) -> list:
@@ -126,6 +130,7 @@ def executors(run: ScaledRun, engine: str, tasks: int, workers: int, options: di
     if engine not in ENGINES:
         raise UserError(f"dedup: engine is {engine!r}; choose one of {', '.join(ENGINES)}")
     run.corpus.check()
+    has_counts(run.corpus)
     check_outputs(run.corpus, run.output)
     options = dict(options or {})
     if engine == "slurm" and not {"partition", "time"} <= options.keys():
@@ -188,8 +193,11 @@ def dedup_at_scale(
 ) -> None:
     """Deduplicate `corpus` to `output`, shard by shard; on Slurm the jobs are submitted and this call returns.
 
-    Until it returns, no other process can work on this output. Raises what `executors` raises.
+    Without `max_ram` the tasks of engine local share half of the memory that is free. Until it returns, no other
+    process can work on this output. Raises what `executors` raises.
     """
+    if engine == "local" and max_ram is None:
+        max_ram = max(free_bytes() // 2 // (min(tasks, workers) if workers > 0 else tasks), LEAST_TASK_BYTES)
     absolute = replace(corpus, files=tuple(file.resolve() for file in corpus.files))
     run = ScaledRun(absolute, output.resolve(), parameters, max_ram)
     made = executors(run, engine, tasks, workers, options)

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dedup import DedupParameters, cpu_dedup_streaming, find_duplicates, fuzzy_dedup
+from dedup.gpu_dedup import gpu_fuzzy_dedup
 from pipeline_lib.stage import StageFailure, UserError
 
 LONG = " ".join(f"word{n}" for n in range(200))
@@ -26,6 +27,15 @@ def test_kept_rows_keep_their_columns_and_order(oracle, tmp_path):
     assert (summary.kept, summary.exact + summary.fuzzy) == (kept.num_rows, removed.num_rows)
     assert summary.recall_at_threshold == pytest.approx(0.9769, abs=1e-3)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["deduplicated.parquet", "removed.parquet"]
+
+
+def test_the_old_names_remove_however_many_there_are(tmp_path):
+    pq.write_table(pa.table({"id": [str(n) for n in range(150)], "text": [LONG] * 150}), tmp_path / "a.parquet")
+    with pytest.raises(StageFailure, match="max_removed_fraction"):
+        fuzzy_dedup(tmp_path / "a.parquet", tmp_path / "guarded")
+    for name, entry in (("cpu", cpu_dedup_streaming), ("gpu", gpu_fuzzy_dedup)):
+        out = entry(str(tmp_path / "a.parquet"), str(tmp_path / name), show_progress=False)
+        assert pq.read_table(f"{out}/deduplicated.parquet").num_rows == 1
 
 
 def test_ids_that_repeat_in_different_files_never_remove_a_stranger(tmp_path):

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dedup import DedupParameters, find_duplicates
+from dedup import DedupParameters, find_duplicates, fuzzy_dedup
 from dedup.corpus import Corpus
 from dedup.index import DedupIndex, Run, subtract
 from pipeline_lib.stage import StageFailure, UserError, file_digest
@@ -240,16 +240,16 @@ def test_an_index_that_another_process_changes_is_left_alone(parts, tmp_path, he
     index = index_of(tmp_path / "index", parts, "ab")
     before = (index.folder / "index.json").read_bytes()
     holder = held_elsewhere(index.folder)
-    changes = (
+    uses = (
         lambda: index.add("c", parts["c"]),
         lambda: index.undo("a"),
+        lambda: index.export("b", tmp_path / "out"),  # an undo changes what was removed of it
         lambda: DedupIndex.forget(index.folder, "a", Run(), PARAMETERS),
     )
-    for change in changes:
+    for use in uses:
         with pytest.raises(UserError, match=f"is being written by process {holder}"):
-            change()
-    assert (index.folder / "index.json").read_bytes() == before
-    index.export("a", tmp_path / "out")
+            use()
+    assert (index.folder / "index.json").read_bytes() == before and not (tmp_path / "out").exists()
 
 
 def test_cluster_sizes_count_what_went_in_favour_of_each_and_are_exported(parts, tmp_path):
@@ -292,6 +292,33 @@ def test_what_a_document_stood_for_before_is_added_to_what_it_stands_for(tmp_pat
     assert found == {"a1": 2 + (1 + 4) + (1 + 5), "a2": 0 + (1 + 10), "b1": 3 + 1 + 1}
     everything = 6 + 2 + (4 + 2) + (10 + 3 + 5)
     assert sum(found.values()) + len(found) == everything
+
+
+def test_counts_beside_nulls_are_floats_of_pandas_and_counted_all_the_same(tmp_path):
+    one = " ".join(f"word{n}" for n in range(60))
+    index = DedupIndex.open(tmp_path / "index", PARAMETERS)
+    index.add("a", numbered(tmp_path / "in", "a", [one], pa.array([None], pa.float64())))
+    index.add("b", numbered(tmp_path / "in", "b", [one, one], pa.array([float("nan"), 7.0])))
+    assert index.cluster_sizes("a").tolist() == [1 + 1 + 7]
+    with pytest.raises(UserError, match=r"b.parquet is double with fractions"):
+        index.add("c", numbered(tmp_path / "other", "b", [one], pa.array([0.5])))
+
+
+@pytest.mark.parametrize("second", [pa.array([5, 2], pa.int8()), None])
+def test_a_run_passes_on_what_removed_documents_stood_for(tmp_path, second):
+    one, other = (" ".join(f"{seed}word{n}" for n in range(60)) for seed in "xy")
+    numbered(tmp_path / "in", "a", [one, other], pa.array([50, 1]))
+    numbered(tmp_path / "in", "b", [one, one + " longer"], second)
+    for one_file in (False, True) if second is not None else (False,):
+        out = tmp_path / f"out-{one_file}"
+        if one_file:
+            numbered(tmp_path / "in", "b", [one, one + " longer"], pa.array([5, 2]))
+        fuzzy_dedup(tmp_path / "in", out, PARAMETERS, one_file=one_file)
+        tables = [pq.read_table(file) for file in sorted(out.glob("*.parquet")) if file.name != "removed.parquet"]
+        found = {row["id"]: row["duplicates"] for table in tables for row in table.to_pylist()}
+        assert sorted(found) == ["a1", "b1"]
+        own = [5, 2] if second is not None else [0, 0]
+        assert found == {"a1": 1, "b1": own[1] + (1 + 50) + (1 + own[0])}
 
 
 def test_a_column_duplicates_that_holds_no_whole_numbers_is_not_written_over(tmp_path):
