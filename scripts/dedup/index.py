@@ -77,7 +77,7 @@ class DedupIndex:
             return cls(folder, parameters, IndexRecord(parameters.decisive()))
         index = cls(folder, parameters, read_record(folder, parameters))
         for source in index.sources:
-            check_files(folder, source)
+            check_files(folder, source, index.record.parameters)
         return index
 
     @contextmanager
@@ -90,7 +90,7 @@ class DedupIndex:
                 self.record = read_record(self.folder, self.parameters)
                 for source in self.sources:
                     if source not in seen:
-                        check_files(self.folder, source)
+                        check_files(self.folder, source, self.record.parameters)
             yield
         finally:
             lock.release()
@@ -257,7 +257,7 @@ class DedupIndex:
         index = cls(Path(folder), parameters, read_record(Path(folder), parameters))
         number = index._place(name, [*index.sources, *index.record.pending])
         for source in index.sources[:number]:
-            check_files(index.folder, source)
+            check_files(index.folder, source, index.record.parameters)
         return index.undo(name, run)
 
     # Reading ---------------------------------------------------------------------------------------------------------

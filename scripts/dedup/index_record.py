@@ -5,13 +5,14 @@ refused, and so is a folder in which another program keeps an index.json.
 """
 
 import json
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline_lib.stage import UserError, file_digest, json_digest, write_json_atomic
 
-from .parameters import DedupParameters
+from .parameters import PARTS, DedupParameters
 
 FORMAT = 3
 RECORD = "index.json"
@@ -65,22 +66,43 @@ def _damaged(path: Path) -> UserError:
 
 
 def _refuse_other_parameters(folder: Path, stored: dict, wanted: dict) -> None:
+    stored, wanted = _as_typed(stored), _as_typed(wanted)
     for name, value in wanted.items():
         if stored.get(name) != value:
             raise UserError(
-                f"dedup: {folder} was made with {name} = {stored.get(name)!r}, not {value!r}; use the same parameters,"
-                " or make a new index"
+                f"dedup: {folder} was made with {name} = {stored.get(name)!r}, not {value!r}; use the same parameters"
+                f" ({_flag(stored) or 'the defaults'}), or make a new index"
             )
 
 
-def check_files(folder: Path, source: dict) -> None:
-    """Raise UserError when a file of the index about a source is not as it was written (reads all of them)."""
+def _as_typed(decisive: dict[str, Any]) -> dict[str, Any]:
+    """Return parameters as a user gives them: thresholds as fractions."""
+    return {
+        name.removesuffix("_parts"): value / PARTS if name.endswith("_parts") else value
+        for name, value in decisive.items()
+    }
+
+
+def _flag(typed: dict[str, Any]) -> str:
+    """Return the flag that gives these parameters on the command line, "" for the defaults."""
+    defaults = _as_typed(DedupParameters().decisive())
+    differing = {name: value for name, value in typed.items() if value != defaults.get(name)}
+    return f"--parameters {shlex.quote(json.dumps(differing))}" if differing else ""
+
+
+def check_files(folder: Path, source: dict, parameters: dict[str, Any]) -> None:
+    """Raise UserError when a file of the index about a source is not as it was written (reads all of them).
+
+    parameters: those of the record, for the command that mends it.
+    """
+    flag = _flag(_as_typed(parameters))
     for name, digest in source["files"].items():
         path = folder / name
         if not path.is_file() or file_digest(path) != digest:
             raise UserError(
                 f"dedup: {path} of source {source['name']!r} is missing or damaged; rebuild with: python"
-                f" scripts/dedup_files.py index forget {folder} {source['name']}, then add that source again"
+                f" scripts/dedup_files.py index forget {folder} {source['name']}{' ' * bool(flag)}{flag}, then add that"
+                " source again"
             )
 
 

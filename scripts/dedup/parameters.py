@@ -101,7 +101,7 @@ class DedupParameters:
     def shape(self) -> dict[str, Any]:
         """Return the parameters that decide what a sketch holds; sketches of another shape cannot be compared."""
         names = ("shingle", "ngram", "bands", "rows", "seed")
-        exact = {"exact_sources": list(self.exact_sources), "exact_kinds": sorted(set(self.exact_kinds))}
+        exact = {"exact_sources": sorted(set(self.exact_sources)), "exact_kinds": sorted(set(self.exact_kinds))}
         return {name: getattr(self, name) for name in names} | exact
 
     def decisive(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The record of an index: what is believed, what is refused by name, and what another program wrote."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,20 @@ def test_damage_is_named_with_the_command_that_mends_it(parts, tmp_path):
     (index.folder / "index.json").write_text("{")
     with pytest.raises(UserError, match=r"index.json is damaged; put back a copy"):
         DedupIndex.open(index.folder, PARAMETERS)
+
+
+def test_messages_give_parameters_as_they_are_typed(parts, tmp_path):
+    strict = DedupParameters(jaccard=0.85, containment=0.85, exact_sources=("b", "a"))
+    index = DedupIndex.open(tmp_path / "index", strict)
+    index.add("a", parts["a"])
+    flag = """--parameters '{"exact_sources": ["a", "b"], "jaccard": 0.85, "containment": 0.85}'"""
+    said = f"exact_sources = ['a', 'b'], not []; use the same parameters ({flag})"
+    with pytest.raises(UserError, match=re.escape(said)):
+        DedupIndex.open(index.folder, DedupParameters())
+    DedupIndex.open(index.folder, DedupParameters(jaccard=0.85, containment=0.85, exact_sources=("a", "b")))
+    (index.folder / "sources" / "a" / "removed.arrays").unlink()
+    with pytest.raises(UserError, match=re.escape(f"index forget {index.folder} a {flag}, then add that source again")):
+        DedupIndex.open(index.folder, strict)
 
 
 @pytest.mark.parametrize(
