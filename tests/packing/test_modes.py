@@ -257,6 +257,21 @@ def test_the_claims_of_a_dead_process_are_free(tmp_path: Path):
     assert rest == ["c"] and found == ["a"]
 
 
+def test_the_claims_of_work_that_is_published_or_discarded_are_not_made_anew(tmp_path: Path):
+    folder = tmp_path / "claims"
+    with pytest.raises(FileNotFoundError):
+        ClaimTable(folder / "encode-part-0", ["a"])
+    assert not folder.exists()
+    folder.mkdir()
+    late = ClaimTable(folder / "encode-part-0", ["a"])
+    folder.rename(tmp_path / "removed")
+    folder.mkdir()  # of other work
+    first = ClaimTable(folder / "encode-part-0", ["a"])
+    with pytest.raises(FileNotFoundError, match="a was published or discarded"):
+        next(late.unfinished(lambda key: False))
+    assert next(first.unfinished(lambda key: False)) == "a"
+
+
 @pytest.mark.slow
 def test_added_text_becomes_new_chunks_and_training_goes_on_where_it_was(packing_run, documents):
     old, added = documents[:40], documents[40:]

@@ -17,6 +17,7 @@ import numpy as np
 
 from pipeline_lib.stage import StageFailure, UserError, json_digest, ordered_threads, write_bytes_atomic
 from pipeline_lib.stage.memory import give_freed_memory_back
+from pipeline_lib.stage.workspace import Workspace
 
 from .cache_index import describe_chunk, tokenizer_digests
 from .chunk_format import ChunkDamaged, ChunkFile, chunk_digest, encode_chunk
@@ -62,6 +63,7 @@ def make_chunks(stage: "Stage", layout: CacheLayout, encoder: TextEncoder, backw
     Where a cache is made in several parts, each one is published before the next begins (so_far.py).
     """
     closed = closing_mark(stage.work / "claims")
+    closed.parent.mkdir(exist_ok=True)
     closed.unlink(missing_ok=True)
 
     def finish(part: int, names: list[str]) -> None:
@@ -69,7 +71,6 @@ def make_chunks(stage: "Stage", layout: CacheLayout, encoder: TextEncoder, backw
             publish_part(stage, layout, encoder, part, names)
 
     made = _make_missing(stage, layout, encoder, backwards, finish)
-    closed.parent.mkdir(exist_ok=True)
     closed.touch()
     return made
 
@@ -205,9 +206,11 @@ def _encode(
 def share_work(stage: "Stage") -> None:
     """Make chunks for another process that runs this stage, from the other end, until nothing is left to claim.
 
-    Returns at once while the other one has not come to the chunks yet, and when it has published them.
+    Returns at once while the other one has not come to the chunks yet, and when it has published them or other work
+    has begun in their place.
     """
-    ready = [stage.work / name for name in ("kept.json", "tokenizer", "token_bytes.npy")]
+    begun = Workspace.mark(stage.work)
+    ready = [stage.work / name for name in ("kept.json", "tokenizer", "token_bytes.npy", "claims")]
     if not all(path.exists() for path in ready) or closing_mark(stage.work / "claims").exists():
         return
     try:
@@ -217,9 +220,9 @@ def share_work(stage: "Stage") -> None:
         encoder = TextEncoder(stage.work / "tokenizer")
         made = _make_missing(stage, layout, encoder, backwards=stage.flags.get("mode") == "inverse")
     except (FileNotFoundError, UserError):
-        if stage.work.exists() and not closing_mark(stage.work / "claims").exists():
+        if Workspace.mark(stage.work) == begun and not closing_mark(stage.work / "claims").exists():
             raise
-        return  # the other process published meanwhile
+        return  # what was shared is published, or gone
     stage.say(f"{stage.name}: {len(made)} chunks are made, the other process finishes the cache")
 
 
@@ -253,6 +256,7 @@ def _write(
     by_name = {chunk.name: chunk for chunk in wanted}
     there = [name for name in by_name if (stage.work / name).is_file()]  # what an earlier start left
     damaged = {name for name in there if not _is_whole(stage, name, by_name[name].digest)}
+    damaged = {name for name in damaged if (stage.work / name).is_file()}  # not one that was published meanwhile
     for name in sorted(damaged):
         stage.say(f"  {stage.work / name} is damaged: it is made again")
     table = f"chunks-{wanted[0].part}" if wanted else "chunks"
