@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline_lib.stage import StageFailure, UserError, json_digest, ordered_threads, write_bytes_atomic
+from pipeline_lib.stage import StageFailure, UserError, bytes_digest, json_digest, ordered_threads, write_bytes_atomic
 from pipeline_lib.stage.memory import give_freed_memory_back
 from pipeline_lib.stage.workspace import Workspace
 
@@ -43,13 +43,18 @@ they cost 5 to 12 % of the processor time between Parquet and chunks."""
 
 @dataclass(frozen=True)
 class Wanted:
-    """A chunk to make: digest is that of the index when it is made again, else None; opens: the first of its part."""
+    """A chunk to make; opens: the first of its part.
+
+    digest: of its header, when it is made again and its header is known, else None; recorded: of its whole file, when
+    it was published before.
+    """
 
     name: str
     part: int
     range: ChunkRange
     digest: str | None
     opens: bool
+    recorded: str | None = None
 
 
 def chunk_name(number: int) -> str:
@@ -98,7 +103,7 @@ def _make_missing(
             continue
         runs = plan_runs(layout.shards(part))
         if listed:
-            wanted = [_made_again(listed, chunk) for chunk in damaged]
+            wanted = [_made_again(listed, chunk, layout) for chunk in damaged]
             encoded = _encode(stage, encoder, part, runs, [chunk.range for chunk in wanted], backwards)
         else:
             encoded = _encode(stage, encoder, part, runs, None, backwards)
@@ -139,9 +144,9 @@ def list_chunks(stage: "Stage", layout: CacheLayout, made: list[str]) -> list[di
     return [entries.pop(chunk["file"], chunk) for chunk in layout.chunks] + [entries[name] for name in sorted(entries)]
 
 
-def _made_again(part: list[dict[str, Any]], chunk: dict[str, Any]) -> Wanted:
-    chunk_range = ChunkRange.from_json(chunk["range"])
-    return Wanted(chunk["file"], chunk["part"], chunk_range, chunk["digest"], chunk["file"] == part[0]["file"])
+def _made_again(part: list[dict[str, Any]], chunk: dict[str, Any], layout: CacheLayout) -> Wanted:
+    name, chunk_range = chunk["file"], ChunkRange.from_json(chunk["range"])
+    return Wanted(name, chunk["part"], chunk_range, chunk["digest"], name == part[0]["file"], layout.recorded.get(name))
 
 
 def _selection(ranges: list[ChunkRange]) -> Selection:
@@ -262,11 +267,12 @@ def _write(
     table = f"chunks-{wanted[0].part}" if wanted else "chunks"
 
     def make(name: str) -> tuple[int, int, int]:
-        description = _description(layout, encoder, by_name[name])
-        data = make_chunk(encoded, by_name[name].range, description, stage.settings.lz4_level, stage.threads)
-        if by_name[name].digest not in (None, chunk_digest(data)):
+        chunk = by_name[name]
+        description = _description(layout, encoder, chunk)
+        data = make_chunk(encoded, chunk.range, description, stage.settings.lz4_level, stage.threads)
+        if chunk.digest not in (None, chunk_digest(data)) or chunk.recorded not in (None, bytes_digest(data)):
             raise StageFailure(
-                f"{name} made again from the recorded shards is not the chunk that the index lists: another version of"
+                f"{name} made again from the recorded shards is not the chunk that was published: another version of"
                 " lz4 or of this program; make the whole cache again with --force-rebuild"
             )
         write_bytes_atomic(stage.work / name, data)
