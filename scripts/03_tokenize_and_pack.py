@@ -36,7 +36,7 @@ def add_arguments(parser: "argparse.ArgumentParser") -> None:
         choices=["forward", "inverse", "verify", "repair"],
         help="forward: make what is missing, from the first chunk on (default); inverse: read every file, make what is"
         " missing or damaged, from the last chunk on; verify: read every file, change nothing; repair: like inverse,"
-        " and restore the index",
+        " but from the first chunk on",
     )
     parser.add_argument("--force-rebuild", dest="force", action="store_true", help="the same as --force")
     parser.add_argument("--trace", metavar="SEQUENCE", help="print where a packed sequence comes from; CONTEXT:SEQUENCE"
@@ -44,7 +44,7 @@ def add_arguments(parser: "argparse.ArgumentParser") -> None:
 
 
 def choose_mode(context: "ActionContext", mode: str) -> int | str:
-    from pipeline_lib.packing.maintenance import mark_damage, restore_index, verify_cache
+    from pipeline_lib.packing.maintenance import mark_damage, verify_cache
 
     if mode == "verify":
         return verify_cache(context.stage_folder, context.command)
@@ -52,8 +52,6 @@ def choose_mode(context: "ActionContext", mode: str) -> int | str:
         raise UserError(f"--mode {mode}: the run starts from {context.config.packed}; repair it where it was made")
     if context.plan:
         return GO_ON
-    if mode == "repair":
-        restore_index(context.stage_folder, context.settings, context.config.seed)
     if mode in ("repair", "inverse"):
         mark_damage(context.stage_folder)
     return GO_ON

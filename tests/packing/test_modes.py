@@ -16,7 +16,6 @@ import pytest
 from pipeline_lib.packing.build_chunks import chunk_name
 from pipeline_lib.packing.cache_index import by_number, save_index
 from pipeline_lib.packing.chunk_format import ChunkDamaged, ChunkFile
-from pipeline_lib.packing.claims import ClaimTable
 from pipeline_lib.packing.maintenance import verify_cache
 from pipeline_lib.packing.reader import PackedCache
 from pipeline_lib.packing.so_far import index_name, newest_index_name
@@ -146,27 +145,77 @@ def kill_when(run, moment) -> None:
 
 @pytest.mark.slow
 def test_an_index_that_unfinished_work_needs_and_repair_cannot_restore_is_told_with_what_helps(copied_run, packed_run):
-    gone, index = copied_run.packed / "chunks" / "chunk-00001.lz4", copied_run.packed / "index.json"
-    gone.unlink()
+    index = copied_run.packed / "index.json"
+    (copied_run.packed / "chunks" / "chunk-00000.lz4").unlink()  # the one that names the shards
     kill_when(copied_run, (copied_run.packed / "work" / "kept.json").exists)
     flip(index)
     command = f"python scripts/03_tokenize_and_pack.py --config {copied_run.config} --run-dir {copied_run.folder}"
-    code, _, err = copied_run.run()
-    assert code == 2 and err.endswith(f"make it again with: {command} --mode repair\n")
-    code, out, err = copied_run.run("--mode", "repair")
-    assert code == 2 and f"{index} cannot be restored: {gone} is missing or damaged" in out
-    assert err.startswith(f"error: {index} could not be restored, and the unfinished work in") and err.count("\n") == 1
-    assert err.endswith(f"; make the whole cache again with: {command} --force-rebuild\n")
+    for flags in ((), ("--mode", "repair")):
+        code, _, err = copied_run.run(*flags)
+        assert code == 2 and err.count("\n") == 1
+        assert err.startswith("error: index.json and chunks/chunk-00000.lz4 are missing or damaged, and the unfinished")
+        assert err.endswith(f"; make the whole cache again with: {command} --force-rebuild\n")
     succeed(copied_run, "--force-rebuild")
     assert copied_run.outputs() == packed_run.outputs()
 
 
 def test_a_repair_that_cannot_restore_the_index_makes_all_again_and_does_not_advise_itself(copied_run, packed_run):
-    (copied_run.packed / "chunks" / "chunk-00001.lz4").unlink()
+    (copied_run.packed / "chunks" / "chunk-00000.lz4").unlink()
     flip(copied_run.packed / "index.json")
     out = succeed(copied_run, "--mode", "repair")
-    assert "the cache that is there is made again: its index.json cannot be used and was not restored" in out
-    assert "--mode repair" not in out
+    why = "index.json and chunks/chunk-00000.lz4 are missing or damaged"
+    assert f"the cache that is there is made again: {why}\n" in out and "--mode repair" not in out
+    assert copied_run.outputs() == packed_run.outputs()
+
+
+@pytest.mark.parametrize("flags", [(), ("--mode", "inverse")])
+def test_a_damaged_index_costs_no_chunk_whatever_the_mode(copied_run, packed_run, flags):
+    before, index = chunk_times(copied_run), copied_run.packed / "index.json"
+    index.write_text("{}")
+    out = succeed(copied_run, *flags)
+    assert out.count(f"  {index} ") == 1 and "from the headers of" in out and "encoding" not in out
+    assert copied_run.outputs() == packed_run.outputs() and chunk_times(copied_run) == before
+    assert verify_cache(copied_run.packed, "MAKE") == 0
+
+
+def test_the_index_is_restored_without_the_text(copied_run, packed_run):
+    for path in (copied_run.folder / "02_clean").glob("*.parquet"):
+        path.unlink()
+    flip(copied_run.packed / "index.json")
+    out = succeed(copied_run, "--mode", "repair", "--contexts", "[64, 256]")
+    assert "index.json was restored from the headers of" in out and out.endswith("03_packed: up to date\n")
+    assert verify_cache(copied_run.packed, "MAKE") == 0 and copied_run.outputs() == packed_run.outputs()
+
+
+@pytest.mark.parametrize("flags", [(), ("--mode", "repair")])
+def test_a_damaged_index_costs_no_chunk_when_other_contexts_are_asked_for_now(copied_run, flags):
+    before = chunk_times(copied_run)
+    (copied_run.packed / "index.json").unlink()
+    out = succeed(copied_run, "--contexts", "[64, 100]", *flags)
+    assert "from the headers of" in out and "encoding" not in out and chunk_times(copied_run) == before
+    assert PackedCache(copied_run.packed).contexts == [64, 100] and verify_cache(copied_run.packed, "MAKE") == 0
+
+
+@pytest.mark.parametrize("flags", [(), ("--mode", "inverse")])
+def test_without_its_index_a_missing_and_a_damaged_chunk_are_all_that_is_made_again(copied_run, packed_run, flags):
+    before, chunks = chunk_times(copied_run), copied_run.packed / "chunks"
+    gone, *_, last = sorted(chunks.iterdir())[1:]
+    gone.unlink()
+    flip(last, 20)  # its header cannot be read either
+    (copied_run.packed / "index.json").unlink()
+    succeed(copied_run, *flags)
+    after = chunk_times(copied_run)
+    assert copied_run.outputs() == packed_run.outputs()
+    assert {name for name in before if before[name] != after[name]} == {gone.name, last.name}
+
+
+def test_a_chunk_that_is_another_one_is_not_taken_for_it_without_the_index(copied_run, packed_run):
+    one, other = (copied_run.packed / "chunks" / f"chunk-0000{number}.lz4" for number in (1, 2))
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+    (copied_run.packed / "index.json").unlink()
+    assert "what the chunks say is not the whole of one cache" in succeed(copied_run)
     assert copied_run.outputs() == packed_run.outputs()
 
 
@@ -260,24 +309,6 @@ def test_a_cache_of_more_shards_and_chunks_than_files_may_be_open(packing_run, d
     succeed_with_few_files("--mode", "verify")
     (run.packed / "index.json").write_text("{}")
     assert "restored from the headers" in succeed_with_few_files("--mode", "repair")
-
-
-def test_the_claims_of_a_dead_process_are_free(tmp_path: Path):
-    done = {"a"}
-    first, found = ClaimTable(tmp_path / "claims", ["a", "b", "c"]), []
-    for key in first.unfinished(done.__contains__, found=found.append):
-        reader, writer = os.pipe()
-        if (child := os.fork()) == 0:  # another process sees the claim
-            other = ClaimTable(tmp_path / "claims", ["a", "b", "c"])
-            os.write(writer, next(other.unfinished(done.__contains__, backwards=True)).encode())
-            os.kill(os.getpid(), signal.SIGKILL)
-        os.waitpid(child, 0)
-        assert os.read(reader, 1).decode() == ("c" if key == "b" else "b")
-        done.add(key)
-        if key == "b":
-            break
-    rest = list(ClaimTable(tmp_path / "claims", ["a", "b", "c"]).unfinished(done.__contains__))
-    assert rest == ["c"] and found == ["a"]
 
 
 @pytest.mark.slow

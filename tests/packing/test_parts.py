@@ -1,5 +1,6 @@
 """`pack.part_bytes`: part after part is finished and published, in the same files whatever was killed in between."""
 
+import shutil
 import signal
 import time
 
@@ -11,13 +12,15 @@ from pipeline_lib.config.run import RunConfig
 from pipeline_lib.models.tokenizer_source import read_tokenizer_source
 from pipeline_lib.packing.cache_index import Shard
 from pipeline_lib.packing.chunk_format import ChunkFile
+from pipeline_lib.packing.chunk_headers import index_from_headers
 from pipeline_lib.packing.kept_parts import divide
 from pipeline_lib.packing.packing_plan import Mixture, join_plans, write_plan
 from pipeline_lib.packing.reader import PackedCache
 from pipeline_lib.packing.so_far import index_name, published_parts
-from pipeline_lib.stage import Stage
+from pipeline_lib.stage import Stage, UserError
 from pipeline_lib.stage.catalog import BY_NAME
 from pipeline_lib.stage.inputs import SO_FAR, RunningInput, open_input
+from pipeline_lib.stage.manifest import Manifest
 
 SHARDS, PART_BYTES = 6, 60_000
 
@@ -68,6 +71,25 @@ def test_every_document_is_there_and_every_plan_is_the_one_its_chunks_give(parts
         again = write_plan(files, plan["context"], tmp_path / "plan.parquet", Mixture.from_json(plan["mixture"]))
         assert again == {"splits": plan["splits"], "chunks": plan["chunks"]}
         assert (tmp_path / "plan.parquet").read_bytes() == (parts_run.packed / plan["file"]).read_bytes()
+
+
+def test_what_the_index_says_of_a_chunk_that_is_missing_too_follows_from_its_neighbours(parts_run, tmp_path):
+    index, manifest = PackedCache(parts_run.packed).index, Manifest.read(parts_run.packed / "manifest.json")
+    known = ("recipe", "tokenizer", "parts", "chunks")
+    assert index_from_headers(parts_run.packed, manifest) == {name: index[name] for name in known}
+    shutil.copytree(parts_run.packed / "chunks", tmp_path / "chunks")
+    opening = [next(chunk for chunk in index["chunks"] if chunk["part"] == n) for n in range(len(index["parts"]))]
+    assert len(index["chunks"]) > len(opening) > 1
+    for place, chunk in enumerate(index["chunks"]):
+        (tmp_path / chunk["file"]).rename(tmp_path / "aside")
+        if chunk in opening:
+            with pytest.raises(UserError):
+                index_from_headers(tmp_path, manifest)
+        else:
+            found = index_from_headers(tmp_path, manifest)["chunks"]
+            told = {name: chunk[name] for name in ("file", "part", "split", "range")}
+            assert found == [*index["chunks"][:place], {**told, "digest": None}, *index["chunks"][place + 1 :]]
+        (tmp_path / "aside").rename(tmp_path / chunk["file"])
 
 
 def test_a_plan_joined_of_parts_is_the_plan_written_at_once_also_where_a_part_has_nothing_to_read(parts_run, tmp_path):

@@ -373,15 +373,17 @@ def test_a_kill_while_the_work_of_a_forced_start_is_removed_leaves_a_finished_st
     os.replace(toy.folder / "manifest.json", work / "manifest.json")
 
     def remove_half(path: Path) -> None:
-        if path == work:
-            (work / "manifest.json").unlink()
+        if path.is_dir():
+            (path / "manifest.json").unlink()
             raise KeyboardInterrupt
         remove(path)
 
     monkeypatch.setattr(workspace, "remove", remove_half)
     with pytest.raises(KeyboardInterrupt):
         workspace.finish_publication(toy.folder)
+    assert not work.exists() and len(list(toy.folder.glob(".removed-*"))) == 1
     assert toy.run()[1].strip().endswith("up to date")
+    assert not list(toy.folder.glob(".removed-*"))
 
 
 def test_force_begins_anew_even_over_its_own_unfinished_work_and_says_so(toy: Toy):

@@ -28,6 +28,7 @@ from pipeline_lib.stage import (
     json_digest,
     link_or_copy,
     ordered_map,
+    workspace,
     write_bytes_atomic,
     write_json_atomic,
 )
@@ -469,9 +470,9 @@ def test_memory_that_processes_share_counts_once_and_a_peak_that_is_over_is_reme
 def begin_training(stage_folder: Path, lr: float, fresh: bool = False) -> str:
     """Open the work folder of a start with this setting; return what was said about the work that lay there."""
     said: list[str] = []
-    workspace = Workspace(stage_folder, {"settings": {"lr": lr}})
-    workspace.open(fresh=fresh, keep_superseded=True, say=said.append)
-    workspace.journal.close()
+    unfinished = Workspace(stage_folder, {"settings": {"lr": lr}})
+    unfinished.open(fresh=fresh, keep_superseded=True, say=said.append)
+    unfinished.journal.close()
     return " ".join(said)
 
 
@@ -503,3 +504,21 @@ def test_reference_log_probabilities_of_a_long_pass_are_moved_aside_too(tmp_path
     (tmp_path / "work" / "reference-train").mkdir()
     (tmp_path / "work" / "reference-train" / "00000000.parquet").write_bytes(b"")
     assert "was moved to" in begin_training(tmp_path, 0.2)
+
+
+def test_work_is_there_whole_or_not_at_all_and_what_cannot_be_deleted_of_it_is_no_error(tmp_path, monkeypatch):
+    begin_training(tmp_path, 0.1)
+    work, seen = tmp_path / "work", []
+
+    def fail_as_if_another_process_wrote_there(path: Path) -> None:
+        seen.append((work.exists(), sorted(file.name for file in path.iterdir())))
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workspace, "remove", fail_as_if_another_process_wrote_there)
+        assert "was discarded" in begin_training(tmp_path, 0.2)
+        assert "was discarded" in begin_training(tmp_path, 0.3)
+    assert seen == [(False, ["journal.jsonl", "state.json"])] * 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".removed-1", ".removed-2", "work"]
+    workspace.finish_publication(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["work"]

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline_lib.stage import StageFailure, UserError, json_digest, ordered_threads, write_bytes_atomic
+from pipeline_lib.stage import StageFailure, UserError, bytes_digest, json_digest, ordered_threads, write_bytes_atomic
 from pipeline_lib.stage.memory import give_freed_memory_back
+from pipeline_lib.stage.workspace import Workspace
 
 from .cache_index import by_number, describe_chunk, tokenizer_digests
 from .chunk_format import ChunkDamaged, ChunkFile, chunk_digest, encode_chunk
@@ -42,13 +43,18 @@ they cost 5 to 12 % of the processor time between Parquet and chunks."""
 
 @dataclass(frozen=True)
 class Wanted:
-    """A chunk to make: digest is that of the index when it is made again, else None; opens: the first of its part."""
+    """A chunk to make; opens: the first of its part.
+
+    digest: of its header, when it is made again and its header is known, else None; recorded: of its whole file, when
+    it was published before.
+    """
 
     name: str
     part: int
     range: ChunkRange
     digest: str | None
     opens: bool
+    recorded: str | None = None
 
 
 def chunk_name(number: int) -> str:
@@ -62,6 +68,7 @@ def make_chunks(stage: "Stage", layout: CacheLayout, encoder: TextEncoder, backw
     Where a cache is made in several parts, each one is published before the next begins (so_far.py).
     """
     closed = closing_mark(stage.work / "claims")
+    closed.parent.mkdir(exist_ok=True)
     closed.unlink(missing_ok=True)
 
     def finish(part: int, names: list[str]) -> None:
@@ -69,7 +76,6 @@ def make_chunks(stage: "Stage", layout: CacheLayout, encoder: TextEncoder, backw
             publish_part(stage, layout, encoder, part, names)
 
     made = _make_missing(stage, layout, encoder, backwards, finish)
-    closed.parent.mkdir(exist_ok=True)
     closed.touch()
     return made
 
@@ -97,7 +103,7 @@ def _make_missing(
             continue
         runs = plan_runs(layout.shards(part))
         if listed:
-            wanted = [_made_again(listed, chunk) for chunk in damaged]
+            wanted = [_made_again(listed, chunk, layout) for chunk in damaged]
             encoded = _encode(stage, encoder, part, runs, [chunk.range for chunk in wanted], backwards)
         else:
             encoded = _encode(stage, encoder, part, runs, None, backwards)
@@ -138,9 +144,9 @@ def list_chunks(stage: "Stage", layout: CacheLayout, made: list[str]) -> list[di
     return [entries.pop(chunk["file"], chunk) for chunk in layout.chunks] + list(entries.values())
 
 
-def _made_again(part: list[dict[str, Any]], chunk: dict[str, Any]) -> Wanted:
-    chunk_range = ChunkRange.from_json(chunk["range"])
-    return Wanted(chunk["file"], chunk["part"], chunk_range, chunk["digest"], chunk["file"] == part[0]["file"])
+def _made_again(part: list[dict[str, Any]], chunk: dict[str, Any], layout: CacheLayout) -> Wanted:
+    name, chunk_range = chunk["file"], ChunkRange.from_json(chunk["range"])
+    return Wanted(name, chunk["part"], chunk_range, chunk["digest"], name == part[0]["file"], layout.recorded.get(name))
 
 
 def _selection(ranges: list[ChunkRange]) -> Selection:
@@ -205,9 +211,11 @@ def _encode(
 def share_work(stage: "Stage") -> None:
     """Make chunks for another process that runs this stage, from the other end, until nothing is left to claim.
 
-    Returns at once while the other one has not come to the chunks yet, and when it has published them.
+    Returns at once while the other one has not come to the chunks yet, and when it has published them or other work
+    has begun in their place.
     """
-    ready = [stage.work / name for name in ("kept.json", "tokenizer", "token_bytes.npy")]
+    begun = Workspace.mark(stage.work)
+    ready = [stage.work / name for name in ("kept.json", "tokenizer", "token_bytes.npy", "claims")]
     if not all(path.exists() for path in ready) or closing_mark(stage.work / "claims").exists():
         return
     try:
@@ -217,9 +225,9 @@ def share_work(stage: "Stage") -> None:
         encoder = TextEncoder(stage.work / "tokenizer")
         made = _make_missing(stage, layout, encoder, backwards=stage.flags.get("mode") == "inverse")
     except (FileNotFoundError, UserError):
-        if stage.work.exists() and not closing_mark(stage.work / "claims").exists():
+        if Workspace.mark(stage.work) == begun and not closing_mark(stage.work / "claims").exists():
             raise
-        return  # the other process published meanwhile
+        return  # what was shared is published, or gone
     stage.say(f"{stage.name}: {len(made)} chunks are made, the other process finishes the cache")
 
 
@@ -253,16 +261,18 @@ def _write(
     by_name = {chunk.name: chunk for chunk in wanted}
     there = [name for name in by_name if (stage.work / name).is_file()]  # what an earlier start left
     damaged = {name for name in there if not _is_whole(stage, name, by_name[name].digest)}
+    damaged = {name for name in damaged if (stage.work / name).is_file()}  # not one that was published meanwhile
     for name in sorted(damaged):
         stage.say(f"  {stage.work / name} is damaged: it is made again")
     table = f"chunks-{wanted[0].part}" if wanted else "chunks"
 
     def make(name: str) -> tuple[int, int, int]:
-        description = _description(layout, encoder, by_name[name])
-        data = make_chunk(encoded, by_name[name].range, description, stage.settings.lz4_level, stage.threads)
-        if by_name[name].digest not in (None, chunk_digest(data)):
+        chunk = by_name[name]
+        description = _description(layout, encoder, chunk)
+        data = make_chunk(encoded, chunk.range, description, stage.settings.lz4_level, stage.threads)
+        if chunk.digest not in (None, chunk_digest(data)) or chunk.recorded not in (None, bytes_digest(data)):
             raise StageFailure(
-                f"{name} made again from the recorded shards is not the chunk that the index lists: another version of"
+                f"{name} made again from the recorded shards is not the chunk that was published: another version of"
                 " lz4 or of this program; make the whole cache again with --force-rebuild"
             )
         write_bytes_atomic(stage.work / name, data)

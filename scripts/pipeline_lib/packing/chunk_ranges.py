@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .encoded_runs import RunStatistics
 
 BUCKET_BITS = 20
-_BUCKETS = 1 << BUCKET_BITS
+BUCKETS = 1 << BUCKET_BITS
 _SHIFT = 64 - BUCKET_BITS
 _TOP = 1 << 64
 SPLITS = ("train", "val")
@@ -75,7 +75,7 @@ class Cut:
 def cut_into_chunks(runs: Iterable["RunStatistics"], chunk_tokens: int, val_fraction: float) -> Cut:
     """Return the chunks of about `chunk_tokens` tokens each, train before val, in the order of their ranges."""
     share = int(val_fraction * _TOP)
-    sizes = {split: np.zeros(_BUCKETS, np.int64) for split in SPLITS}
+    sizes = {split: np.zeros(BUCKETS, np.int64) for split in SPLITS}
     documents = val_documents = 0
     lowest: tuple[int, int, int] | None = None
     for run in runs:
@@ -112,7 +112,7 @@ def _equal_shares(sizes: np.ndarray, chunk_tokens: int) -> list[tuple[int, int]]
     count = max(1, round(total / chunk_tokens))
     targets = [total * share // count for share in range(1, count)]
     reached = np.unique(np.searchsorted(ends, targets))  # a chunk ends with the bucket that brings it to its share
-    cuts = [0, *(1 + buckets[reached[reached < len(ends) - 1]]).tolist(), _BUCKETS]
+    cuts = [0, *(1 + buckets[reached[reached < len(ends) - 1]]).tolist(), BUCKETS]
     return list(pairwise(cuts))
 
 

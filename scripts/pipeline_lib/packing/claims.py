@@ -6,7 +6,8 @@ How: POSIX record locks (fcntl.lockf) on single bytes. The kernel gives a lock b
 dies, so there are no stale claims to detect, no times to compare and no process numbers to trust; it works between
 machines on a shared file system whose lock service runs.
 The process that publishes the result closes the table first: once the outputs move, their absence means nothing, and a
-process that comes late must not take them for unfinished.
+process that comes late must not take them for unfinished. The folder of the tables is made by the process that will
+publish, and by no other: where it is gone, so is the work.
 Trap: closing any descriptor of a file gives all locks of the process on that file back, so there must be one table
 object per file and process.
 """
@@ -29,8 +30,9 @@ class ClaimTable:
     """The units of one list, shared by every process that opens the same file with the same keys."""
 
     def __init__(self, path: Path, keys: Sequence[str]):
+        """Open the table. Raises FileNotFoundError when its folder is gone: the result was published."""
+        self._path = path
         self._places = {key: place for place, key in enumerate(keys)}
-        path.parent.mkdir(exist_ok=True)  # never its parents: they go when the work is published
         self._closed = closing_mark(path.parent)
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
@@ -53,7 +55,8 @@ class ClaimTable:
 
         Ends when all units are finished or were yielded: units that others hold are waited for, and taken over when the
         holder dies. `found` is told of every unit that this process did not make; `waits` is called again and again
-        while others hold all that is left, and may raise. Raises FileNotFoundError when the result is being published.
+        while others hold all that is left, and may raise. Raises FileNotFoundError when the result is being published,
+        or the work was discarded.
         """
         waiting = list(self._places)
         if backwards:
@@ -68,14 +71,22 @@ class ClaimTable:
                 elif finished(key):  # its maker let it go between the two looks
                     self.give_back(key)
                     found(key)
-                elif self._closed.exists() or not self._closed.parent.exists():  # asked after `finished`
-                    raise FileNotFoundError(f"{key} was published")
+                elif self._closed.exists() or not self._is_the_file():  # asked after `finished`
+                    raise FileNotFoundError(f"{key} was published or discarded")
                 else:
                     yield key
             if len(held_by_others) == len(waiting):
                 waits()
                 time.sleep(_POLL_SECONDS)
             waiting = held_by_others
+
+    def _is_the_file(self) -> bool:
+        """Say whether the path still names the table that is open: other work may begin in a folder of that name."""
+        try:
+            there = self._path.stat()
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(os.fstat(self._descriptor), there)
 
     def _claim(self, place: int) -> bool:
         try:

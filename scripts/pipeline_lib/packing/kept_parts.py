@@ -2,8 +2,9 @@
 
 A part of the published cache stays when its shards are all still there, byte for byte, and nothing changed that decides
 the content of chunks. Then only its missing or damaged chunks are made again, and shards that belong to no part make up
-a new one at the end. Whatever changed, the decision is taken once and kept in the work folder, so that a killed start
-continues with it and a second process shares it.
+a new one at the end. A damaged index.json is no loss: the headers of the chunks say what it said. Whatever changed, the
+decision is taken once and kept in the work folder, so that a killed start continues with it and a second process shares
+it.
 """
 
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from pipeline_lib.stage.manifest import MANIFEST, Manifest
 from pipeline_lib.stage.workspace import read_json
 
 from .cache_index import INDEX, Shard, read_index, recipe_of, tokenizer_digests
+from .chunk_headers import index_from_headers
 from .shards import plan_runs
 
 if TYPE_CHECKING:
@@ -29,7 +31,8 @@ class CacheLayout:
     """The parts of the cache that is being made.
 
     parts: shards of each, the new ones last; paths: where a shard lies now, by its digest; chunks: index entries of the
-    parts that stay; whole: names of published files that are as they were written; tokenizer: its digests, if it stays.
+    parts that stay; whole: names of published files that are as they were written; recorded: digests of all that were
+    published; tokenizer: its digests, if it stays.
     """
 
     parts: list[list[Shard]]
@@ -37,6 +40,7 @@ class CacheLayout:
     kept: int = 0
     chunks: list[dict[str, Any]] = field(default_factory=list)
     whole: set[str] = field(default_factory=set)
+    recorded: dict[str, str] = field(default_factory=dict)
     tokenizer: dict[str, str] | None = None
 
     def shards(self, part: int) -> "list[Path]":
@@ -54,55 +58,66 @@ def lay_out(stage: "Stage", decide: bool = True) -> CacheLayout:
     paths = clean.files("part-*.parquet")
     shards = [Shard(path.name, clean.manifest.files[path.name].digest) for path in paths]
     by_digest = {shard.digest: path for shard, path in zip(shards, paths, strict=True)}
-    decision = read_json(stage.work / _DECISION)
+    decision, index = read_json(stage.work / _DECISION), None
     if decision is None:
         if not decide:
             raise FileNotFoundError(stage.work / _DECISION)
-        kept, reason = (0, "") if stage.forced else _parts_that_stay(stage, by_digest)
+        kept, reason, index = (0, "", None) if stage.forced else _parts_that_stay(stage, by_digest)
         decision = {"parts": kept, "reason": reason}
         write_json_atomic(stage.work / _DECISION, decision)
     if decision["reason"]:
         stage.note(decision["reason"])
-    return _layout(stage, decision["parts"], shards, by_digest)
-
-
-def _layout(stage: "Stage", kept: int, shards: list[Shard], by_digest: "dict[str, Path]") -> CacheLayout:
-    part_bytes = stage.settings.part_bytes
-    if not kept:
-        return CacheLayout(divide(shards, by_digest, part_bytes, stage.seed), by_digest)
-    index = _index_that_stays(stage)
+    if not decision["parts"]:
+        return CacheLayout(divide(shards, by_digest, stage.settings.part_bytes, stage.seed), by_digest)
     manifest = Manifest.read(stage.folder / MANIFEST)
     if manifest is None:  # another process is publishing this very moment
         raise FileNotFoundError(stage.folder / MANIFEST)
+    return _layout(stage, decision["parts"], shards, by_digest, manifest, index or _index_that_stays(stage, manifest))
+
+
+def _layout(
+    stage: "Stage",
+    kept: int,
+    shards: list[Shard],
+    by_digest: "dict[str, Path]",
+    manifest: Manifest,
+    index: dict[str, Any],
+) -> CacheLayout:
     parts = [[Shard(**shard) for shard in part["shards"]] for part in index["parts"][:kept]]
     old = {shard.digest for part in parts for shard in part}
     new = [shard for shard in shards if shard.digest not in old]
+    unreadable = {chunk["file"] for chunk in index["chunks"] if chunk["digest"] is None}
     return CacheLayout(
-        parts=[*parts, *divide(new, by_digest, part_bytes, stage.seed)] if new else parts,
+        parts=[*parts, *divide(new, by_digest, stage.settings.part_bytes, stage.seed)] if new else parts,
         paths=by_digest,
         kept=kept,
         chunks=[chunk for chunk in index["chunks"] if chunk["part"] < kept],
-        whole=set(manifest.files) - set(manifest.damaged_files(stage.folder)),
+        whole=set(manifest.files) - set(manifest.damaged_files(stage.folder)) - unreadable,
+        recorded={name: entry.digest for name, entry in manifest.files.items()},
         tokenizer=index["tokenizer"],
     )
 
 
-def _index_that_stays(stage: "Stage") -> dict[str, Any]:
+def _index_that_stays(stage: "Stage", manifest: Manifest) -> dict[str, Any]:
     """Return the index of the cache that unfinished work goes on from. Raises UserError, with what helps against it."""
     try:
-        return read_index(stage.folder, stage.command)
-    except UserError:
-        if not _repairs(stage):
-            raise
+        return _published_index(stage, manifest)
+    except UserError as error:
         raise UserError(
-            f"{stage.folder / INDEX} could not be restored, and the unfinished work in {stage.work} goes on from it;"
-            f" make the whole cache again with: {stage.command} --force-rebuild"
+            f"{error}, and the unfinished work in {stage.work} goes on from that cache; make the whole cache again"
+            f" with: {stage.command} --force-rebuild"
         ) from None
 
 
-def _repairs(stage: "Stage") -> bool:
-    """Say whether restoring the index was tried before the stage began, so that to try it is no advice any more."""
-    return stage.flags.get("mode") == "repair"
+def _published_index(stage: "Stage", manifest: Manifest) -> dict[str, Any]:
+    """Return the index of the published cache; if it is damaged, what the chunks say of it. Raises UserError."""
+    path = stage.folder / INDEX
+    if path.is_file() and file_digest(path) == manifest.files[INDEX].digest:
+        return read_index(stage.folder, stage.command)
+    index = index_from_headers(stage.folder, manifest)
+    count = len(index["chunks"])
+    stage.say(f"  {path} is missing or damaged: what it said was read from the headers of {count} chunks")
+    return index
 
 
 def divide(shards: list[Shard], paths: "dict[str, Path]", part_bytes: int | None, seed: int) -> list[list[Shard]]:
@@ -127,28 +142,28 @@ def divide(shards: list[Shard], paths: "dict[str, Path]", part_bytes: int | None
     return [sorted(part, key=lambda shard: shard.file) for part in parts]
 
 
-def _parts_that_stay(stage: "Stage", by_digest: "dict[str, Path]") -> tuple[int, str]:
-    """Return how many parts of the published cache stay, and a line to say when a cache is there and none does."""
+def _parts_that_stay(stage: "Stage", by_digest: "dict[str, Path]") -> tuple[int, str, dict[str, Any] | None]:
+    """Return how many parts of the published cache stay, a line to say if some do not, and the index of that cache."""
     manifest = Manifest.read(stage.folder / MANIFEST)
     if manifest is None and (stage.folder / INDEX).is_file():
-        return 0, "the cache that is there is made again: its manifest.json is missing or damaged"
+        return 0, "the cache that is there is made again: its manifest.json is missing or damaged", None
     if manifest is None or INDEX not in manifest.files:
-        return 0, ""
+        return 0, "", None
     try:
-        index = read_index(stage.folder, stage.command)
+        index = _published_index(stage, manifest)
     except UserError as error:
-        why = f"its {INDEX} cannot be used and was not restored" if _repairs(stage) else error
-        return 0, f"the cache that is there is made again: {why}"
+        return 0, f"the cache that is there is made again: {error}", None
     if index["recipe"] != recipe_of(stage.settings, stage.seed):
-        return 0, "the cache that is there is made again: a setting changed that decides the content of its chunks"
+        line = "the cache that is there is made again: a setting changed that decides the content of its chunks"
+        return 0, line, None
     if stage.settings.tokenizer is not None and index["tokenizer"] != _given_tokenizer(stage):
-        return 0, "the cache that is there is made again: it was made with another tokenizer"
+        return 0, "the cache that is there is made again: it was made with another tokenizer", None
     for number, part in enumerate(index["parts"]):
         gone = [shard["file"] for shard in part["shards"] if shard["digest"] not in by_digest]
         if gone:
             line = f"part {number} of the cache is made again: {gone[0]} changed or is gone since it was packed"
-            return number, line
-    return len(index["parts"]), ""
+            return number, line, index
+    return len(index["parts"]), "", index
 
 
 def _given_tokenizer(stage: "Stage") -> dict[str, str]:

@@ -1,7 +1,9 @@
 """Looking after a finished cache: read every byte, name what is damaged, restore the index.
 
 Nothing is deleted here. A damaged file is marked by a new modification time, so that the next start of the stage reads
-it, finds another digest than the manifest has, and makes that file again and no other.
+it, finds another digest than the manifest has, and makes that file again and no other. The index alone is written here,
+where what the chunks give is the index that was there, so that a cache whose text is gone can be repaired too; whatever
+else is wrong with it, the stage sees to (kept_parts.py).
 """
 
 import os
@@ -10,24 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline_lib.config.pack import PackSettings
 from pipeline_lib.stage import UserError, file_digest
 from pipeline_lib.stage.lock import LOCK, StageIsLocked, StageLock
 from pipeline_lib.stage.manifest import MANIFEST, Manifest
 from pipeline_lib.stage.progress import progress, size
 
-from .cache_index import (
-    INDEX,
-    Shard,
-    by_number,
-    describe_cache,
-    describe_chunk,
-    read_index,
-    recipe_of,
-    save_index,
-    tokenizer_digests,
-)
+from .cache_index import INDEX, Shard, describe_cache, read_index, save_index, tokenizer_digests
 from .chunk_format import ChunkDamaged, ChunkFile, ChunkFiles
+from .chunk_headers import index_from_headers, settings_of
 from .mixture_plan import mixture_of
 from .packing_plan import Mixture, plan_file_name, write_plan
 from .text_encoder import TextEncoder
@@ -120,7 +112,7 @@ def _plans_that_differ(folder: Path, index: dict[str, Any]) -> Iterator[tuple[st
 
 
 def mark_damage(folder: Path) -> None:
-    """Mark every damaged file of a finished cache, so that the stage makes it again; while that runs, say so."""
+    """Restore the index of a finished cache and mark every damaged file, so that the stage makes it again; say so."""
     manifest = Manifest.read(folder / MANIFEST)
     if manifest is None:
         return
@@ -130,6 +122,7 @@ def mark_damage(folder: Path) -> None:
         print(f"  {folder} is in use by another process, so its files are not read for damage; start again after it")
         return
     try:
+        _restore_index(folder, manifest)
         with progress(len(manifest.files), "reading the cache", "files") as bar:
             for name, entry in sorted(manifest.files.items()):
                 path = folder / name
@@ -143,54 +136,37 @@ def mark_damage(folder: Path) -> None:
         lock.release()
 
 
-def restore_index(folder: Path, settings: PackSettings, seed: int) -> None:
+def _restore_index(folder: Path, manifest: Manifest) -> None:
     """Write index.json again from the headers of the chunks, if it is damaged and they are all there.
 
-    What is written must have the digest that the manifest recorded; otherwise nothing is, and the stage makes the cache
-    again from the shards.
+    What is written must have the digest that the manifest recorded; otherwise nothing is.
     """
-    manifest = Manifest.read(folder / MANIFEST)
-    if manifest is None or INDEX not in manifest.files:
+    if INDEX not in manifest.files:
         return
     path = folder / INDEX
     if path.is_file() and file_digest(path) == manifest.files[INDEX].digest:
         return
     try:
-        if gone := _first_damaged(folder, manifest):
-            raise UserError(f"{folder / gone} is missing or damaged")
-        index = _index_from_chunks(folder, manifest, settings, seed)
-    except UserError as error:
-        print(f"  {path} cannot be restored: {error}")
+        index = _index_from_chunks(folder, manifest)
+    except UserError:
         return
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         save_index(Path(scratch) / INDEX, index)
         if file_digest(Path(scratch) / INDEX) == manifest.files[INDEX].digest:
             os.replace(Path(scratch) / INDEX, path)
             print(f"  {path} was restored from the headers of {len(index['chunks'])} chunks")
-        else:
-            print(f"  {path} cannot be restored: the settings are not those that the cache was made with")
 
 
-def _first_damaged(folder: Path, manifest: Manifest) -> str | None:
-    """Return the first chunk that is missing or file of the tokenizer that differs, without which there is no index."""
-    for name, entry in sorted(manifest.files.items()):
-        path = folder / name
-        if name.startswith(("chunks/", "tokenizer/")) and not path.is_file():
-            return name
-        if name.startswith("tokenizer/") and file_digest(path) != entry.digest:
-            return name
-    return None
-
-
-def _index_from_chunks(folder: Path, manifest: Manifest, settings: PackSettings, seed: int) -> dict[str, Any]:
-    names = sorted((name for name in manifest.files if name.startswith("chunks/")), key=by_number)
-    chunks = ChunkFiles([(folder / name, None) for name in names])
-    entries, parts = [], []
-    for chunk in chunks:
-        entries.append(describe_chunk(chunk, f"chunks/{chunk.path.name}"))
-        if "shards" in chunk.header:
-            parts.append([Shard(**shard) for shard in chunk.header["shards"]])
-    mixture = mixture_of(entries, settings, seed)
+def _index_from_chunks(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """Return the index with the plans that the chunks give. Raises UserError where that takes what is not there."""
+    known, settings = index_from_headers(folder, manifest), settings_of(manifest)
+    if any(chunk["digest"] is None for chunk in known["chunks"]):
+        raise UserError("a chunk is missing")
+    tokenizer = folder / "tokenizer"
+    if not tokenizer.is_dir() or tokenizer_digests(tokenizer) != known["tokenizer"]:
+        raise UserError("the tokenizer is missing or damaged")
+    chunks = ChunkFiles([(folder / chunk["file"], chunk["digest"]) for chunk in known["chunks"]])
+    mixture = mixture_of(known["chunks"], settings, manifest.fingerprint["seed"])
     plans = []
     for context in settings.contexts:
         with tempfile.TemporaryDirectory() as scratch:
@@ -198,4 +174,5 @@ def _index_from_chunks(folder: Path, manifest: Manifest, settings: PackSettings,
             counts = write_plan(chunks, context, path, mixture)
             digest = file_digest(path)
         plans.append({"context": context, "file": path.name, "digest": digest, "mixture": mixture.to_json(), **counts})
-    return describe_cache(recipe_of(settings, seed), TextEncoder(folder / "tokenizer"), parts, entries, plans)
+    parts = [[Shard(**shard) for shard in part["shards"]] for part in known["parts"]]
+    return describe_cache(known["recipe"], TextEncoder(tokenizer), parts, known["chunks"], plans)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .atomic import commit, fsync_tree, remove, temporary_beside
 from .catalog import BEFORE_PACKED, StageSpec
@@ -24,6 +24,9 @@ from .output import print_line
 from .progress import PlainProgress, RichProgress, progress
 from .signals import SignalRequest
 from .workspace import Workspace
+
+if TYPE_CHECKING:
+    from pipeline_lib.config.run import RunConfig
 
 
 class Unit:
@@ -62,7 +65,7 @@ class Unit:
 class Stage:
     """A stage at work; see the functions' first lines for what a script may ask of it."""
 
-    def __init__(self, spec: StageSpec, config: Any, run_folder: Path, threads: int, arguments: str):
+    def __init__(self, spec: StageSpec, config: "RunConfig", run_folder: Path, threads: int, arguments: str):
         self.spec = spec
         self.name = spec.name
         self.started = time.monotonic()

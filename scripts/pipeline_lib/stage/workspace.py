@@ -9,11 +9,14 @@
 
 Publication is idempotent: whatever instant it is killed at, the next start sees `work/manifest.json` and goes on
 renaming. The outputs of the previous attempt stay valid until then.
+Trap: another process may share the work and look into it at any time. So `work` is renamed to `.removed-<number>`
+before it is deleted: it is there whole or not at all. What a kill leaves of that goes with the next start.
 """
 
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from .manifest import MANIFEST, Manifest
 
 WORK = "work"
 SUPERSEDED = "superseded"
+REMOVED = ".removed"
 _STATE = "state.json"
 _JOURNAL = "journal.jsonl"
 _NOTES = "notes.json"
@@ -58,7 +62,7 @@ class Workspace:
                 os.replace(self.folder, aside)
                 say(f"unfinished work {whose} was moved to {aside}; delete it when you do not need it any more")
             else:
-                remove(self.folder)
+                _remove_at_once(self.folder)
                 nothing = ", nothing in it was finished" if keep_superseded else ""
                 say(f"unfinished work {whose} was discarded{nothing}")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -142,7 +146,7 @@ class Workspace:
         files = {path.name for path in self.folder.rglob("*") if not path.is_dir()}
         if files <= {_STATE, _JOURNAL, _NOTES} and not self.journal.records:
             self.journal.close()
-            remove(self.folder)
+            _remove_at_once(self.folder)
 
     def publish(self, manifest: Manifest) -> None:
         """Commit the manifest inside the work folder, then move everything into place."""
@@ -153,6 +157,9 @@ class Workspace:
 
 def finish_publication(stage_folder: Path) -> bool:
     """Complete a publication whose manifest was committed; return whether there was one to complete."""
+    for leftover in stage_folder.glob(f"{REMOVED}-*"):
+        with suppress(OSError):
+            remove(leftover)
     work = stage_folder / WORK
     manifest = Manifest.read(work / MANIFEST)
     if manifest is None:
@@ -173,10 +180,24 @@ def finish_publication(stage_folder: Path) -> bool:
         fsync_folder(folder)
     manifest.run["seen"] = {name: manifest.stat_of(stage_folder / name) for name in sorted(manifest.files)}
     manifest.write(stage_folder / MANIFEST)
-    remove(work / _STATE)  # first: left alone it would say that work of --force is unfinished
-    fsync_folder(work)
-    remove(work)
+    _remove_at_once(work)
     return True
+
+
+def _remove_at_once(work: Path) -> None:
+    """Delete a work folder that other processes look into, which see it whole or gone.
+
+    One of them may be writing a file there this very moment, so a folder that cannot be emptied is no error: the next
+    start tries again.
+    """
+    if not work.exists():
+        return
+    names = (work.with_name(f"{REMOVED}-{number}") for number in count(1))
+    removed = next(path for path in names if not path.exists())
+    os.replace(work, removed)
+    fsync_folder(work.parent)  # or a power cut could bring the name back with half of what it holds
+    with suppress(OSError):
+        remove(removed)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
