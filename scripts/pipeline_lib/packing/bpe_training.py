@@ -1,11 +1,14 @@
 """Train byte-level BPE merges from counted pieces, with the result that Hugging Face's BpeTrainer gives.
 
 What: start from bytes; again and again join the pair of neighbouring tokens that occurs most often into a new token.
-How: all pieces lie in one array of positions, linked to their left and right neighbour inside the piece. Each pair has
-a count and a chain of the positions where it was seen. A merge walks one chain, relinks, and corrects the counts of the
-neighbours only. The next best pair comes from a heap with lazy entries: a popped entry whose count is out of date is
-put back with the true one. Ties go to the pair with the smaller ids, so the result depends on nothing else.
-Cost: about a second for 8,192 tokens from 25 MB of text; some 30 bytes of memory per byte of distinct piece.
+How: all pieces lie in one array of positions. Each pair has a count and a chain of the positions where it is; a
+position is in one chain at a time. A merge walks one chain, and moves the positions at its neighbours to the chains of
+their new pairs. The next best pair comes from a heap of the most frequent ones, with lazy entries: a popped entry whose
+count is out of date is put back with the true one. Ties go to the pair with the smaller ids, so the result depends on
+nothing else.
+Cost: about a second for 8,192 tokens from 25 MB of text. Memory per byte of distinct piece: 16 bytes for the positions
+and 10 to 25 for the table of pairs, which is rebuilt without those that occur no more; hence the limit on distinct
+pieces in pretoken_counts.py.
 Traps: "aaa" holds the pair (a, a) twice but can merge once, hence chains are walked left to right. Two merges can spell
 the same bytes ("ab"+"c", "a"+"bc"): they share one id, so a vocabulary may need more merges than it has tokens.
 Why not gigatoken's own trainer: it splits by the GPT-2 rule only, and a vocabulary learned under one rule and applied
@@ -19,15 +22,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline_lib.compiled import kernel
-from pipeline_lib.stage import UserError
 
 from .pretoken_counts import PretokenCounts
 
 _EMPTY = -1
 _FIELD = 32
 _LOW = (1 << _FIELD) - 1
-_FIRST_PAIR_SLOTS = 1 << 17
-_MOST_NUMBERED = 2**31 - 1  # positions and chain nodes: their numbers are int32
+_FIRST_PAIR_SLOTS = 1 << 17  # more than there are pairs of bytes
+_FIRST_TOKENS = 1 << 12
+_HEAP_PAIRS = 1 << 15  # an entry takes some 130 bytes; a refill looks at the whole table
+_IN_NO_CHAIN = -2
 
 
 @dataclass
@@ -50,21 +54,26 @@ def byte_order() -> list[int]:
 def train_merges(counted: PretokenCounts, size: int, min_pair_count: int) -> Merges:
     """Learn merges until there are `size` tokens (the 256 bytes included) or no pair occurs `min_pair_count` times.
 
-    The caller sees from `len(tokens)` which of the two it was. Raises UserError for more pieces than int32 can number.
+    The caller sees from `len(tokens)` which of the two it was.
     """
     tokens = [bytes([value]) for value in byte_order()]
     ids = {token: identity for identity, token in enumerate(tokens)}
     state = _State(counted)
-    heap = state.initial_heap()
+    heap: list[tuple[int, int]] = []
+    last = (0, 0)  # every pair whose (-count, pair) is not after `last` is in the heap
     order: dict[tuple[int, int], int] = {}
     merges = 0
-    while len(tokens) < size and heap:
+    while len(tokens) < size:
+        if not heap:
+            heap = state.most_frequent(min_pair_count)
+            if not heap:
+                break
+            last = heap[-1]
         promised, key = heapq.heappop(heap)
         count = state.count(key)
-        if count < min_pair_count:
-            continue
         if count != -promised:
-            heapq.heappush(heap, (-count, key))
+            if count >= min_pair_count and (-count, key) <= last:
+                heapq.heappush(heap, (-count, key))
             continue
         a, b = key >> _FIELD, key & _LOW
         spelled = tokens[a] + tokens[b]
@@ -73,64 +82,75 @@ def train_merges(counted: PretokenCounts, size: int, min_pair_count: int) -> Mer
             tokens.append(spelled)
         order[a, b] = merges  # a pair that comes back is ranked by its last merge, as in the peer
         merges += 1
-        for changed_count, changed in state.merge(key, new, merges, len(tokens)):
-            if changed_count >= min_pair_count:
-                heapq.heappush(heap, (-changed_count, changed))
+        for entry in state.merge(key, new, len(spelled), merges, max(min_pair_count, -last[0])):
+            if entry <= last:
+                heapq.heappush(heap, entry)
     return Merges(tokens, sorted(order, key=order.__getitem__))
 
 
 class _State:
-    """All positions, the pair table and the chains; grows between merges so that the compiled code never has to."""
+    """All positions, the pair table and the chains through the positions of each pair.
+
+    A position is the first byte of a token. symbols: its id; at the last byte of a token of n > 1 bytes -n, so that the
+    token before a position is found; other bytes inside a token hold anything below 0. words: piece of each position.
+    following, preceding: the chain of the position's pair, -1 at its ends.
+    """
 
     def __init__(self, counted: PretokenCounts):
-        _check_numbered(len(counted.arena))
         rank = np.empty(256, np.int32)
         rank[byte_order()] = np.arange(256, dtype=np.int32)
-        lengths = np.diff(counted.starts)
         self.symbols = rank[counted.arena]
-        self.words = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+        self.words = np.repeat(np.arange(len(counted.counts), dtype=np.int32), np.diff(counted.starts))
         self.weights = counted.counts
-        self.left, self.right = _links(self.words)
-        self.keys = np.full(_FIRST_PAIR_SLOTS, _EMPTY, np.int64)
-        self.counts = np.zeros(_FIRST_PAIR_SLOTS, np.int64)
-        self.heads = np.full(_FIRST_PAIR_SLOTS, -1, np.int32)
-        self.lengths = np.zeros(_FIRST_PAIR_SLOTS, np.int32)
-        self.stamps = np.zeros(_FIRST_PAIR_SLOTS, np.int32)
-        self.chain = np.empty((len(self.symbols) + 1024, 2), np.int32)
-        self.pairs, self.nodes = _seed_pairs(
+        self.following = np.empty(len(self.symbols), np.int32)
+        self.preceding = np.empty(len(self.symbols), np.int32)
+        self.widths = np.ones(_FIRST_TOKENS, np.int32)
+        self._new_table(_FIRST_PAIR_SLOTS)
+        self.pairs = _seed_pairs(
             self.symbols,
             self.words,
             self.weights,
-            self.right,
+            self.following,
+            self.preceding,
             self.keys,
             self.counts,
             self.heads,
             self.lengths,
-            self.chain,
         )
 
-    def initial_heap(self) -> list[tuple[int, int]]:
-        """Return (-count, pair) of every pair, as a heap."""
-        present = self.keys != _EMPTY
-        heap = list(zip((-self.counts[present]).tolist(), self.keys[present].tolist(), strict=True))
-        heapq.heapify(heap)
-        return heap
+    def most_frequent(self, min_pair_count: int) -> list[tuple[int, int]]:
+        """Return (-count, pair) of the next pairs to look at, sorted, at most _HEAP_PAIRS of them.
+
+        They are the first of all pairs in this order, so a heap of them is as good as a heap of all, and small.
+        """
+        slots = np.flatnonzero(self.counts >= min_pair_count)
+        if len(slots) > _HEAP_PAIRS:
+            counts = self.counts[slots]
+            least = np.partition(counts, len(counts) - _HEAP_PAIRS)[len(counts) - _HEAP_PAIRS]
+            above, equal = slots[counts > least], slots[counts == least]
+            keys, room = self.keys[equal], _HEAP_PAIRS - len(above)
+            slots = np.concatenate([above, equal[keys <= np.partition(keys, room - 1)[room - 1]]])
+        return sorted(zip((-self.counts[slots]).tolist(), self.keys[slots].tolist(), strict=True))
 
     def count(self, key: int) -> int:
         """Return how often a pair occurs now."""
         return int(self.counts[_slot_of(self.keys, key)])
 
-    def merge(self, key: int, new: int, stamp: int, tokens: int) -> list[tuple[int, int]]:
-        """Replace a pair by token `new` everywhere; return (count, pair) of the pairs that became more frequent."""
+    def merge(self, key: int, new: int, width: int, stamp: int, least: int) -> list[tuple[int, int]]:
+        """Replace a pair by token `new` of `width` bytes everywhere.
+
+        Return (-count, pair) of the pairs that became more frequent and occur `least` times or more.
+        """
+        if new == len(self.widths):
+            self.widths = np.concatenate([self.widths, np.ones_like(self.widths)])
+        self.widths[new] = width
+        occurrences = int(self.lengths[_slot_of(self.keys, key)])
+        self._make_room(2 * min(occurrences, new + 1))
         slot = _slot_of(self.keys, key)
-        occurrences = int(self.lengths[slot])
-        self._make_room(pairs=2 * min(occurrences, tokens), nodes=2 * occurrences)
-        slot = _slot_of(self.keys, key)
-        positions = _unchain(self.heads[slot], occurrences, self.chain)
-        self.heads[slot], self.lengths[slot] = -1, 0
+        positions = _unchain(slot, self.heads, self.lengths, self.following, self.preceding)
         if key >> _FIELD == key & _LOW:
             positions.sort()
-        touched, self.pairs, self.nodes = _apply(
+        touched, self.pairs = _apply(
             key,
             new,
             stamp,
@@ -138,56 +158,38 @@ class _State:
             self.symbols,
             self.words,
             self.weights,
-            self.left,
-            self.right,
+            self.widths,
+            self.following,
+            self.preceding,
             self.keys,
             self.counts,
             self.heads,
             self.lengths,
             self.stamps,
-            self.chain,
             self.pairs,
-            self.nodes,
         )
         self.counts[slot] = 0
-        return list(zip(self.counts[touched].tolist(), self.keys[touched].tolist(), strict=True))
+        touched = touched[self.counts[touched] >= least]
+        return list(zip((-self.counts[touched]).tolist(), self.keys[touched].tolist(), strict=True))
 
-    def _make_room(self, pairs: int, nodes: int) -> None:
-        while 2 * (self.pairs + pairs) > len(self.keys):
-            old = self.keys
-            self.keys = np.full(2 * len(old), _EMPTY, np.int64)
-            self.keys, moved = _rehash(old, self.keys)
-            for name in ("counts", "heads", "lengths", "stamps"):
-                before = getattr(self, name)
-                after = np.full(len(self.keys), -1 if name == "heads" else 0, before.dtype)
-                after[moved[moved >= 0]] = before[moved >= 0]
-                setattr(self, name, after)
-        _check_numbered(self.nodes + nodes)
-        if self.nodes + nodes > len(self.chain):
-            longer = np.empty((max(2 * len(self.chain), self.nodes + nodes), 2), np.int32)
-            longer[: self.nodes] = self.chain[: self.nodes]
-            self.chain = longer
+    def _new_table(self, slots: int) -> None:
+        self.keys = np.full(slots, _EMPTY, np.int64)
+        self.counts = np.zeros(slots, np.int64)
+        self.heads = np.full(slots, -1, np.int32)
+        self.lengths = np.zeros(slots, np.int32)
+        self.stamps = np.zeros(slots, np.int32)
 
-
-def _check_numbered(number: int) -> None:
-    """Raise UserError for as many positions or chain nodes as int32 cannot number: they would wrap around."""
-    if number >= _MOST_NUMBERED:
-        raise UserError(
-            "pack.training_bytes: the text that trains the tokenizer has too many different pieces (a table of"
-            f" {_MOST_NUMBERED:,} entries is full); set training_bytes lower"
-        )
-
-
-@kernel
-def _links(words):
-    """Return each position's left and right neighbour inside its piece, -1 at the ends."""
-    left = np.full(len(words), -1, np.int32)
-    right = np.full(len(words), -1, np.int32)
-    for position in range(1, len(words)):
-        if words[position] == words[position - 1]:
-            left[position] = position - 1
-            right[position - 1] = position
-    return left, right
+    def _make_room(self, pairs: int) -> None:
+        """Let the table hold `pairs` more; those that occur no more make room first."""
+        if 4 * (self.pairs + pairs) <= 3 * len(self.keys):
+            return
+        self.pairs = int(np.count_nonzero(self.lengths))
+        slots = _FIRST_PAIR_SLOTS
+        while 8 * (self.pairs + pairs) > 5 * slots:
+            slots *= 2
+        old = self.keys, self.counts, self.heads, self.lengths
+        self._new_table(slots)
+        _move_pairs(*old, self.keys, self.counts, self.heads, self.lengths)
 
 
 @kernel
@@ -201,82 +203,121 @@ def _slot_of(keys, key):
 
 
 @kernel
-def _rehash(old, new):
-    """Enter the old keys into the larger table; return it with, for each old slot, its new slot or -1."""
-    moved = np.full(len(old), -1, np.int64)
-    for slot in range(len(old)):
-        if old[slot] != _EMPTY:
-            moved[slot] = _slot_of(new, old[slot])
-            new[moved[slot]] = old[slot]
-    return new, moved
+def _move_pairs(old_keys, old_counts, old_heads, old_lengths, keys, counts, heads, lengths):
+    """Enter the pairs that occur into another table; stamps say nothing between two merges."""
+    for old in range(len(old_keys)):
+        if old_lengths[old]:
+            slot = _slot_of(keys, old_keys[old])
+            keys[slot], counts[slot] = old_keys[old], old_counts[old]
+            heads[slot], lengths[slot] = old_heads[old], old_lengths[old]
 
 
 @kernel
-def _unchain(head, occurrences, chain):
-    """Return the positions of a chain, int32 [occurrences]."""
-    positions = np.empty(occurrences, np.int32)
-    node = head
-    for i in range(occurrences):
-        positions[i] = chain[node, 0]
-        node = chain[node, 1]
+def _unchain(slot, heads, lengths, following, preceding):
+    """Empty the chain of a pair; return its positions, int32 [occurrences]."""
+    positions = np.empty(lengths[slot], np.int32)
+    position = heads[slot]
+    for i in range(len(positions)):
+        positions[i] = position
+        preceding[position] = _IN_NO_CHAIN
+        position = following[position]
+    heads[slot], lengths[slot] = -1, 0
     return positions
 
 
 @kernel
-def _see(key, position, weight, keys, counts, heads, lengths, chain, pairs, nodes):
-    """Count one occurrence of a pair and remember where; return (slot, pairs, nodes)."""
+def _leave(key, position, weight, following, preceding, keys, counts, heads, lengths):
+    """Take one occurrence of a pair out of its count and its chain."""
+    slot = _slot_of(keys, key)
+    counts[slot] -= weight
+    before, after = preceding[position], following[position]
+    if before == _IN_NO_CHAIN:
+        return  # the pair is the one that is being merged
+    if before < 0:
+        heads[slot] = after
+    else:
+        following[before] = after
+    if after >= 0:
+        preceding[after] = before
+    lengths[slot] -= 1
+
+
+@kernel
+def _enter(key, position, weight, following, preceding, keys, counts, heads, lengths, pairs):
+    """Count one occurrence of a pair and remember where; return (slot, pairs)."""
     slot = _slot_of(keys, key)
     if keys[slot] == _EMPTY:
         keys[slot] = key
         pairs += 1
     counts[slot] += weight
-    chain[nodes, 0], chain[nodes, 1] = position, heads[slot]
-    heads[slot] = nodes
+    first = heads[slot]
+    following[position], preceding[position] = first, -1
+    if first >= 0:
+        preceding[first] = position
+    heads[slot] = position
     lengths[slot] += 1
-    return slot, pairs, nodes + 1
+    return slot, pairs
 
 
 @kernel
-def _seed_pairs(symbols, words, weights, right, keys, counts, heads, lengths, chain):
-    """Enter the byte pairs of all pieces (at most 65,536 distinct ones); return (pairs, chain nodes)."""
-    pairs = nodes = 0
-    for position in range(len(symbols)):
-        if right[position] >= 0:
+def _seed_pairs(symbols, words, weights, following, preceding, keys, counts, heads, lengths):
+    """Enter the byte pairs of all pieces (at most 65,536 distinct ones); return how many there are."""
+    pairs = 0
+    for position in range(len(symbols) - 1):
+        if words[position] == words[position + 1]:
             key = (np.int64(symbols[position]) << _FIELD) | np.int64(symbols[position + 1])
             weight = weights[words[position]]
-            _, pairs, nodes = _see(key, position, weight, keys, counts, heads, lengths, chain, pairs, nodes)
-    return pairs, nodes
+            _, pairs = _enter(key, position, weight, following, preceding, keys, counts, heads, lengths, pairs)
+    return pairs
 
 
 @kernel
-def _apply(key, new, stamp, positions, symbols, words, weights, left, right,
-           keys, counts, heads, lengths, stamps, chain, pairs, nodes):  # fmt: skip
-    """Merge one pair at all its positions; return (slots of pairs that gained occurrences, pairs, chain nodes)."""
+def _token_before(position, symbols, words):
+    """Return the position of the token before, -1 at the start of a piece."""
+    if position == 0 or words[position - 1] != words[position]:
+        return np.int64(-1)
+    last = np.int64(symbols[position - 1])
+    return np.int64(position - 1) if last >= 0 else position + last
+
+
+@kernel
+def _token_after(position, width, words):
+    """Return the position of the token after one of `width` bytes, -1 at the end of a piece."""
+    after = np.int64(position) + width
+    return after if after < len(words) and words[after] == words[position] else np.int64(-1)
+
+
+@kernel
+def _apply(key, new, stamp, positions, symbols, words, weights, widths, following, preceding,
+           keys, counts, heads, lengths, stamps, pairs):  # fmt: skip
+    """Merge one pair at all its positions; return (slots of pairs that gained occurrences, pairs)."""
     a, b = key >> _FIELD, key & _LOW
     touched = np.empty(2 * len(positions), np.int64)
     changed = 0
-    for position in positions:
-        partner = right[position]
-        if symbols[position] != a or partner < 0 or symbols[partner] != b:
+    for start in positions:
+        position = np.int64(start)
+        if symbols[position] != a:
             continue  # another merge has overlapped this occurrence
+        partner = _token_after(position, widths[a], words)
+        if partner < 0 or symbols[partner] != b:
+            continue
         weight = weights[words[position]]
-        before, after = left[position], right[partner]
-        symbols[position], symbols[partner], right[position] = new, -1, after
-        if after >= 0:
-            left[after] = position
+        before, after = _token_before(position, symbols, words), _token_after(position, widths[new], words)
+        symbols[position], symbols[partner] = new, -1
+        symbols[position + widths[new] - 1] = -widths[new]
         for side in range(2):
             if (before if side == 0 else after) < 0:
                 continue
             if side == 0:
-                lost = (np.int64(symbols[before]) << _FIELD) | a
-                gained, where = (np.int64(symbols[before]) << _FIELD) | new, before
+                lost, lost_at = (np.int64(symbols[before]) << _FIELD) | a, before
+                gained, gained_at = (np.int64(symbols[before]) << _FIELD) | new, before
             else:
-                lost = (np.int64(b) << _FIELD) | np.int64(symbols[after])
-                gained, where = (np.int64(new) << _FIELD) | np.int64(symbols[after]), position
-            counts[_slot_of(keys, lost)] -= weight
-            slot, pairs, nodes = _see(gained, where, weight, keys, counts, heads, lengths, chain, pairs, nodes)
+                lost, lost_at = (np.int64(b) << _FIELD) | np.int64(symbols[after]), partner
+                gained, gained_at = (np.int64(new) << _FIELD) | np.int64(symbols[after]), position
+            _leave(lost, lost_at, weight, following, preceding, keys, counts, heads, lengths)
+            slot, pairs = _enter(gained, gained_at, weight, following, preceding, keys, counts, heads, lengths, pairs)
             if stamps[slot] != stamp:
                 stamps[slot] = stamp
                 touched[changed] = slot
                 changed += 1
-    return touched[:changed], pairs, nodes
+    return touched[:changed], pairs

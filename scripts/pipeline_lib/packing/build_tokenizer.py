@@ -10,11 +10,12 @@ from pipeline_lib.stage import StageFailure, file_digest, write_json_atomic
 from .cache_index import tokenizer_digests
 from .kept_parts import CacheLayout, published_tokenizer
 from .mixture_plan import BYTES_PER_TOKEN, copies_of
+from .pretoken_counts import DISTINCT_BYTES, count_pieces
 from .shards import Run, TrainingSample, plan_runs, sample_texts, weighted_sample
 from .text_encoder import PROBES, TextEncoder
 from .tokenizer_folder import chat_template_is_trainable, copy_tokenizer, resolve_tokenizer
 from .tokenizer_report import compare_with_reference
-from .trained_tokenizer import train_tokenizer, write_tokenizer
+from .trained_tokenizer import learn_vocabulary, write_tokenizer
 
 if TYPE_CHECKING:
     from pipeline_lib.stage import Stage
@@ -63,8 +64,16 @@ def _train(stage: "Stage", layout: CacheLayout, folder: Path) -> dict[str, Any]:
         sizes = {source: entry.kept[1] for flow, source, entry in cleaned if flow == "text"}
         copies = copies_of(sizes, settings, BYTES_PER_TOKEN)
         sample = weighted_sample(sizes, copies, settings.training_bytes, stage.seed)
-    write_tokenizer(folder, train_tokenizer(sample.batches(runs), settings.vocab_size, settings.min_pair_count))
-    return {**sample.to_json(), **({"parts": began} if began > 1 else {})}
+    counted = count_pieces(sample.batches(runs))
+    limit = counted.limit_to_json()
+    if limit:
+        stage.note(
+            f"the tokenizer is trained on {limit['bytes'] / sample.bytes:.2%} of the {sample.bytes / 1e6:,.1f} MB of"
+            f" its sample, in which {limit['distinct_pieces']:,} pieces are distinct: those of more do not fit into"
+            f" {DISTINCT_BYTES / 1e6:,.3g} MB, the limit of its memory"
+        )
+    write_tokenizer(folder, learn_vocabulary(counted, settings.vocab_size, settings.min_pair_count))
+    return {**sample.to_json(), **({"parts": began} if began > 1 else {}), **({"limited": limit} if limit else {})}
 
 
 def check_encoder(stage: "Stage", encoder: TextEncoder, runs: list[Run]) -> None:

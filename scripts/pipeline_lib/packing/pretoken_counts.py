@@ -10,13 +10,24 @@ runs of marks with the line ends after them, line ends with the blanks before th
 How: one pass over the UTF-8 bytes with a class (letter, number, white space, other) per code point; every piece goes
 into one open-addressing hash table whose keys lie in one byte arena, so no Python object is made per piece.
 Cost: about 60 MB/s per core; memory is that of the distinct pieces (some 100,000 in 25 MB of text), not of the text.
+The limit: where words have no blanks between them (Chinese, Japanese, Thai) a clause is a piece, nearly every one is
+distinct, and so the distinct pieces are as large as the text. When they pass DISTINCT_BYTES, the text is read again
+and three quarters of its segments are counted, then three quarters of these, until the pieces fit; that takes about as
+long as reading the text four times. A segment is SEGMENT_BYTES of a document; its hash says at which share it is left
+out. A smaller share has no piece that a larger one lacks, so the share, and with it the tokenizer, follows from the set
+of documents: not from their order or batches. Segments are left out, and not pieces, because that keeps what BPE looks
+at: a frequent piece stays, and every pair keeps its share of all pairs. To keep short pieces first would learn the
+pairs of short clauses; to drop rare ones, those of set phrases. Text that fits is counted whole.
 Trap: Unicode versions differ between libraries. A code point that this Python does not know yet counts as "other";
 that changes which pieces are learned from, never how text is encoded, so it cannot make ids differ.
 """
 
 import unicodedata
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
+from typing import Any
 
 import numpy as np
 
@@ -31,10 +42,16 @@ CL100K_PATTERN = (
 DocumentBatch = tuple[np.ndarray, np.ndarray]
 """UTF-8 bytes of some documents, uint8 [n], and their boundaries, int64 [documents + 1]."""
 
+DISTINCT_BYTES = 12_000_000
+"""Most bytes of distinct pieces that train a tokenizer. Learning takes up to 40 times as much memory (some 480 MB; with
+the libraries a process of 700 MB). 100 MB of Python sources have 3 MB of distinct pieces."""
+SEGMENT_BYTES = 1024
+
 OTHER, LETTER, NUMBER, SPACE = 0, 1, 2, 3
 _WHITE_SPACE = [*range(0x09, 0x0E), 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B)]
 _WHITE_SPACE += [0x2028, 0x2029, 0x202F, 0x205F, 0x3000]
 _FIRST_TABLE_SLOTS = 1 << 16
+_HIGHEST_HASH = np.uint64(2**64 - 1)
 _FIRST_ARENA_BYTES = 1 << 20
 
 
@@ -53,28 +70,67 @@ class PretokenCounts:
     """Distinct pieces and how often each occurs.
 
     arena: uint8, the bytes of all pieces, one after the other; starts: int64 [pieces + 1] into it; counts: int64
-    [pieces].
+    [pieces]; reductions: 0.75**reductions is the share of segments that was counted.
     """
 
     arena: np.ndarray
     starts: np.ndarray
     counts: np.ndarray
+    reductions: int = 0
+
+    @property
+    def share(self) -> float:
+        """Share of the text's segments that was counted."""
+        return 0.75**self.reductions
+
+    def limit_to_json(self) -> dict[str, Any]:
+        """Return what was counted and by which rule, when it was not everything; else nothing."""
+        if not self.reductions:
+            return {}
+        return {
+            "rule": f"segments of {SEGMENT_BYTES} bytes by their hash (docs/packed_cache.md): all distinct pieces"
+            " take more memory than training has",
+            "segments": self.share,
+            "bytes": int(self.counts @ np.diff(self.starts)),
+            "distinct_pieces": len(self.counts),
+            "distinct_bytes": len(self.arena),
+        }
+
+
+def count_pieces(batches: Iterable[DocumentBatch], limit: int = DISTINCT_BYTES) -> PretokenCounts:
+    """Count the pieces of all batches, or of the largest share of segments whose distinct pieces take `limit` bytes.
+
+    `batches` is read again for each smaller share, so it must be a collection, not an iterator.
+    """
+    if isinstance(batches, Iterator):
+        raise TypeError("batches are read more than once; an iterator can be read once")
+    for reductions in count():
+        counter = PretokenCounter(limit, reductions)
+        if all(counter.add(data, offsets) for data, offsets in batches):
+            return counter.counts()
+    raise AssertionError("unreachable")
 
 
 class PretokenCounter:
     """A growing table of pieces; feed it batches of documents, then take `counts()`."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = DISTINCT_BYTES, reductions: int = 0) -> None:
+        self._limit = limit
+        self._reductions = reductions
+        self._highest = np.uint64(max(1, 3**reductions << 64 >> 2 * reductions) - 1)
         self._classes = code_point_classes()
-        self._arena = np.empty(_FIRST_ARENA_BYTES, np.uint8)
+        self._arena = np.empty(min(_FIRST_ARENA_BYTES, limit), np.uint8)
         self._starts = np.zeros(_FIRST_TABLE_SLOTS // 2 + 1, np.int64)
         self._counts = np.zeros(_FIRST_TABLE_SLOTS // 2, np.int64)
         self._hashes = np.zeros(_FIRST_TABLE_SLOTS // 2, np.uint64)
         self._slots = np.full(_FIRST_TABLE_SLOTS, -1, np.int32)
         self._pieces = 0
 
-    def add(self, data: np.ndarray, offsets: np.ndarray) -> None:
-        """Count the pieces of documents given as UTF-8 bytes uint8 [n] and boundaries int64 [documents + 1]."""
+    def add(self, data: np.ndarray, offsets: np.ndarray) -> bool:
+        """Count the pieces of documents given as UTF-8 bytes uint8 [n] and boundaries int64 [documents + 1].
+
+        Returns False when the distinct pieces pass the limit: the counts are of no use then.
+        """
         document, position = 0, np.int64(offsets[0])
         while document < len(offsets) - 1:
             document, position, self._pieces = _count(
@@ -82,6 +138,7 @@ class PretokenCounter:
                 offsets,
                 document,
                 position,
+                self._highest,
                 self._classes,
                 self._arena,
                 self._starts,
@@ -90,28 +147,38 @@ class PretokenCounter:
                 self._slots,
                 self._pieces,
             )
-            if document < len(offsets) - 1:
-                self._grow(needed=int(offsets[document + 1] - position))
+            if document < len(offsets) - 1 and not self._grow(needed=int(offsets[document + 1] - position)):
+                return False
+        return True
 
-    def _grow(self, needed: int) -> None:
-        """Make room: the arena for a piece as long as the rest of a document, the table for twice the pieces."""
-        used = int(self._starts[self._pieces])
-        if used + needed > len(self._arena):
-            arena = np.empty(max(2 * len(self._arena), used + needed), np.uint8)
-            arena[:used] = self._arena[:used]
-            self._arena = arena
+    def _grow(self, needed: int) -> bool:
+        """Make room: the table for twice the pieces, or the arena for a piece as long as the rest of a document.
+
+        Returns False when the arena has reached the limit.
+        """
         if self._pieces == len(self._counts):
             self._starts = np.concatenate([self._starts, np.zeros_like(self._counts)])
             self._counts = np.concatenate([self._counts, np.zeros_like(self._counts)])
             self._hashes = np.concatenate([self._hashes, np.zeros_like(self._hashes)])
             self._slots = np.full(2 * len(self._slots), -1, np.int32)
             _fill_slots(self._slots, self._hashes, self._pieces)
+            return True
+        if len(self._arena) == self._limit:
+            return False
+        used = int(self._starts[self._pieces])
+        arena = np.empty(min(self._limit, max(2 * len(self._arena), used + needed)), np.uint8)
+        arena[:used] = self._arena[:used]
+        self._arena = arena
+        return True
 
     def counts(self) -> PretokenCounts:
         """Return copies of what has been counted so far, in order of first appearance."""
         used = self._starts[self._pieces]
         return PretokenCounts(
-            self._arena[:used].copy(), self._starts[: self._pieces + 1].copy(), self._counts[: self._pieces].copy()
+            self._arena[:used].copy(),
+            self._starts[: self._pieces + 1].copy(),
+            self._counts[: self._pieces].copy(),
+            self._reductions,
         )
 
 
@@ -269,12 +336,24 @@ def _find(data, start, end, value, arena, starts, hashes, slots):
 
 
 @kernel
-def _count(data, offsets, document, position, classes, arena, starts, counts, hashes, slots, pieces):
-    """Count until the end or until a table is full; return where it stopped as (document, position, pieces)."""
+def _count(data, offsets, document, position, highest, classes, arena, starts, counts, hashes, slots, pieces):
+    """Count until the end or until a table is full; return where it stopped as (document, position, pieces).
+
+    highest: hash of a segment that is counted at most; all of them are when it is the highest of all.
+    """
     while document < len(offsets) - 1:
-        end = offsets[document + 1]
+        first, end = offsets[document], offsets[document + 1]
+        segment_end, counted = first, True
         while position < end:
             stop = piece_end(data, position, end, classes)
+            if highest < _HIGHEST_HASH:
+                if position >= segment_end:
+                    segment = first + (position - first) // SEGMENT_BYTES * SEGMENT_BYTES
+                    segment_end = segment + SEGMENT_BYTES
+                    counted = _hash(data, segment, min(segment_end, end)) <= highest
+                if not counted or stop - position > SEGMENT_BYTES:  # no word or clause is so long
+                    position = stop
+                    continue
             value = _hash(data, position, stop)
             slot, piece = _find(data, position, stop, value, arena, starts, hashes, slots)
             if piece < 0:

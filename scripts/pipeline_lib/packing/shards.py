@@ -126,8 +126,13 @@ class TrainingSample:
     documents: int = 0
     bytes: int = 0
 
-    def batches(self, runs: list[Run]) -> Iterator[DocumentBatch]:
+    def batches(self, runs: list[Run]) -> "SampledText":
+        """Return the text of the sample, which may be read more than once; reading it counts it."""
+        return SampledText(self, runs)
+
+    def read(self, runs: list[Run]) -> Iterator[DocumentBatch]:
         """Yield the text of the sample, counting it."""
+        self.documents = self.bytes = 0
         thresholds = {source: int(min(1.0, fraction) * _TOP) for source, fraction in self.fractions.items()}
         for run in runs:
             for batch in read_batches(run):
@@ -153,6 +158,18 @@ class TrainingSample:
             "documents": self.documents,
             "bytes": self.bytes,
         }
+
+
+@dataclass(frozen=True)
+class SampledText:
+    """The batches of a sample, read from the shards each time that they are iterated."""
+
+    sample: TrainingSample
+    runs: list[Run]
+
+    def __iter__(self) -> Iterator[DocumentBatch]:
+        """Yield the batches from the first one on."""
+        return self.sample.read(self.runs)
 
 
 def weighted_sample(

@@ -12,24 +12,33 @@ from pipeline_lib.stage import UserError
 
 from .bpe_training import Merges, byte_order, train_merges
 from .chat_template import CHAT_TEMPLATE
-from .pretoken_counts import CL100K_PATTERN, DocumentBatch, PretokenCounter
+from .pretoken_counts import CL100K_PATTERN, DISTINCT_BYTES, DocumentBatch, PretokenCounts, count_pieces
 from .tokenizer_folder import END_OF_TEXT, PAD, SPECIAL_TOKENS, TURN_END, TURN_START
 
 _SHIFTED = byte_order()[188:]
 _PRINTABLE = {byte: chr(256 + place) for place, byte in enumerate(_SHIFTED)}
 
 
-def train_tokenizer(batches: Iterable[DocumentBatch], vocab_size: int, min_pair_count: int) -> Merges:
-    """Learn the merges of a tokenizer of `vocab_size` ids in all. Raises UserError when the text has too few pairs."""
-    counter = PretokenCounter()
-    for data, offsets in batches:
-        counter.add(data, offsets)
-    merges = train_merges(counter.counts(), vocab_size - len(SPECIAL_TOKENS), min_pair_count)
+def train_tokenizer(
+    batches: Iterable[DocumentBatch], vocab_size: int, min_pair_count: int, limit: int = DISTINCT_BYTES
+) -> Merges:
+    """Learn the merges of a tokenizer of `vocab_size` ids in all from text, in memory that `limit` bounds.
+
+    Raises UserError when the text has too few pairs.
+    """
+    return learn_vocabulary(count_pieces(batches, limit), vocab_size, min_pair_count)
+
+
+def learn_vocabulary(counted: PretokenCounts, vocab_size: int, min_pair_count: int) -> Merges:
+    """Learn the merges of a tokenizer of `vocab_size` ids in all. Raises UserError when there are too few pairs."""
+    merges = train_merges(counted, vocab_size - len(SPECIAL_TOKENS), min_pair_count)
     reached = len(merges.tokens) + len(SPECIAL_TOKENS)
     if reached < vocab_size:
+        text = f"{counted.share:.2%} of the training text" if counted.reductions else "the training text"
         raise UserError(
-            f"pack.vocab_size: {vocab_size} token ids were asked for, the training text supports {reached} (pairs that"
-            f" occur at least {min_pair_count} times); set vocab_size to at most {reached}, or give more text"
+            f"pack.vocab_size: {vocab_size} token ids were asked for, {text} supports {reached} (pairs that"
+            f" occur at least {min_pair_count} times); set vocab_size to at most {reached}"
+            f"{'' if counted.reductions else ', or give more text'}"
         )
     return merges
 
