@@ -90,8 +90,12 @@ def test_a_tokenizer_under_which_a_text_can_spell_the_separator_is_refused(tmp_p
     assert apart.special.separator not in encode(apart, "a</s>b")
 
 
-def test_what_the_encoder_remembers_is_bounded_and_changes_no_id(folder, encoder, documents, monkeypatch):
-    monkeypatch.setattr(text_encoder, "FORGET_AFTER_BYTES", 20_000)
+@pytest.mark.parametrize(
+    "limits", [{"FORGET_AFTER_BYTES": 20_000}, {"FORGET_AFTER_GROWTH": -(1 << 60), "LEAST_BETWEEN": 20_000}]
+)
+def test_what_the_encoder_remembers_is_bounded_and_changes_no_id(folder, encoder, documents, monkeypatch, limits):
+    for name, value in limits.items():
+        monkeypatch.setattr(text_encoder, name, value)
     forgetful, engines = TextEncoder(folder), set()
     for document in documents:
         assert encode(forgetful, document["text"]) == encode(encoder, document["text"])

@@ -33,6 +33,13 @@ def resident_bytes() -> dict[int, int]:
     return found
 
 
+def own_resident_bytes() -> int:
+    """Return the resident bytes of this process now."""
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
 def tree_bytes(resident: dict[int, int]) -> int:
     """Return the bytes of memory that these processes take together, shared pages once.
 
