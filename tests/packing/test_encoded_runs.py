@@ -138,7 +138,8 @@ def test_of_a_file_a_chunk_reads_its_documents_and_little_else(runs, encoder, tm
     monkeypatch.setattr(os, "preadv", read)
     for chunk in ranges:
         file.part(chunk)
-    assert 0 < sum(sizes) - file.path.stat().st_size < 100 * len(ranges)  # the head and the names each time
+    # The head, the names, and the keys that bisection looks at, each time.
+    assert 0 < sum(sizes) - file.path.stat().st_size < 300 * len(ranges)
 
 
 def test_a_file_cut_short_while_chunks_are_made_is_an_error_not_a_wrong_chunk(runs, encoder, tmp_path: Path):
