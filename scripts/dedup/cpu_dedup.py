@@ -25,7 +25,7 @@ from .leftovers import scratch_folder
 from .memory_limit import MemoryLimit, parse_size
 from .parameters import WITHOUT_GUARD, DedupParameters
 from .removals import find_removals, finished
-from .weights import has_counts, passed_on
+from .weights import passed_on, refuse_mixed_columns
 
 OUTPUT_NAME = "deduplicated.parquet"
 RECEIPTS_NAME = "removed.parquet"
@@ -82,7 +82,7 @@ def fuzzy_dedup(
     corpus = Corpus(input_files(Path(input_path), output, text_column), *columns, held=held)
     check_outputs(corpus, output, one_file=one_file)
     corpus.check()
-    has_counts(corpus)
+    refuse_mixed_columns(corpus)
     if one_file:
         _check_one_schema(corpus)
     say(f"dedup: {corpus.rows()} documents in {len(corpus.files)} files")
