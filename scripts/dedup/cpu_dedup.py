@@ -189,7 +189,7 @@ def write_kept(
                     raise file_changed(piece.file)
                 writer.write_table(_with_columns(table, extra, rows).filter(pa.array(stays[rows])))
                 first += len(table)
-        corpus.refuse_changes({piece.file: None for piece in pieces})
+        corpus.refuse_changes(dict.fromkeys(piece.file for piece in pieces))
 
 
 def _with_columns(table: pa.Table, columns: dict[str, np.ndarray], rows: slice) -> pa.Table:
