@@ -77,3 +77,13 @@ def test_a_column_duplicates_that_holds_no_whole_numbers_is_not_written_over(tmp
     with pytest.raises(UserError, match=r"column 'duplicates' of .*a.parquet is string, not of whole numbers"):
         index.export("a", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("one_file", [True, False])
+def test_numbers_in_one_file_and_words_in_another_are_refused_before_anything_is_written(tmp_path, one_file):
+    text = " ".join(f"word{n}" for n in range(60))
+    numbered(tmp_path / "in", "a", [text], pa.array([4]))
+    numbered(tmp_path / "in", "b", [text], pa.array(["many"]))
+    with pytest.raises(UserError, match=r"column 'duplicates' of .*b.parquet is string, not of whole numbers"):
+        fuzzy_dedup(tmp_path / "in", tmp_path / "out", PARAMETERS, one_file=one_file)
+    assert not (tmp_path / "out").exists()
