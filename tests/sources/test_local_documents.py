@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import lzma
 import random
 import re
 
@@ -267,6 +268,14 @@ def test_record_that_claims_more_bytes_than_its_member_has_is_one_drop(tmp_path)
     path.write_bytes(gzip.compress(lying) + archive(RECORDS[-1:]))
     found = list(read_warc(path, path.name, ".gz"))
     assert texts(found) == ["text of a WET file"] and reasons(found) == ["archive record cut short"]
+
+
+def test_archive_inside_xz_is_read_like_the_plain_one(tmp_path):
+    plain, packed = tmp_path / "x.warc", tmp_path / "x.warc.xz"
+    plain.write_bytes(archive(RECORDS, gzipped=False))
+    packed.write_bytes(lzma.compress(plain.read_bytes()))
+    found = list(read_warc(packed, "x.warc", ".xz"))
+    assert len(found) == 6 and found == list(read_warc(plain, "x.warc", ""))
 
 
 def test_archive_compressed_as_one_stream_says_how_to_repair_it(tmp_path):
