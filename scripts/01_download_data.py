@@ -19,7 +19,8 @@ def run(stage: Stage) -> None:
     from pipeline_lib.sources.writer import write_sources
 
     engines.prepare(stage)
-    bench = Workbench(stage.work / "scratch", stage.say, stage.stop_if_interrupted, stage.signals.while_waiting)
+    scratch, signals = stage.work / "scratch", stage.signals
+    bench = Workbench(scratch, stage.say, stage.stop_if_interrupted, signals.while_waiting, note=stage.note)
     for line in what_is_missing(stage.settings):
         stage.note(line)
     sources = open_sources(stage.settings, bench, stage.threads)

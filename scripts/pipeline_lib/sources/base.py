@@ -62,7 +62,8 @@ class Workbench:
     The scratch folder outlives a kill (it lies in the stage's work folder) and is not part of the output. `pause`
     raises when SIGINT or SIGTERM asked the stage to stop: long transfers and waits call it often. `while_waiting` lets
     the signal raise at once in its block, for a call that returns only when a server answers. `reader` names one of
-    several processes that read a source at once; each keeps downloads of its own.
+    several processes that read a source at once; each keeps downloads of its own. `note` takes a line for the card;
+    only the process that prints the card has one.
     """
 
     scratch: Path
@@ -70,6 +71,7 @@ class Workbench:
     pause: Callable[[], None] = lambda: None
     while_waiting: Callable[[], AbstractContextManager[None]] = nullcontext
     reader: str = ""
+    note: Callable[[str], None] = lambda line: None
 
 
 @runtime_checkable
