@@ -16,6 +16,7 @@ from .base import Dropped, Record, Workbench
 from .file_kinds import is_readable
 from .file_rows import check_readable, rows_of_file
 from .folders import describe_left_out, files_below
+from .growth import BORDERS, unit_borders
 from .records import records_of
 from .units import Piece, plan_units, unit_names
 
@@ -35,16 +36,21 @@ class LocalSource:
         if left_out and bench is not None:
             bench.note(f"source {self.name}: {describe_left_out(left_out)}")
         self._files, self._labels = list(found), list(found.values())
-        self._units = plan_units(self._labels, [file.stat().st_size for file in self._files])
+        self._entries: dict[int, dict[str, Any]] = {}
+        count = len(self._files)
+        self._borders = (
+            unit_borders(bench, self.kind, self.name, map(self._entry, range(count)), count) if bench else []
+        )
+        self._units = plan_units(self._labels, [file.stat().st_size for file in self._files], self._borders)
         self._pieces = dict(zip(unit_names(self._units), self._units, strict=True))
 
     def fingerprint(self) -> dict[str, Any]:
         """Name, size and content digest of every file."""
-        return {"files": [{"path": label, **content_digest(file)} for label, file in self._labelled()]}
+        return {"files": [self._entry(number) for number in range(len(self._files))]}
 
     def provenance(self) -> dict[str, Any]:
-        """What was read, for sources.json."""
-        return self.fingerprint()
+        """What was read, for sources.json, and where its units ended before it grew."""
+        return self.fingerprint() | ({BORDERS: self._borders} if self._borders else {})
 
     def units(self) -> list[str]:
         """Shares of large files and groups of small ones."""
@@ -61,8 +67,10 @@ class LocalSource:
             rows_of_file(self._files[piece.file], label, self.settings, piece.share), label, self.settings
         )
 
-    def _labelled(self) -> Iterator[tuple[str, Path]]:
-        return zip(self._labels, self._files, strict=True)
+    def _entry(self, number: int) -> dict[str, Any]:
+        if number not in self._entries:  # a digest costs reading the file
+            self._entries[number] = {"path": self._labels[number], **content_digest(self._files[number])}
+        return self._entries[number]
 
 
 def find_files(settings: SourceSettings) -> tuple[dict[Path, str], list[Path]]:
