@@ -346,6 +346,23 @@ def test_plan_tells_the_cost_and_does_nothing(run, finished):
     assert not (run / "11_eval" / "work").exists()
 
 
+def test_a_plan_whose_batches_do_not_fit_is_a_failure_with_what_to_do(run, monkeypatch):
+    from pipeline_lib.config.run import RunConfig
+    from pipeline_lib.evaluation.probe import estimate_cost
+    from pipeline_lib.evaluation.questionnaire import Questionnaire
+    from pipeline_lib.evaluation.scoring import TokenScorer
+    from pipeline_lib.stage import Stage, StageFailure
+
+    def exhausted(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(TokenScorer, "score", exhausted)
+    settings = {"models": ["sft"], "tasks": ["domain"], "comparisons": [], "batch_tokens": 4096}
+    stage = Stage(BY_NAME["11_eval"], RunConfig(evaluate=settings), run, 1, "")
+    with pytest.raises(StageFailure, match=r"batches of 4,096 tokens \(domain\).*; lower evaluate\.batch_tokens"):
+        estimate_cost(stage, Questionnaire.read(stage))
+
+
 def test_help_loads_no_heavy_library():
     """How long it takes is a benchmark's business (benchmarks/start_time.py)."""
     command = [sys.executable, "-X", "importtime", str(SCRIPT), "--help"]

@@ -4,6 +4,7 @@ import signal
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from pipeline_lib.config import PROJECT_ROOT
 from pipeline_lib.config.task_files import read_task_file
@@ -11,7 +12,7 @@ from pipeline_lib.evaluation import kept_answers
 from pipeline_lib.evaluation.harness import run_task
 from pipeline_lib.evaluation.kept_answers import KeptAnswers
 from pipeline_lib.evaluation.language_model import EvaluatedModel
-from pipeline_lib.stage import StageInterrupted
+from pipeline_lib.stage import StageFailure, StageInterrupted
 from pipeline_lib.stage.progress import progress
 
 FOLDER = PROJECT_ROOT / "configs" / "eval_tasks"
@@ -49,7 +50,7 @@ def asked(tiny_llama, tokenizer, monkeypatch):
 
 
 def stage_in(folder, after_each_batch=lambda: None):
-    return SimpleNamespace(work=folder, say=print, progress=progress, stop_if_interrupted=after_each_batch)
+    return SimpleNamespace(work=folder, say=print, note=print, progress=progress, stop_if_interrupted=after_each_batch)
 
 
 def ask(model, name, stage=None):
@@ -126,3 +127,27 @@ def test_nothing_is_left_behind_when_no_batch_was_answered(tmp_path):
     with KeptAnswers(stage_in(tmp_path), "sft.domain"):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_batch_that_does_not_fit_into_memory_is_asked_in_halves(asked, tmp_path, monkeypatch, capsys, name):
+    model, batches = asked
+    model.batch_tokens = model.scorer.batch_tokens = 400
+    undisturbed = ask(model, name)
+    score, generate, largest = model.scorer._score_batch, model.model.generate, 1
+
+    def limited(rows, do):
+        if len(rows) > largest:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return do()
+
+    monkeypatch.setattr(model.scorer, "_score_batch", lambda rows: limited(rows, lambda: score(rows)))
+    monkeypatch.setattr(model.model, "generate", lambda ids, **more: limited(ids, lambda: generate(ids, **more)))
+    batches.clear()
+    halves = ask(model, name, stage_in(tmp_path))
+    assert [sample.score for sample in halves] == pytest.approx([sample.score for sample in undisturbed], rel=1e-4)
+    assert batches and all(len(batch) == 1 for batch in batches)
+    assert f"sft.{name}: memory ran out, so batches were done in halves" in capsys.readouterr().out
+    largest = 0
+    with pytest.raises(StageFailure, match=f"sft.{name}: not even one request fits; set evaluate.dtype"):
+        ask(model, name, stage_in(tmp_path / "again"))

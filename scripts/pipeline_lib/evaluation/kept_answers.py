@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pipeline_lib.oom_handler import in_halves
 from pipeline_lib.stage import json_digest
 from pipeline_lib.stage.journal import Journal
 
@@ -33,7 +34,8 @@ class Asking(Protocol):
     def __call__(self, requests: Any, batches: Sequence[Batch], ask: Callable[[Batch], list]) -> list[list]:
         """Return what `ask` returns for each batch, in their order.
 
-        requests: JSON that tells these requests from any others; ask: gives JSON (lists, numbers, texts) for a batch.
+        requests: JSON that tells these requests from any others; ask: gives a list of JSON values for a batch, for its
+        parts the parts of that list.
         """
 
 
@@ -58,7 +60,10 @@ class KeptAnswers:
         self._written_at = time.monotonic()
 
     def __call__(self, requests: Any, batches: Sequence[Batch], ask: Callable[[Batch], list]) -> list[list]:
-        """See `Asking`; batches that were answered before are not asked. Raises StageInterrupted between batches."""
+        """See `Asking`; batches that were answered before are not asked, one that does not fit is asked in halves.
+
+        Raises StageInterrupted between batches, and StageFailure when not even a single request fits into memory.
+        """
         digest = json_digest([requests, batches])
         answers = list(self._known.get(digest, []))
         if 0 < len(answers) < len(batches):
@@ -67,13 +72,26 @@ class KeptAnswers:
         with self._stage.progress(len(batches), self._key, "batches") as bar:
             bar.skip(len(answers))
             for batch in batches[len(answers) :]:
-                answers.append(ask(batch))
+                answers.append(self._ask_in_halves(batch, ask))
                 self._waiting.setdefault(digest, []).append(answers[-1])
                 if time.monotonic() - self._written_at >= WRITE_SECONDS:
                     self._write()
                 bar.advance(1)
                 self._stage.stop_if_interrupted()
         return answers
+
+    def _ask_in_halves(self, batch: Batch, ask: Callable[[Batch], list]) -> list:
+        parts = in_halves(
+            ask,
+            batch,
+            tell=lambda: self._stage.note(
+                f"{self._key}: memory ran out, so batches were done in halves; only the rounding differs (a smaller"
+                " evaluate.batch_tokens avoids it)"
+            ),
+            alone=f"out of memory: {self._key}: not even one request fits; set evaluate.dtype to bfloat16, or"
+            " evaluate.device to cpu",
+        )
+        return [answer for part in parts for answer in part]
 
     def _write(self) -> None:
         if self._journal is None and self._waiting:
