@@ -44,10 +44,11 @@ def sample_file(model: str, task: str) -> str:
 
 
 def ask(stage: "Stage", questions: "Questionnaire") -> None:
-    """Ask every model its tasks; one (model, task) is one resumable unit."""
+    """Ask every model its tasks; one (model, task) is a resumable unit, in which finished batches are kept too."""
     import pyarrow.parquet
 
     from pipeline_lib.evaluation.harness import run_task
+    from pipeline_lib.evaluation.kept_answers import KeptAnswers
     from pipeline_lib.evaluation.language_model import choose_device, load_model
     from pipeline_lib.evaluation.questionnaire import MODELS, model_folder
     from pipeline_lib.evaluation.results import samples_table
@@ -61,8 +62,8 @@ def ask(stage: "Stage", questions: "Questionnaire") -> None:
         if name != loaded_name:
             loaded_name = name
             loaded = load_model(model_folder(stage, name), device, settings.dtype, settings.batch_tokens)
-        with stage.unit(key) as unit:
-            loaded.scorer.truncated = 0
+        with stage.unit(key) as unit, KeptAnswers(stage, key) as kept:
+            loaded.begin_task(kept)
             samples = run_task(
                 loaded, questions.tasks[task], questions.items[task].records, MODELS[name].chat, settings.document_bytes
             )

@@ -1,8 +1,8 @@
 """Running out of memory as an event one recovers from: recognise it, free what can be freed, use smaller batches.
 
 What: a handler that halves the batch size (down to a minimum) each time memory runs out, a decorator that calls a
-function again with the smaller size, a memory of the sizes that were safe, which also lets them grow back, and an
-estimate of the size to start with (memory_estimate.py).
+function again with the smaller size, passes without a gradient in halves, a memory of the sizes that were safe, which
+also lets them grow back, and an estimate of the size to start with (memory_estimate.py).
 Trap: a `with` block cannot run its body again, so `oom_recovery_context` only carries the handler and reports; the
 loop inside must ask `handler.handle_oom(error)` and repeat the same batch, or data is lost.
 """
@@ -11,25 +11,15 @@ import functools
 import gc
 import inspect
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
-_CPU_TEXTS = ("can't allocate memory", "not enough memory")
-# The second is cuBLAS, which has its own workspace; the others are drivers and libraries that allocate for themselves.
-_GPU_TEXTS = ("out of memory", "alloc_failed", "failed to allocate", "unable to allocate", "cannot allocate")
-_GPU_NAMES = ("cuda", "cublas", "cudnn", "hip", "gpu", "xpu")
+from pipeline_lib.stage import StageFailure
+from pipeline_lib.stage.system_errors import is_out_of_memory
 
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Say whether an exception means that memory ran out, on the GPU or on the CPU."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    text = str(error).lower()
-    on_gpu = any(name in text for name in _GPU_NAMES) and (
-        any(words in text for words in _GPU_TEXTS) or "oom" in text.split()
-    )
-    return isinstance(error, RuntimeError) and (on_gpu or any(words in text for words in _CPU_TEXTS))
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def free_memory() -> None:
@@ -43,6 +33,29 @@ def free_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.synchronize()
+
+
+def in_halves(
+    do: Callable[[Sequence[Item]], Result], batch: Sequence[Item], tell: Callable[[], None], alone: str
+) -> list[Result]:
+    """Return what `do` makes of a batch: one result, or one per piece, in order, where memory ran out.
+
+    For passes without a gradient whose items do not depend on each other. A batch that does not fit is done in halves,
+    down to single items; tell: called for each such batch; alone: message of the StageFailure when not even one item
+    fits.
+    """
+    try:
+        return [do(batch)]
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    # Outside of the except block, whose traceback holds the activations.
+    free_memory()
+    if len(batch) == 1:
+        raise StageFailure(alone)
+    tell()
+    middle = (len(batch) + 1) // 2
+    return [*in_halves(do, batch[:middle], tell, alone), *in_halves(do, batch[middle:], tell, alone)]
 
 
 class SafeBatchSizes:

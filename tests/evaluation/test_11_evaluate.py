@@ -1,6 +1,8 @@
 """`python scripts/11_evaluate.py` on a run of tiny models: results, resumption after SIGKILL, and what it refuses."""
 
+import importlib.util
 import json
+import os
 import re
 import shutil
 import signal
@@ -287,12 +289,78 @@ def test_killed_in_the_middle_it_continues_to_identical_outputs(run, finished):
     assert outputs(run) == expected
 
 
+def test_a_signal_inside_a_task_takes_effect_after_a_batch_and_no_batch_is_asked_twice(
+    run, tmp_path, monkeypatch, capsys
+):
+    from pipeline_lib.evaluation.scoring import TokenScorer
+    from pipeline_lib.stage import run_stage
+
+    spec = importlib.util.spec_from_file_location("evaluate", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    asked, stop_after = [], None
+    score, probe = TokenScorer._score_batch, TokenScorer._check_sharing
+
+    def counted(self, rows):
+        asked.append(len(rows))
+        if len(asked) == stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return score(self, rows)
+
+    def without_the_probes_of_a_new_scorer(self):
+        monkeypatch.setattr(TokenScorer, "_score_batch", score)
+        shares = probe(self)
+        monkeypatch.setattr(TokenScorer, "_score_batch", counted)
+        return shares
+
+    monkeypatch.setattr(TokenScorer, "_check_sharing", without_the_probes_of_a_new_scorer)
+    flags = ["--models", "[sft]", "--tasks", "[domain, python_choice]", "--comparisons", "[]", "--batch_tokens", "40"]
+    arguments = ["--config", str(run.parent / "config.yaml"), *flags]
+
+    def start_here(folder):
+        asked.clear()
+        with pytest.raises(SystemExit) as end:
+            run_stage("11_eval", script.run, inputs=script.describe_inputs, argv=[*arguments, "--run-dir", str(folder)])
+        return end.value.code
+
+    whole, stopped = (
+        shutil.copytree(run, tmp_path / name, ignore=shutil.ignore_patterns("11_eval")) for name in ("whole", "stopped")
+    )
+    assert start_here(whole) == 0
+    batches = asked.copy()
+    stop_after = len(batches) - 2  # in the second task
+    assert start_here(stopped) == 143 and asked == batches[:stop_after]
+    capsys.readouterr()
+    stop_after = None
+    assert start_here(stopped) == 0 and asked == batches[-2:]
+    out = capsys.readouterr().out
+    assert "1 of 2 model x task were finished before" in out and "batches were finished before, continuing" in out
+    assert outputs(stopped) == outputs(whole)
+
+
 def test_plan_tells_the_cost_and_does_nothing(run, finished):
     before = outputs(run)
     done = start(run, "--plan", "--limit", "2")
     assert done.returncode == 0 and "8 items of each task on the model lora" in done.stdout, done.stdout + done.stderr
     assert "would run" in done.stdout and outputs(run) == before
     assert not (run / "11_eval" / "work").exists()
+
+
+def test_a_plan_whose_batches_do_not_fit_is_a_failure_with_what_to_do(run, monkeypatch):
+    from pipeline_lib.config.run import RunConfig
+    from pipeline_lib.evaluation.probe import estimate_cost
+    from pipeline_lib.evaluation.questionnaire import Questionnaire
+    from pipeline_lib.evaluation.scoring import TokenScorer
+    from pipeline_lib.stage import Stage, StageFailure
+
+    def exhausted(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(TokenScorer, "score", exhausted)
+    settings = {"models": ["sft"], "tasks": ["domain"], "comparisons": [], "batch_tokens": 4096}
+    stage = Stage(BY_NAME["11_eval"], RunConfig(evaluate=settings), run, 1, "")
+    with pytest.raises(StageFailure, match=r"batches of 4,096 tokens \(domain\).*; lower evaluate\.batch_tokens"):
+        estimate_cost(stage, Questionnaire.read(stage))
 
 
 def test_help_loads_no_heavy_library():

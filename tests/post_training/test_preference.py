@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy
 import pytest
 
-from pipeline_lib.stage.errors import StageInterrupted
+from pipeline_lib.stage.errors import StageFailure, StageInterrupted
 from pipeline_lib.stage.ledger import Ledger
 from pipeline_lib.stage.manifest import MANIFEST, Manifest
 from pipeline_lib.stage.progress import progress
@@ -100,6 +100,48 @@ def test_a_reference_that_is_stopped_half_way_goes_on_after_its_last_slice_to_th
     assert f"12 of {len(pairs)} pairs were finished before, continuing" in capsys.readouterr().out
     for column in logp_slices.REFERENCE:
         assert list(continued[column]) == list(undisturbed[column])
+
+
+def limit_pairs(monkeypatch, largest):
+    """Let memory run out in reference passes of more pairs than that; return the list of the sizes that are tried."""
+    import torch
+
+    from pipeline_lib.post_training.preference import PairTrainer
+
+    compute, tried = PairTrainer.compute_ref_log_probs, []
+
+    def limited(self, model, inputs):
+        tried.append(len(inputs["input_ids"]) // 2)
+        if tried[-1] > largest:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return compute(self, model, inputs)
+
+    monkeypatch.setattr(PairTrainer, "compute_ref_log_probs", limited)
+    return tried
+
+
+def test_pairs_that_do_not_fit_into_memory_together_are_judged_in_halves(trainer, pairs, monkeypatch, capsys):
+    whole = trainer.answer_logps(trainer.train_dataset, "held-out pairs")
+    tried = limit_pairs(monkeypatch, 1)
+    halves = trainer.answer_logps(trainer.train_dataset, "held-out pairs")
+    assert halves == pytest.approx(whole, rel=1e-5, abs=1e-4)
+    assert tried[:7] == [4, 2, 1, 1, 2, 1, 1] and tried.count(1) == len(pairs)
+    assert "held-out pairs: memory ran out, so batches were done in halves" in capsys.readouterr().out
+
+
+def test_a_pair_that_does_not_fit_alone_is_a_failure_that_names_the_setting(trainer, monkeypatch):
+    limit_pairs(monkeypatch, 0)
+    with pytest.raises(StageFailure, match=r"held-out pairs: not even one pair fits; lower dpo\.max_length"):
+        trainer.answer_logps(trainer.train_dataset, "held-out pairs")
+
+
+def test_an_error_of_another_kind_is_not_taken_for_exhausted_memory(trainer, monkeypatch):
+    def broken(self, model, inputs):
+        raise RuntimeError("shape mismatch")
+
+    monkeypatch.setattr(type(trainer), "compute_ref_log_probs", broken)
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        trainer.answer_logps(trainer.train_dataset, "held-out pairs")
 
 
 def test_the_loss_is_that_of_the_paper(trainer):

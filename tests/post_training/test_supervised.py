@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pyarrow
 import pytest
 
+from pipeline_lib.stage.errors import StageFailure
 from pipeline_lib.stage.ledger import Ledger
 from pipeline_lib.stage.manifest import MANIFEST, Manifest
 from pipeline_lib.stage.progress import progress
@@ -102,6 +103,33 @@ def test_the_held_out_figures_are_those_of_all_tokens_whatever_the_micro_batch(
     for micro_batch in (1, 4, 9):
         figures = make_trainer(both, folder, batching=batching, micro_batch=micro_batch).evaluate_tokens(both)
         assert figures == {"val_loss": pytest.approx(loss, abs=1e-5), "val_token_accuracy": pytest.approx(accuracy)}
+
+
+@pytest.mark.parametrize("batching", ["length", "pack"])
+def test_held_out_examples_that_do_not_fit_into_memory_together_are_measured_in_halves(
+    make_trainer, examples, monkeypatch, capsys, batching
+):
+    part = examples.take(range(7))
+    trainer = make_trainer(part, batching=batching, micro_batch=4)
+    whole = trainer.evaluate_tokens(part)
+    forward, tried, largest = trainer.model.forward, [], 2 * max(part.lengths)
+
+    def limited(**inputs):
+        tried.append(inputs["input_ids"].numel())
+        if tried[-1] > largest:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+        return forward(**inputs)
+
+    monkeypatch.setattr(trainer.model, "forward", limited)
+    halves = trainer.evaluate_tokens(part)
+    assert halves == {
+        "val_loss": pytest.approx(whole["val_loss"], rel=1e-6),
+        "val_token_accuracy": whole["val_token_accuracy"],
+    }
+    assert len(tried) > 4 and "held-out examples: memory ran out" in capsys.readouterr().out
+    largest = 0
+    with pytest.raises(StageFailure, match=r"held-out examples: not even one example fits; lower sft\.max_length"):
+        trainer.evaluate_tokens(part)
 
 
 def test_packed_conversations_do_not_see_each_other(make_trainer, examples):

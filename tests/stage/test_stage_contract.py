@@ -207,6 +207,17 @@ def test_a_defect_is_exit_1_with_its_traceback_in_the_log(toy: Toy):
     assert code == 0 and "2 of 6" in out, "units finished before the crash are kept"
 
 
+@pytest.mark.parametrize("fault", ["memory", "GPU memory"])
+def test_memory_that_runs_out_in_a_library_is_one_line_with_its_traceback_in_the_log(toy: Toy, fault: str):
+    code, out, err = toy.run(TOY_BROKEN=fault)
+    assert code == 1 and err.startswith("error: out of memory: use smaller batches") and err.count("\n") == 1
+    assert "Traceback" not in out and "to allocate" in (toy.folder / "log.txt").read_text()
+    code, out, err = toy.run("--plan", TOY_BROKEN=fault)
+    assert code == 1 and err.startswith("error: out of memory: ") and err.count("\n") == 1
+    code, out, _ = toy.run()
+    assert code == 0 and "2 of 6" in out, "units finished before are kept"
+
+
 def test_a_damaged_output_is_noticed_and_made_again(toy: Toy):
     assert toy.run()[0] == 0
     digest = toy.manifest()["outputs_digest"]

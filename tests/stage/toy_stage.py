@@ -1,9 +1,9 @@
 """A stage as small as a stage can be: squares of numbers, one unit each; knobs come by environment.
 
 TOY_UNITS: number of units; TOY_SLEEP: seconds inside a unit between writing its file and finishing it; TOY_BROKEN:
-which fault to make (unbalanced, empty, crash, user, exit1, probe, lost worker). TOY_WORKERS: processes that square;
-TOY_WORK: seconds that one takes for a square. TOY_NOTE and TOY_PASSING_NOTE: lines for the card, one that lasts and one
-that does not.
+which fault to make (unbalanced, empty, crash, user, exit1, probe, lost worker, memory, GPU memory). TOY_WORKERS:
+processes that square; TOY_WORK: seconds that one takes for a square. TOY_NOTE and TOY_PASSING_NOTE: lines for the card,
+one that lasts and one that does not.
 """
 
 import os
@@ -16,6 +16,10 @@ sys.path.insert(0, os.environ["TOY_SCRIPTS"])
 
 from pipeline_lib.stage import Estimate, Stage, StageFailure, UserError, ordered_map, run_stage  # noqa: E402
 from pipeline_lib.stage.catalog import StageSpec  # noqa: E402
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch has it, which is no MemoryError."""
 
 
 def square(key: str) -> int:
@@ -53,6 +57,10 @@ def run(stage: Stage) -> None:
             unit.result = {"square": squared, "number": number}
             if fault == "crash" and number == 2:
                 raise RuntimeError("a defect")
+            if fault == "memory" and number == 2:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+            if fault == "GPU memory" and number == 2:
+                raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             if fault == "failure" and number == 2:
                 raise StageFailure("cleaning removed everything; loosen the rules")
     log = stage.work / "timings.txt"
@@ -69,6 +77,8 @@ def run(stage: Stage) -> None:
 def estimate(stage: Stage) -> Estimate:
     if os.environ.get("TOY_BROKEN") == "probe":
         raise StageFailure("no number could be squared")
+    if "memory" in os.environ.get("TOY_BROKEN", ""):
+        raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     return Estimate(1.0, 1 << 20, 1 << 10, "one number was squared")
 
 

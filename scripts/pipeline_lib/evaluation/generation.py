@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .batching import token_batches
+from .kept_answers import Asking, Batch, ask_all
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,10 +24,12 @@ def greedy_tokens(
     max_new_tokens: int,
     stop_tokens: Sequence[int],
     batch_tokens: int,
+    asking: Asking = ask_all,
 ) -> list[list[int]]:
     """Return the most likely continuation of each prompt, up to and without the first stop token.
 
-    batch_tokens bounds rows x (prompt + new tokens). Raises ValueError for an empty prompt.
+    batch_tokens bounds rows x (prompt + new tokens); asking: how batches are asked (kept_answers.py). Raises ValueError
+    for an empty prompt.
     """
     from transformers import GenerationConfig
 
@@ -39,8 +42,8 @@ def greedy_tokens(
         eos_token_id=list(stop_tokens),
         pad_token_id=stop_tokens[0],
     )
-    answers: list[list[int]] = [[] for _ in prompts]
-    for batch in token_batches([len(prompt) + max_new_tokens for prompt in prompts], batch_tokens):
+
+    def ask(batch: Batch) -> list[list[int]]:
         longest = max(len(prompts[index]) for index in batch)
         tokens = torch.full((len(batch), longest), stop_tokens[0], dtype=torch.long)
         mask = torch.zeros_like(tokens)
@@ -49,8 +52,14 @@ def greedy_tokens(
             mask[row, longest - len(prompts[index]) :] = 1
         device = model.device
         made = model.generate(tokens.to(device), attention_mask=mask.to(device), generation_config=settings)
-        for index, row in zip(batch, made[:, longest:].tolist(), strict=True):
-            answers[index] = _until_stop(row, stop_tokens)
+        return [_until_stop(row, stop_tokens) for row in made[:, longest:].tolist()]
+
+    batches = token_batches([len(prompt) + max_new_tokens for prompt in prompts], batch_tokens)
+    answers: list[list[int]] = [[] for _ in prompts]
+    made = asking([max_new_tokens, list(stop_tokens), prompts], batches, ask)
+    for batch, rows in zip(batches, made, strict=True):
+        for index, row in zip(batch, rows, strict=True):
+            answers[index] = row
     return answers
 
 

@@ -22,6 +22,7 @@ from lm_eval.api.model import LM
 from pipeline_lib.stage import UserError
 
 from .generation import cut_at, greedy_tokens
+from .kept_answers import Asking, ask_all
 from .scoring import TokenScorer
 
 if TYPE_CHECKING:
@@ -43,9 +44,15 @@ class EvaluatedModel(LM):
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
         self.scorer = TokenScorer(model, model.config.max_position_embeddings, batch_tokens)
+        self.asking: Asking = ask_all
         bos = tokenizer.bos_token_id
         self.beginning = tokenizer.eos_token_id if bos is None else bos
         self.stop_tokens = self._find_stop_tokens()
+
+    def begin_task(self, asking: Asking) -> None:
+        """Count shortened prompts from zero, and ask the batches of what comes next in this way (kept_answers.py)."""
+        self.scorer.truncated = 0
+        self.asking = asking
 
     def _find_stop_tokens(self) -> list[int]:
         """End of text first, then whatever else ends an answer: the end of a chat turn, the model's own settings."""
@@ -82,7 +89,7 @@ class EvaluatedModel(LM):
 
     def loglikelihood(self, requests: list["Instance"]) -> list[tuple[float, bool]]:
         """(log-likelihood of the continuation in nats, is it the greedy one) per (context, continuation)."""
-        scored = self.scorer.score(self.split_pairs([request.args for request in requests]))
+        scored = self.scorer.score(self.split_pairs([request.args for request in requests]), self.asking)
         return [(likelihood.log_likelihood, likelihood.is_greedy) for likelihood in scored]
 
     def loglikelihood_rolling(self, requests: list["Instance"]) -> list[float]:
@@ -95,7 +102,7 @@ class EvaluatedModel(LM):
                 windows.append((tokens[:1], tokens[1:]))
                 owners.append(owner)
         totals = [0.0] * len(requests)
-        for owner, likelihood in zip(owners, self.scorer.score(windows), strict=True):
+        for owner, likelihood in zip(owners, self.scorer.score(windows, self.asking), strict=True):
             totals[owner] += likelihood.log_likelihood
         return totals
 
@@ -124,6 +131,7 @@ class EvaluatedModel(LM):
                 settings["max_new_tokens"],
                 self.stop_tokens,
                 self.batch_tokens,
+                self.asking,
             )
             for index, text in zip(indices, self.tokenizer.batch_decode(made, skip_special_tokens=True), strict=True):
                 answers[index] = cut_at(text, settings["until"])

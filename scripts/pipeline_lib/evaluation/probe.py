@@ -3,7 +3,8 @@
 import time
 from typing import TYPE_CHECKING
 
-from pipeline_lib.stage import Estimate
+from pipeline_lib.oom_handler import is_out_of_memory
+from pipeline_lib.stage import Estimate, StageFailure
 from pipeline_lib.stage.memory import own_peak_bytes
 
 from .questionnaire import MODELS, Questionnaire, model_folder
@@ -18,7 +19,8 @@ BYTES_PER_SAMPLE = 150
 def estimate_cost(stage: "Stage", questions: Questionnaire) -> Estimate:
     """Return time, memory and disk of the whole stage, from two small samples of every task on one model.
 
-    Two sizes tell what asking a task costs at all from what one more item costs.
+    Two sizes tell what asking a task costs at all from what one more item costs. Raises StageFailure when memory runs
+    out.
     """
     from .harness import run_task
     from .language_model import choose_device, load_model
@@ -32,7 +34,15 @@ def estimate_cost(stage: "Stage", questions: Questionnaire) -> Estimate:
     def time_items(task: str, count: int) -> tuple[int, float]:
         records = questions.items[task].records[:count]
         started = time.perf_counter()
-        run_task(model, questions.tasks[task], records, MODELS[name].chat, settings.document_bytes)
+        try:
+            run_task(model, questions.tasks[task], records, MODELS[name].chat, settings.document_bytes)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise StageFailure(
+                f"out of memory with batches of {settings.batch_tokens:,} tokens ({task}), which the evaluation would"
+                " do in halves; lower evaluate.batch_tokens"
+            ) from None
         return len(records), time.perf_counter() - started
 
     costs = {}

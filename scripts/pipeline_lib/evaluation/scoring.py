@@ -24,6 +24,7 @@ import torch
 from pipeline_lib.stage import StageFailure
 
 from .batching import token_batches
+from .kept_answers import Asking, Batch, ask_all
 from .shared_prefix import Row, Window, as_tensors, separate_rows, shared_rows
 
 if TYPE_CHECKING:
@@ -76,22 +77,35 @@ class TokenScorer:
         """Return the hidden states [rows, longest, width] that the head reads."""
         return self.model.base_model(**inputs, use_cache=False).last_hidden_state
 
-    def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Likelihood]:
+    def score(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], asking: Asking = ask_all) -> list[Likelihood]:
         """Return one Likelihood per (context, continuation); both need at least one token.
 
         A continuation longer than the model's input is scored in pieces, each after all tokens before it that fit. A
-        context that does not fit loses tokens from its left; `truncated` counts those. Raises StageFailure when a
-        likelihood is not finite, because comparisons with NaN would silently prefer the first choice.
+        context that does not fit loses tokens from its left; `truncated` counts those. asking: how batches are asked
+        (kept_answers.py). Raises StageFailure when a likelihood is not finite, because comparisons with NaN would
+        silently prefer the first choice.
         """
         totals, misses = [0.0] * len(pairs), [0] * len(pairs)
         windows = self._windows(pairs)
         rows = shared_rows(windows, self.max_length) if self._shares else separate_rows(windows)
-        for kind in ([row for row in rows if row.is_shared], [row for row in rows if not row.is_shared]):
-            for batch in token_batches([len(row.tokens) for row in kind], self.batch_tokens):
-                for owner, log_likelihood, missed in self._score_batch([kind[index] for index in batch]):
-                    totals[owner] += log_likelihood
-                    misses[owner] += missed
+
+        def ask(batch: Batch) -> list[tuple[int, float, int]]:
+            return self._score_batch([rows[index] for index in batch])
+
+        for scored in asking([self._shares, pairs], self._batches(rows), ask):
+            for owner, log_likelihood, missed in scored:
+                totals[owner] += log_likelihood
+                misses[owner] += missed
         return [Likelihood(total, missed == 0) for total, missed in zip(totals, misses, strict=True)]
+
+    def _batches(self, rows: list[Row]) -> list[list[int]]:
+        """Return batches of places in `rows`; those that need a mask come first and apart from those that do not."""
+        batches = []
+        for shared in (True, False):
+            places = [place for place, row in enumerate(rows) if row.is_shared == shared]
+            cut = token_batches([len(rows[place].tokens) for place in places], self.batch_tokens)
+            batches += [[places[index] for index in batch] for batch in cut]
+        return batches
 
     def _windows(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Window]:
         """Return (pair, context, piece of the continuation) that fit the model: context + piece - 1 <= max_length."""

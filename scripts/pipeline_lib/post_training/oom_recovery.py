@@ -11,17 +11,20 @@ gradient is rounded, and doubled again after a while (oom_handler.SafeBatchSizes
 to one length. A packed micro-batch is a single row of many conversations: it is cut between them, where attention
 ends, and its size counts tokens. What the trainer's own metrics average is averaged over pieces instead of
 micro-batches.
+
+Passes without a gradient (held-out figures, the reference of DPO) need none of this: their examples are independent,
+so a batch that does not fit is done in halves.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
-from pipeline_lib.oom_handler import SafeBatchSizes, free_memory, is_out_of_memory
+from pipeline_lib.oom_handler import Result, SafeBatchSizes, free_memory, in_halves, is_out_of_memory
 from pipeline_lib.stage import Stage, StageFailure
 
 Inputs = dict[str, Any]
@@ -113,6 +116,23 @@ class OutOfMemoryRecovery:
         if _BORDERS in inputs:
             again = f"conversations were done again at most {self._size(inputs):,} tokens"
         self.stage.note(f"step {step}: memory ran out, its {again} at a time; the gradient is the same")
+
+    def measure_in_halves(
+        self, do: Callable[[Sequence[int]], Result], indices: Sequence[int], label: str, one: str
+    ) -> list[Result]:
+        """Return what a pass without a gradient makes of some examples, in the pieces that memory needs, and note it.
+
+        label: of the whole measurement; one: what an index stands for. Raises StageFailure when not even one fits.
+        """
+        section = self.stage.spec.section
+        return in_halves(
+            do,
+            indices,
+            tell=lambda: self.stage.note(
+                f"{label}: memory ran out, so batches were done in halves; only the rounding differs"
+            ),
+            alone=f"out of memory: {label}: not even one {one} fits; lower {section}.max_length",
+        )
 
     def tell_of_safe_sizes(self, packed: bool) -> None:
         """Note which sizes of a checkpoint are smaller than a whole micro-batch."""

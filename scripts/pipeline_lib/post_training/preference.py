@@ -11,6 +11,7 @@ What is measured on held-out pairs, before and after:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy
@@ -57,11 +58,18 @@ class PairTrainer(ResumableTrainer, DPOTrainer):
         """Return log p(chosen), log p(rejected) under the present model, float32 [pairs, 2].
 
         Batches are made of pairs of similar length. The first ones, which `slices` holds, are not computed again, and
-        the others are added to it. Raises StageInterrupted between batches when a signal arrived.
+        the others are added to it. Where memory runs out a batch is done in halves. Raises StageInterrupted between
+        batches when a signal arrived, and StageFailure when not even one pair fits into memory.
         """
         size = self.args.per_device_train_batch_size
         order = epoch_order(pair_lengths(dataset), size, by_length=True, seed=0, epoch=0)
         logps = numpy.empty((len(dataset), 2), dtype=numpy.float32)
+
+        def judge(indices: Sequence[int]) -> numpy.ndarray:
+            inputs = self._prepare_inputs(self.data_collator([dataset[index] for index in indices]))
+            answers = self.compute_ref_log_probs(self.model, inputs)
+            return numpy.stack([side.float().cpu().numpy() for side in answers], axis=1)
+
         known = logps[:0] if slices is None else slices.logps
         logps[order[: len(known)]] = known
         self.model.eval()
@@ -69,9 +77,7 @@ class PairTrainer(ResumableTrainer, DPOTrainer):
             bar.skip(len(known))
             for start in range(len(known), len(order), size):
                 indices = order[start : start + size]
-                inputs = self._prepare_inputs(self.data_collator([dataset[index] for index in indices]))
-                answers = self.compute_ref_log_probs(self.model, inputs)
-                logps[indices] = batch = numpy.stack([side.float().cpu().numpy() for side in answers], axis=1)
+                logps[indices] = batch = numpy.concatenate(self.measure_in_halves(judge, indices, label, "pair"))
                 if slices is not None:
                     slices.add(batch)
                 bar.advance(len(indices))

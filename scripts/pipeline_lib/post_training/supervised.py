@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,25 +33,30 @@ class ConversationTrainer(ResumableTrainer, SFTTrainer):
         """Return the loss of assistant tokens (nats) and the share predicted first, on held-out examples.
 
         Both are sums over the tokens of all examples divided by their number. TRL takes the mean over micro-batches of
-        the mean in each, which changes with the micro-batch. Raises StageInterrupted between batches when a signal
-        arrived.
+        the mean in each, which changes with the micro-batch. Where memory runs out a batch is done in halves. Raises
+        StageInterrupted between batches when a signal arrived, and StageFailure when not even one example fits into
+        memory.
         """
         if not len(examples):
             return {}
         size, dataset = self.args.per_device_eval_batch_size, examples.dataset()
         order = epoch_order(examples.lengths, size, by_length=True, seed=0, epoch=0)
+
+        def score(indices: Sequence[int]) -> tuple[float, int, int]:
+            inputs = self._prepare_inputs(self.data_collator([dataset[index] for index in indices]))
+            with torch.no_grad(), self.accelerator.autocast():
+                outputs = self.model(**inputs, use_cache=False, fused_lm_head=True)
+            # In double precision, so that the order of the sum does not show in the figures.
+            loss = -outputs.log_probs.double().sum().item()
+            return loss, int(outputs.is_top1.sum()), int(outputs.label_mask.sum())
+
         total, first, tokens = 0.0, 0, 0
         self.model.eval()
         with self.stage.progress(len(order), "held-out examples", "examples") as bar:
             for start in range(0, len(order), size):
                 indices = order[start : start + size]
-                inputs = self._prepare_inputs(self.data_collator([dataset[index] for index in indices]))
-                with torch.no_grad(), self.accelerator.autocast():
-                    outputs = self.model(**inputs, use_cache=False, fused_lm_head=True)
-                # In double precision, so that the order of the sum does not show in the figures.
-                total -= outputs.log_probs.double().sum().item()
-                first += int(outputs.is_top1.sum())
-                tokens += int(outputs.label_mask.sum())
+                for loss, hits, scored in self.measure_in_halves(score, indices, "held-out examples", "example"):
+                    total, first, tokens = total + loss, first + hits, tokens + scored
                 bar.advance(len(indices))
                 self.stage.stop_if_interrupted()
         loss = total / tokens

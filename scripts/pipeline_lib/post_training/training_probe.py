@@ -6,6 +6,7 @@ that of the GPU where training uses one, and of this process otherwise.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -35,9 +36,10 @@ def estimate_training(
 ) -> Estimate:
     """Time forward and backward passes of one micro-batch and extrapolate to all steps.
 
-    examples: how many there are; mean_tokens: of one sequence; sequences: per example (2 for pairs); forward_share:
-    further forward passes per step, as a share of a whole step (the reference model of DPO); adapters: whether these
-    are trained, on the frozen model, and merged into it afterwards. Raises StageFailure when memory runs out.
+    examples: how many there are; mean_tokens: of one sequence, before packing; sequences: per example (2 for pairs);
+    forward_share: further forward passes per step, as a share of a whole step (the reference model of DPO); adapters:
+    whether these are trained, on the frozen model, and merged into it afterwards. Raises StageFailure when memory runs
+    out.
     """
     prepare_libraries(stage)
     settings = stage.settings
@@ -49,9 +51,12 @@ def estimate_training(
     model = load_adapted(model_folder, settings, dtype) if adapters else load_model(model_folder)
     check_context(model, settings, stage.spec.section)
     rows = settings.micro_batch * sequences
-    length = max(2, min(round(mean_tokens), settings.max_length))
+    length = conversation = max(2, min(round(mean_tokens), settings.max_length))
+    if settings.batching == "pack":
+        # As if no sequence had padding: how the lengths fit together is known only after all are tokenised.
+        examples, length = math.ceil(examples * min(mean_tokens / settings.max_length, 1.0)), settings.max_length
     try:
-        passes = TrainingPasses(model, settings, dtype)
+        passes = TrainingPasses(model, settings, dtype, conversation)
         seconds = passes.seconds(rows, length) * (1 + forward_share)
         peak = passes.peak_bytes(rows, settings.max_length)
     except (RuntimeError, MemoryError) as error:
@@ -82,9 +87,13 @@ def _peak_bytes() -> int:
 class TrainingPasses:
     """Forward and backward passes as the trainer makes them, without an update."""
 
-    def __init__(self, model: torch.nn.Module, settings: FineTuningSettings, dtype: str):
-        """dtype: of the matrix products, float32 or bfloat16; the weights stay in float32."""
+    def __init__(self, model: torch.nn.Module, settings: FineTuningSettings, dtype: str, conversation: int = 0):
+        """dtype: of the matrix products, float32 or bfloat16; the weights stay in float32.
+
+        conversation: tokens of each conversation of a packed sequence; used with batching "pack" only.
+        """
         self.device = choose_device()
+        self._conversation = conversation if settings.batching == "pack" else 0
         self._model = model.to(self.device).train()
         self._lower_precision = dtype == "bfloat16"
         if settings.activation_checkpointing:
@@ -103,9 +112,17 @@ class TrainingPasses:
         return _peak_bytes()
 
     def run(self, rows: int, length: int) -> None:
-        """Do one pass over random tokens [rows, length]."""
+        """Do one pass over random tokens [rows, length]; packed ones lie in a single row [1, rows * length].
+
+        So does TRL's collator, and the positions, which restart with every conversation, make an attention mask of the
+        square of that row.
+        """
         ids = torch.randint(self._model.config.vocab_size, (rows, length), device=self.device)
+        inputs = {"input_ids": ids}
+        if self._conversation:
+            positions = (torch.arange(length, device=self.device) % self._conversation).expand(rows, length)
+            inputs = {"input_ids": ids.reshape(1, -1), "position_ids": positions.reshape(1, -1)}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._lower_precision):
-            loss = self._model(input_ids=ids, labels=ids, use_cache=False).loss
+            loss = self._model(**inputs, labels=inputs["input_ids"], use_cache=False).loss
         loss.backward()
         self._model.zero_grad(set_to_none=True)

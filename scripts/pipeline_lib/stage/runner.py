@@ -38,7 +38,7 @@ from .memory import PeakMemory
 from .parallel import available_cores
 from .plan import Estimate, print_plan
 from .stage import Stage
-from .system_errors import spell_system_error, tells_of_a_full_disk
+from .system_errors import is_out_of_memory, spell_system_error, tells_of_a_full_disk
 from .torchrun import restart, starts_again
 from .workspace import Workspace, finish_publication
 
@@ -101,15 +101,17 @@ def run_stage(
         code = _complain(error, 2)
     except StageFailure as error:
         code = _complain(error, 1)
-    except MemoryError:
-        code = _complain(
-            "out of memory: use smaller batches or fewer threads, then start again; finished units are kept", 1
-        )
     except BrokenPipeError:  # the reader of our output left, as in `... --plan | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
         code = _complain(spell_system_error(error), 1)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        code = _complain(
+            "out of memory: use smaller batches or fewer threads, then start again; finished units are kept", 1
+        )
     except KeyboardInterrupt:
         code = _complain("stopped at once; the same command continues: only the unit in hand is done again", 130)
     sys.stdout.flush()
@@ -301,9 +303,10 @@ def _run_and_publish(
             workspace.discard_if_empty()
             workspace.give_up_force()
         raise
-    except (MemoryError, KeyboardInterrupt):
-        raise
     except Exception as error:
+        if is_out_of_memory(error):  # torch's errors are no MemoryError
+            stage.log(traceback.format_exc().rstrip())
+            raise
         if tells_of_a_full_disk(error):  # safetensors, tokenizers and others wrap it in errors of their own
             stage.log(traceback.format_exc().rstrip())
             raise OSError(errno.ENOSPC, str(error)) from None

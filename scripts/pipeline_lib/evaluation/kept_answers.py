@@ -1,0 +1,111 @@
+"""The answers to the batches of one (model, task) on disk: a kill loses seconds of them, and none is asked twice.
+
+    answers/sft.gsm8k.jsonl    a journal (stage/journal.py): a line holds the answers to some batches, in their order
+
+A line is written when WRITE_SECONDS are over, and when the asking ends, also by a signal or an error. Where lines are
+cut depends on the machine and enters no number: the batches are a function of the requests (batching.py), so every
+start makes the same ones, and JSON spells a float64 exactly. A line names its requests and their batches by a digest:
+answers to other ones, such as another machine's that cannot share prompts (scoring.py), are not taken for these.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pipeline_lib.oom_handler import in_halves
+from pipeline_lib.stage import json_digest
+from pipeline_lib.stage.journal import Journal
+
+if TYPE_CHECKING:
+    from pipeline_lib.stage import Stage
+
+WRITE_SECONDS = 10.0
+"""Time from one line to the next: what a kill can lose, besides the batch in hand."""
+
+Batch = Sequence[int]
+"""Places of requests that go through the model together."""
+
+
+class Asking(Protocol):
+    """How the batches of a list of requests are asked."""
+
+    def __call__(self, requests: Any, batches: Sequence[Batch], ask: Callable[[Batch], list]) -> list[list]:
+        """Return what `ask` returns for each batch, in their order.
+
+        requests: JSON that tells these requests from any others; ask: gives a list of JSON values for a batch, for its
+        parts the parts of that list.
+        """
+
+
+def ask_all(requests: Any, batches: Sequence[Batch], ask: Callable[[Batch], list]) -> list[list]:
+    """Ask every batch, and keep nothing."""
+    return [ask(batch) for batch in batches]
+
+
+class KeptAnswers:
+    """An `Asking` that keeps its answers. Use as a context manager: leaving it writes what is waiting."""
+
+    def __init__(self, stage: Stage, key: str):
+        """key: of the unit whose requests these are. Reads what earlier starts kept."""
+        self._stage = stage
+        self._key = key
+        self._path = stage.work / "answers" / f"{key}.jsonl"
+        self._journal = Journal(self._path) if self._path.exists() else None
+        self._known: dict[str, list[list]] = {}
+        for record in self._journal.records if self._journal else []:
+            self._known.setdefault(record["requests"], []).extend(record["answers"])
+        self._waiting: dict[str, list[list]] = {}
+        self._written_at = time.monotonic()
+
+    def __call__(self, requests: Any, batches: Sequence[Batch], ask: Callable[[Batch], list]) -> list[list]:
+        """See `Asking`; batches that were answered before are not asked, one that does not fit is asked in halves.
+
+        Raises StageInterrupted between batches, and StageFailure when not even a single request fits into memory.
+        """
+        digest = json_digest([requests, batches])
+        answers = list(self._known.get(digest, []))
+        if 0 < len(answers) < len(batches):
+            known = f"{len(answers):,} of {len(batches):,} batches"
+            self._stage.say(f"  {self._key}: {known} were finished before, continuing")
+        with self._stage.progress(len(batches), self._key, "batches") as bar:
+            bar.skip(len(answers))
+            for batch in batches[len(answers) :]:
+                answers.append(self._ask_in_halves(batch, ask))
+                self._waiting.setdefault(digest, []).append(answers[-1])
+                if time.monotonic() - self._written_at >= WRITE_SECONDS:
+                    self._write()
+                bar.advance(1)
+                self._stage.stop_if_interrupted()
+        return answers
+
+    def _ask_in_halves(self, batch: Batch, ask: Callable[[Batch], list]) -> list:
+        parts = in_halves(
+            ask,
+            batch,
+            tell=lambda: self._stage.note(
+                f"{self._key}: memory ran out, so batches were done in halves; only the rounding differs (a smaller"
+                " evaluate.batch_tokens avoids it)"
+            ),
+            alone=f"out of memory: {self._key}: not even one request fits; set evaluate.dtype to bfloat16, or"
+            " evaluate.device to cpu",
+        )
+        return [answer for part in parts for answer in part]
+
+    def _write(self) -> None:
+        if self._journal is None and self._waiting:
+            self._path.parent.mkdir(exist_ok=True)
+            self._journal = Journal(self._path)
+        for digest, answers in self._waiting.items():
+            self._journal.append({"requests": digest, "answers": answers})
+        self._waiting = {}
+        self._written_at = time.monotonic()
+
+    def __enter__(self) -> KeptAnswers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._write()
+        if self._journal is not None:
+            self._journal.close()
