@@ -48,7 +48,8 @@ def ask(stage: "Stage", questions: "Questionnaire") -> None:
     import pyarrow.parquet
 
     from pipeline_lib.evaluation.harness import run_task
-    from pipeline_lib.evaluation.language_model import choose_device, load_model
+    from pipeline_lib.evaluation.language_model import load_model
+    from pipeline_lib.evaluation.placement import choose_device
     from pipeline_lib.evaluation.questionnaire import MODELS, model_folder
     from pipeline_lib.evaluation.results import samples_table
 

@@ -21,7 +21,8 @@ def estimate_cost(stage: "Stage", questions: Questionnaire) -> Estimate:
     Two sizes tell what asking a task costs at all from what one more item costs.
     """
     from .harness import run_task
-    from .language_model import choose_device, load_model
+    from .language_model import load_model
+    from .placement import choose_device
 
     settings = stage.settings
     name = settings.models[-1]
