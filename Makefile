@@ -10,6 +10,10 @@ STAGES  := $(sort $(wildcard scripts/[0-9][0-9]_*.py))
 CHOICE  := --config $(CONFIG)$(if $(RUN_DIR), --run-dir "$(RUN_DIR)")
 MODULE  := PYTHONPATH=scripts $(PY) -m
 
+# Packages are installed uncompiled, so Python must be allowed to keep what it compiles at the first import: in a shell
+# that forbids it, as in many container images, every start of every process would compile torch and transformers anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # A --run-dir in FLAGS would reach the scripts alone, and the card, the report and the chat would be of another run.
 ifneq ($(findstring --run-dir,$(FLAGS)),)
 $(error FLAGS holds --run-dir; say RUN_DIR=FOLDER instead, which the card, the report and the chat are told too)

@@ -65,6 +65,7 @@ def machine() -> str:
 def run_benchmark(script: Path, options: Sequence[str] = ()) -> list[dict] | None:
     """Return the rows a benchmark printed, or None when it failed (its own message is on stderr)."""
     environment = {**os.environ, "PYTHONPATH": str(script.parents[1] / "scripts"), "HF_HUB_OFFLINE": "1"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # ours and the peers' imports would be compiled at every start
     done = subprocess.run(
         [sys.executable, str(script), *options], env=environment, stdout=subprocess.PIPE, text=True, check=False
     )

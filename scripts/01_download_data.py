@@ -15,11 +15,19 @@ if TYPE_CHECKING:
 def run(stage: Stage) -> None:
     from pipeline_lib import engines
     from pipeline_lib.sources.base import Workbench
+    from pipeline_lib.sources.growth import published_provenance
     from pipeline_lib.sources.registry import open_sources, what_is_missing, what_is_not_installed
     from pipeline_lib.sources.writer import write_sources
 
     engines.prepare(stage)
-    bench = Workbench(stage.work / "scratch", stage.say, stage.stop_if_interrupted, stage.signals.while_waiting)
+    bench = Workbench(
+        stage.work / "scratch",
+        stage.say,
+        stage.stop_if_interrupted,
+        stage.signals.while_waiting,
+        note=stage.note,
+        published=published_provenance(stage),
+    )
     for line in what_is_missing(stage.settings):
         stage.note(line)
     for line in what_is_not_installed(stage.settings):

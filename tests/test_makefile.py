@@ -26,9 +26,9 @@ def make(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
     handed_on = ("MAKE", "MFLAGS", "FLAGS", "CONFIG", "RUN_DIR")
     outer = {name: value for name, value in os.environ.items() if not name.startswith(handed_on)}
 
-    def run(*words: str) -> subprocess.CompletedProcess:
+    def run(*words: str, **variables: str) -> subprocess.CompletedProcess:
         command = ["make", "-C", str(ROOT), "--no-print-directory", f"VENV={tmp_path / 'venv'}", *words]
-        return subprocess.run(command, env=outer, capture_output=True, text=True, check=False, timeout=60)
+        return subprocess.run(command, env=outer | variables, capture_output=True, text=True, check=False, timeout=60)
 
     return run
 
@@ -52,6 +52,11 @@ def test_a_run_folder_among_the_flags_is_refused_and_nothing_runs(make):
     done = make("all", "FLAGS=--force --run-dir /runs/mine")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and "say RUN_DIR=FOLDER instead" in done.stderr
+
+
+def test_what_python_compiles_is_kept_also_where_the_shell_forbids_it(make):
+    done = make("--eval=probe: ; @echo [$$PYTHONDONTWRITEBYTECODE]", "probe", PYTHONDONTWRITEBYTECODE="1")
+    assert done.stdout == "[]\n", done.stderr
 
 
 VENV_THAT_FAILS_ONCE = """#!/bin/sh

@@ -25,7 +25,7 @@ from .leftovers import scratch_folder
 from .memory_limit import MemoryLimit, parse_size
 from .parameters import WITHOUT_GUARD, DedupParameters
 from .removals import find_removals, finished
-from .weights import has_counts, passed_on
+from .weights import passed_on, refuse_mixed_columns
 
 OUTPUT_NAME = "deduplicated.parquet"
 RECEIPTS_NAME = "removed.parquet"
@@ -82,7 +82,7 @@ def fuzzy_dedup(
     corpus = Corpus(input_files(Path(input_path), output, text_column), *columns, held=held)
     check_outputs(corpus, output, one_file=one_file)
     corpus.check()
-    has_counts(corpus)
+    refuse_mixed_columns(corpus)
     if one_file:
         _check_one_schema(corpus)
     say(f"dedup: {corpus.rows()} documents in {len(corpus.files)} files")
@@ -189,7 +189,7 @@ def write_kept(
                     raise file_changed(piece.file)
                 writer.write_table(_with_columns(table, extra, rows).filter(pa.array(stays[rows])))
                 first += len(table)
-        corpus.refuse_changes({piece.file: None for piece in pieces})
+        corpus.refuse_changes(dict.fromkeys(piece.file for piece in pieces))
 
 
 def _with_columns(table: pa.Table, columns: dict[str, np.ndarray], rows: slice) -> pa.Table:

@@ -35,6 +35,7 @@ from .index_record import RECORD, IndexRecord, check_files, check_inputs, read_r
 from .job import DedupJob
 from .known import Known, Table
 from .leftovers import clear_results
+from .look_up_tables import write_tables
 from .memory_limit import MemoryLimit
 from .parameters import DedupParameters
 from .receipts import Removals
@@ -181,7 +182,7 @@ class DedupIndex:
             removals = collect(job)
             if before is None:
                 check_limits(removals, self.parameters)
-        written = [folder / "removed.arrays", *_write_tables(job, removals, folder / "tables")]
+        written = [folder / "removed.arrays", *write_tables(job, removals.stays(), folder / "tables")]
         source, row = self._origin(removals.survivor, job)
         save_arrays(
             written[0],
@@ -329,24 +330,6 @@ def no_removals(job: DedupJob) -> Removals:
     return Removals(
         job.sketches, job.first_new, job.parameters.bands, nothing, nothing, nothing > 0, nothing, nothing, nothing
     )
-
-
-def _write_tables(job: DedupJob, removals: Removals, folder: Path) -> list[Path]:
-    """Write the sorted look-up tables of what stays; among equal keys the better document comes first."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = np.flatnonzero(removals.stays()) + job.first_new
-    rows = rows[job.rank_columns(rows).best_first()]
-    long_enough = job.sketches.numbers("shingles", len(job.known.sketches))[rows - job.first_new] > 0
-    written = []
-    for name in ["digest_high", *(band_name(band) for band in range(job.parameters.bands))]:
-        mine = rows if name == "digest_high" else rows[long_enough]
-        keys = job.sketches.numbers(name, len(job.known.sketches))[mine - job.first_new]
-        order = np.argsort(keys, kind="stable")
-        for part, values in (("keys", keys[order]), ("rows", mine[order] - job.first_new)):
-            path = folder / f"{name}.{part}.npy"
-            np.save(path, values)
-            written.append(path)
-    return written
 
 
 def _corpus(source: dict) -> Corpus:

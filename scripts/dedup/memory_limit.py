@@ -4,13 +4,12 @@ The limit never changes an answer: it decides how large a run of the external so
 there are, and when mapped pages are given back. Sizes are 2^10, 2^20, 2^30 bytes.
 """
 
-import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
 
 from pipeline_lib.stage import UserError
-from pipeline_lib.stage.memory import free_bytes, give_freed_memory_back
+from pipeline_lib.stage.memory import free_bytes, give_freed_memory_back, own_resident_bytes
 
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 LEAST_ROOM = 48 << 20
@@ -44,11 +43,9 @@ class MemoryLimit:
 
     def room(self) -> int:
         """Return the bytes that may still be allocated. Raises UserError when the limit is too small to work at all."""
-        import psutil
-
         if self.bytes is None:
             return self._half_of_free
-        used = psutil.Process(os.getpid()).memory_info().rss
+        used = own_resident_bytes()
         if self.bytes - used < LEAST_ROOM:
             raise UserError(
                 f"dedup: max_ram is {self.bytes >> 20}M, of which the program itself takes {used >> 20}M;"

@@ -30,7 +30,7 @@ from .leftovers import SCRATCH_NAME, forget_what_does_not_belong, refuse_another
 from .memory_limit import MemoryLimit
 from .parameters import DedupParameters
 from .removals import collect, finished
-from .weights import has_counts, passed_on
+from .weights import passed_on, refuse_mixed_columns
 
 ENGINES = ("local", "slurm", "ray")
 LEAST_TASK_BYTES = 512 << 20
@@ -130,7 +130,7 @@ def executors(run: ScaledRun, engine: str, tasks: int, workers: int, options: di
     if engine not in ENGINES:
         raise UserError(f"dedup: engine is {engine!r}; choose one of {', '.join(ENGINES)}")
     run.corpus.check()
-    has_counts(run.corpus)
+    refuse_mixed_columns(run.corpus)
     check_outputs(run.corpus, run.output)
     options = dict(options or {})
     if engine == "slurm" and not {"partition", "time"} <= options.keys():

@@ -19,21 +19,19 @@ from .receipts import Removals
 DUPLICATES = "duplicates"
 
 
-def has_counts(corpus: Corpus) -> bool:
-    """Tell whether files count in such a column. Raises UserError when others have one that holds something else."""
-    if not any(_is_number(_kind_of_column(file)) for file in corpus.files):
-        return False
-    refuse_other_columns(corpus)
-    return True
+def refuse_mixed_columns(corpus: Corpus) -> None:
+    """Raise UserError when some files count in such a column and another has one that holds something else."""
+    if _has_counts(corpus):
+        refuse_other_columns(corpus)
 
 
 def passed_on(corpus: Corpus, removals: Removals) -> dict[str, np.ndarray]:
     """Return the column `duplicates` as it is to be written where files count in it, nothing where none does.
 
     What a removed document stood for, and itself, its survivor stands for now; survivors that are not of the corpus are
-    not written.
+    not written. The corpus must have passed `refuse_mixed_columns`.
     """
-    if not has_counts(corpus):
+    if not _has_counts(corpus):
         return {}
     own = own_counts(corpus)
     counts = own.copy()
@@ -70,6 +68,10 @@ def own_counts(corpus: Corpus) -> np.ndarray:
             except pa.ArrowInvalid:
                 raise _refusal(piece.file, f"{kind} with fractions or beyond 63 bits") from None
     return np.concatenate(counts)
+
+
+def _has_counts(corpus: Corpus) -> bool:
+    return any(_is_number(_kind_of_column(file)) for file in corpus.files)
 
 
 def _kind_of_column(file: Path) -> pa.DataType | None:

@@ -165,3 +165,12 @@ def test_the_section_of_a_deleted_benchmark_goes(main, folder):
     (folder / "zebra.py").unlink()
     assert main(folder, ["apple"]) == 0
     assert list(sections(folder)) == ["apple", "genuine"]
+
+
+def test_imports_are_kept_compiled_also_where_the_shell_forbids_it(main, folder, monkeypatch):
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    (folder / "apple.py").write_text(
+        "import json, sys; print(json.dumps({'claim': 'kept', 'ours': not sys.dont_write_bytecode}))"
+    )
+    assert main(folder, ["apple"]) == 0
+    assert "| kept | True |" in sections(folder)["apple"]

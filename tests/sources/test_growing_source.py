@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -33,8 +34,13 @@ def run_all(scripts: Path, config: Path, folder: Path) -> dict[str, str]:
     return {f"{name}/{file}": entry.digest for name in stages for file, entry in manifests[name].files.items()}
 
 
+def lasting(names: dict[str, str]) -> list[str]:
+    return [name for name in names if "part-" in name or "chunks/" in name or "tokenizer/" in name]
+
+
 @pytest.mark.long
-def test_added_files_become_new_shards_and_chunks_and_change_no_old_one(tmp_path, scripts):
+@pytest.mark.parametrize("ends", [[256, 300], [10, 11, 12]], ids=["a full unit", "a few files and one more, twice"])
+def test_added_files_become_new_shards_and_chunks_and_change_no_old_one(tmp_path, scripts, ends):
     data = tmp_path / "data"
     data.mkdir()
     config = tmp_path / "grow.yaml"
@@ -45,17 +51,18 @@ def test_added_files_become_new_shards_and_chunks_and_change_no_old_one(tmp_path
                 "run": "grow",
                 "download": {"sources": [source]},
                 "clean": {"quality_rules": [], "language": {"keep": []}, "contamination": {"enabled": False}},
-                "pack": {"vocab_size": 300, "contexts": [64], "chunk_tokens": 5000, "val_fraction": 0},
+                "pack": {"vocab_size": 300, "contexts": [64], "chunk_tokens": 1000, "val_fraction": 0},
             }
         )
     )
-    write_files(data, 0, 256)  # exactly one unit of stage 01
+    write_files(data, 0, ends[0])
     before = run_all(scripts, config, tmp_path / "run")
-    write_files(data, 256, 300)
-    after = run_all(scripts, config, tmp_path / "run")
-    lasting = [name for name in before if "part-" in name or "chunks/" in name or "tokenizer/" in name]
-    assert len([name for name in lasting if "chunks/" in name]) > 1
-    assert {name: after.get(name) for name in lasting} == {name: before[name] for name in lasting}
-    added = set(after) - set(before)
-    assert {"01_download/part-00001.parquet", "02_clean/part-00001.parquet"} <= added
-    assert any("chunks/" in name for name in added)
+    assert len([name for name in before if "chunks/" in name]) > 1
+    for step, (first, last) in enumerate(pairwise(ends), 1):
+        write_files(data, first, last)
+        after = run_all(scripts, config, tmp_path / "run")
+        assert {name: after.get(name) for name in lasting(before)} == {name: before[name] for name in lasting(before)}
+        added = set(after) - set(before)
+        assert {f"01_download/part-{step:05d}.parquet", f"02_clean/part-{step:05d}.parquet"} <= added
+        assert any("chunks/" in name for name in added)
+        before = after

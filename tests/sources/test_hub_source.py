@@ -167,6 +167,18 @@ def test_run_that_started_on_one_commit_ends_on_it(hub, entry, bench, server):
     assert texts(HubSource(entry(), Workbench(bench.scratch / "other run", bench.say))) == ["new"]
 
 
+def test_files_that_a_newer_commit_adds_begin_a_unit_of_their_own(hub, entry, bench):
+    files = {f"{name}.jsonl": b'{"text": "%s"}\n' % name.encode() for name in "abcd"}
+    hub.put(REPO, FIRST, {name: files[name] for name in ("a.jsonl", "b.jsonl")})
+    source = HubSource(entry(files=["*.jsonl"]), bench)
+    assert source.units() == ["00000-files-1-2"]
+    published = {"text/sample": json.loads(json.dumps(source.provenance()))}
+    hub.put(REPO, SECOND, files)
+    grown = HubSource(entry(files=["*.jsonl"]), Workbench(bench.scratch / "next", published=published))
+    assert grown.units() == ["00000-files-1-2", "00001-files-3-4"] and texts(grown) == list("abcd")
+    assert grown.provenance()["borders"] == [2] and grown.provenance()["commit"] == SECOND
+
+
 def switch_hub_off(monkeypatch):
     from huggingface_hub import constants
 

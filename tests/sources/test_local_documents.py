@@ -3,9 +3,12 @@
 import gzip
 import io
 import json
+import lzma
+import random
 import re
 
 import pytest
+from warcio.bufferedreaders import BufferedReader
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
@@ -162,6 +165,70 @@ def test_shares_of_an_archive_give_every_record_exactly_once(tmp_path, count, mo
     assert parts == whole
 
 
+def one_record(path, kind, url, content_type, body, http=(), **warc):
+    """Write an archive of one record with these headers of HTTP and WARC; return its rows."""
+    stream = io.BytesIO()
+    answer = StatusAndHeaders("200 OK", [("Content-Type", content_type), *http], protocol="HTTP/1.1")
+    headers = {name.replace("_", "-"): value for name, value in warc.items()}
+    own = {"http_headers": answer} if kind == "response" else {"warc_content_type": content_type}
+    writer = WARCWriter(stream, gzip=True)
+    writer.write_record(
+        writer.create_warc_record(url, kind, payload=io.BytesIO(body), warc_headers_dict=headers, **own)
+    )
+    path.write_bytes(stream.getvalue())
+    return list(read_warc(path, path.name, ".gz"))
+
+
+def test_a_resource_is_a_page_by_its_own_type_and_the_crawlers_notes_are_none(tmp_path):
+    def resource(url, content_type, body):
+        return one_record(tmp_path / "x.warc.gz", "resource", url, content_type, body)
+
+    assert texts(resource("http://a.org/", "text/html; charset=utf-8", PAGE.encode())) == [STORY.strip()]
+    assert texts(resource("ftp://a.org/README", "text/plain", b"plain words")) == ["plain words"]
+    assert reasons(resource("https://a.org/i.png", "image/png", b"\x89PNG")) == ["neither HTML nor plain text"]
+    assert resource("metadata://gnu.org/software/wget/warc/wget.log", "text/plain", b"a log") == []
+
+
+@pytest.mark.parametrize("content_type", ["text/html", "text/plain"])
+@pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, br"])
+def test_a_page_whose_encoding_cannot_be_undone_is_a_drop_that_names_it(tmp_path, monkeypatch, encoding, content_type):
+    monkeypatch.delitem(BufferedReader.DECOMPRESSORS, "br", raising=False)  # as without the package brotli
+    http = [("Content-Encoding", encoding)]
+    body = b"\x0bthese bytes stand for compressed ones"
+    found = one_record(tmp_path / "x.warc.gz", "response", "http://a.org/", content_type, body, http)
+    assert reasons(found) == [f"content encoding {encoding} is not supported"] and len(found) == 1
+    assert found[0].bytes == len(body)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_page_whose_gzip_encoding_breaks_is_a_drop_and_a_whole_one_a_document(tmp_path, chunked):
+    def rows_of(body, encoding="gzip"):
+        http = [("Content-Encoding", encoding)] + [("Transfer-Encoding", "chunked")] * chunked
+        if chunked:
+            body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+        return one_record(tmp_path / "x.warc.gz", "response", "http://a.org/", "text/html", body, http)
+
+    paragraphs = "".join(f"<p>{STORY} {random.Random(n).randbytes(200).hex()}</p>" for n in range(400))
+    whole = gzip.compress(f"<html><body><article>{paragraphs}</article></body></html>".encode())
+    assert len(texts(rows_of(whole))) == 1
+    assert texts(rows_of(PAGE.encode())) == texts(rows_of(PAGE.encode(), "identity")) == [STORY.strip()]
+    assert len(whole) > 3 * 16384, "more than what warcio decompresses at once"
+    broken = bytearray(whole)
+    broken[40_000:40_100] = bytes(100)
+    in_front = bytearray(whole)
+    in_front[100:200] = bytes(100)
+    for bad in (whole[:-9], whole[: len(whole) // 2], bytes(broken), bytes(in_front)):
+        assert reasons(rows_of(bad)) == ["content encoding gzip is broken"]
+
+
+@pytest.mark.parametrize(("said", "named"), [("length", "length"), ("Time", "time"), ("my own word", "unspecified")])
+def test_a_page_that_the_crawler_cut_is_a_drop_with_its_reason(tmp_path, said, named):
+    for kind, content_type in (("response", "text/html"), ("resource", "text/html"), ("conversion", "text/plain")):
+        path, url = tmp_path / "x.warc.gz", "http://a.org/"
+        found = one_record(path, kind, url, content_type, PAGE.encode(), WARC_Truncated=said)
+        assert [row.reason for row in found] == [f"cut by the crawler ({named})"]
+
+
 def documents_or_damage(path, data):
     """How many documents the archive gives; None when it is refused in words that say where the damage is."""
     path.write_bytes(data)
@@ -203,6 +270,14 @@ def test_record_that_claims_more_bytes_than_its_member_has_is_one_drop(tmp_path)
     assert texts(found) == ["text of a WET file"] and reasons(found) == ["archive record cut short"]
 
 
+def test_archive_inside_xz_is_read_like_the_plain_one(tmp_path):
+    plain, packed = tmp_path / "x.warc", tmp_path / "x.warc.xz"
+    plain.write_bytes(archive(RECORDS, gzipped=False))
+    packed.write_bytes(lzma.compress(plain.read_bytes()))
+    found = list(read_warc(packed, "x.warc", ".xz"))
+    assert len(found) == 6 and found == list(read_warc(plain, "x.warc", ""))
+
+
 def test_archive_compressed_as_one_stream_says_how_to_repair_it(tmp_path):
     path = tmp_path / "x.warc.gz"
     path.write_bytes(gzip.compress(archive(RECORDS, gzipped=False)))
@@ -223,7 +298,12 @@ def test_genuine_crawl_gives_one_row_per_response(shared_data):
 
 @pytest.mark.parametrize(
     ("name", "documents"),
-    [("warcio_example.arc.gz", 1), ("warcio_example.warc.gz", 1), ("warcio_post-test.warc.gz", 0)],
+    [
+        ("warcio_example.arc.gz", 1),
+        ("warcio_example.warc.gz", 1),
+        ("warcio_example-resource.warc.gz", 1),
+        ("warcio_post-test.warc.gz", 0),
+    ],
 )
 def test_genuine_small_archives(shared_data, name, documents):
     assert len(texts(read_warc(shared_data / f"warc/{name}", name, ".gz"))) == documents

@@ -1,7 +1,10 @@
 """JSON files give every record once, in order, whatever their layout; a bad row is counted and named, never fatal."""
 
+import bz2
 import gzip
 import json
+import lzma
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -187,6 +190,43 @@ def test_zstandard_streams_are_read_and_a_cut_one_is_noticed(tmp_path, cut):
         assert [row["n"] for row in rows(read_json_lines(path, "x.jsonl.zst", ".zst"))] == [
             number * 7919 for number in range(5000)
         ]
+
+
+@pytest.mark.parametrize(("suffix", "library"), [(".bz2", bz2), (".xz", lzma)])
+def test_bzip2_and_xz_streams_are_read_to_the_last_and_damage_is_noticed_wherever_it_is(tmp_path, suffix, library):
+    path = tmp_path / f"x.jsonl{suffix}"
+
+    def numbers():
+        return [row["n"] for row in rows(read_json_lines(path, path.name, suffix))]
+
+    parts = [
+        library.compress(b"".join(b'{"n": %d}\n' % n for n in range(first, first + 9))) for first in range(0, 27, 9)
+    ]
+    padding = bytes(4 << 20) if library is lzma else b""
+    path.write_bytes(parts[0] + padding + parts[1] + parts[2] + padding)
+    assert numbers() == list(range(27))
+    whole = b"".join(parts)
+    ends = {len(parts[0]), len(parts[0]) + len(parts[1])}
+    for size in range(len(whole)):
+        if size not in ends:
+            path.write_bytes(whole[:size])
+            with pytest.raises(UserError, match=rf"is damaged: its \{suffix} stream is broken \(it ends early\)"):
+                numbers()
+    for place in range(len(parts[0]), len(whole)):
+        broken = bytearray(whole)
+        broken[place] ^= 0xFF
+        path.write_bytes(broken)
+        with pytest.raises(UserError, match="is damaged"):
+            numbers()
+
+
+def test_a_bzip2_stream_is_decompressed_in_pieces(tmp_path):
+    path = tmp_path / "x.jsonl.bz2"
+    path.write_bytes(bz2.compress((b'{"n": 1}' + b" " * (1 << 20) + b"\n") * 50))
+    tracemalloc.start()
+    assert rows(read_json_lines(path, path.name, ".bz2")) == [{"n": 1}] * 50
+    assert tracemalloc.get_traced_memory()[1] < 12 << 20
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

@@ -179,7 +179,7 @@ def test_a_tilde_that_names_no_user_begins_the_name_of_a_file(quick, path):
         (["missing.jsonl"], "does not exist"),
         (["*.parquet"], "names no readable file"),
         (["notes.docx"], "no reader for this suffix"),
-        (["only_docx"], r"names no readable file \(1 files with other suffixes, for example x.docx\)"),
+        (["only_docx"], r"names no readable file \(1 files left out \(.docx 1\), first .*only_docx/x.docx\); see docs"),
         (["empty.jsonl"], "is empty"),
     ],
 )

@@ -59,6 +59,16 @@ def test_a_quote_that_swallows_rows_is_damage_and_not_one_drop(tmp_path):
         next(found)
 
 
+@pytest.mark.parametrize("row", ['2,"x"', '2,x"y', '"2",x'])
+def test_a_quote_that_another_one_seems_to_close_in_a_later_row_is_damage(tmp_path, row):
+    path = tmp_path / "x.csv"
+    path.write_text(f'a,b\n0,0\n1,"open\n{row}\n3,4\n')
+    found = read_csv(path, "x.csv", "")
+    assert next(found).record == {"a": "0", "b": "0"}
+    with pytest.raises(UserError, match="x.csv is damaged: a quote that opens in line 3 or after it is not closed"):
+        next(found)
+
+
 @pytest.mark.parametrize("header", ["a,a", "a,"])
 def test_csv_without_usable_field_names_is_refused(tmp_path, header):
     path = tmp_path / "x.csv"

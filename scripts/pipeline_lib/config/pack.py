@@ -17,7 +17,8 @@ class PackSettings(Section):
     min_pair_count: int = Field(default=2, ge=1)
     """How often two neighbouring tokens must occur in the training text to be merged into one, in occurrences."""
     training_bytes: int = Field(default=1_000_000_000, ge=1)
-    """How much text the tokenizer is trained on at most, in bytes: a seeded sample of documents when there is more."""
+    """How much text the tokenizer is trained on at most, in bytes: a seeded sample of documents when there is more, and
+    of that only the share whose distinct pieces fit into 12 MB, the limit of training's memory."""
     contexts: list[int] = Field(default=[512], min_length=1)
     """Context lengths to make a packing plan for, in tokens; training uses the first unless it names another."""
     chunk_tokens: int = Field(default=4_000_000, ge=1_000, le=2**30)

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from pipeline_lib.stage.lock import names_open_file
+
 _POLL_SECONDS = 0.05
 
 
@@ -71,7 +73,8 @@ class ClaimTable:
                 elif finished(key):  # its maker let it go between the two looks
                     self.give_back(key)
                     found(key)
-                elif self._closed.exists() or not self._is_the_file():  # asked after `finished`
+                elif self._closed.exists() or not names_open_file(self._path, self._descriptor):
+                    # asked after `finished`; other work may have begun in a folder of that name
                     raise FileNotFoundError(f"{key} was published or discarded")
                 else:
                     yield key
@@ -79,14 +82,6 @@ class ClaimTable:
                 waits()
                 time.sleep(_POLL_SECONDS)
             waiting = held_by_others
-
-    def _is_the_file(self) -> bool:
-        """Say whether the path still names the table that is open: other work may begin in a folder of that name."""
-        try:
-            there = self._path.stat()
-        except FileNotFoundError:
-            return False
-        return os.path.samestat(os.fstat(self._descriptor), there)
 
     def _claim(self, place: int) -> bool:
         try:

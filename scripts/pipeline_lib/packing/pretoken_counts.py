@@ -26,7 +26,6 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -104,11 +103,12 @@ def count_pieces(batches: Iterable[DocumentBatch], limit: int = DISTINCT_BYTES) 
     """
     if isinstance(batches, Iterator):
         raise TypeError("batches are read more than once; an iterator can be read once")
-    for reductions in count():
+    counter = PretokenCounter(limit)
+    reductions = 0
+    while not all(counter.add(data, offsets) for data, offsets in batches):
+        reductions += 1
         counter = PretokenCounter(limit, reductions)
-        if all(counter.add(data, offsets) for data, offsets in batches):
-            return counter.counts()
-    raise AssertionError("unreachable")
+    return counter.counts()
 
 
 class PretokenCounter:

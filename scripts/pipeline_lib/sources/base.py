@@ -18,13 +18,16 @@ yielded as `Dropped(reason, bytes)` in its place, so that the ledger can account
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 Record = dict[str, Any] | list[dict[str, Any]]
+
+CATALOG = "sources.json"
+"""What the stage says of its sources, in its folder."""
 
 KINDS = ("text", "sft", "reasoning", "preference", "domain", "eval")
 
@@ -62,7 +65,9 @@ class Workbench:
     The scratch folder outlives a kill (it lies in the stage's work folder) and is not part of the output. `pause`
     raises when SIGINT or SIGTERM asked the stage to stop: long transfers and waits call it often. `while_waiting` lets
     the signal raise at once in its block, for a call that returns only when a server answers. `reader` names one of
-    several processes that read a source at once; each keeps downloads of its own.
+    several processes that read a source at once; each keeps downloads of its own. `note` takes a line for the card;
+    only the process that prints the card has one. `published` is what the last publication says of each source (its
+    `provenance`), by kind/name; see growth.py.
     """
 
     scratch: Path
@@ -70,6 +75,8 @@ class Workbench:
     pause: Callable[[], None] = lambda: None
     while_waiting: Callable[[], AbstractContextManager[None]] = nullcontext
     reader: str = ""
+    note: Callable[[str], None] = lambda line: None
+    published: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
 
 @runtime_checkable

@@ -3,13 +3,16 @@
 Only names decide, never the content: a wrong guess about content would turn a broken download into "text".
 """
 
+import bz2
 import gzip
 import io
+import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ..stage import UserError
 from .rows import damaged
@@ -28,7 +31,9 @@ READER_OF_SUFFIX = {
     ".wet": "warc",
     ".arc": "warc",
 }
-COMPRESSIONS = (".gz", ".zst")
+COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
+_DECOMPRESSORS = {".bz2": bz2.BZ2Decompressor, ".xz": partial(lzma.LZMADecompressor, lzma.FORMAT_XZ)}
+_BUFFER = 1 << 20
 UNCOMPRESSED_ONLY = ("parquet",)
 DOCUMENT_READERS = ("text", "html", "warc")
 """Readers of running text: their files hold documents, not records, and so serve only sources of kind text."""
@@ -42,7 +47,8 @@ def split_suffix(name: str) -> tuple[str, str]:
     if reader is None or (compression and reader in UNCOMPRESSED_ONLY):
         known = " ".join(READER_OF_SUFFIX)
         raise UserError(
-            f"{name}: no reader for this suffix; use one of {known} (all but .parquet may end in .gz or .zst)"
+            f"{name}: no reader for this suffix; use one of {known}"
+            f" (all but .parquet may end in {', '.join(COMPRESSIONS[:-1])} or {COMPRESSIONS[-1]})"
         )
     return reader, compression
 
@@ -71,16 +77,59 @@ def open_bytes(path: Path, label: str, compression: str) -> Iterator[BinaryIO]:
             import pyarrow
 
             with pyarrow.input_stream(str(path), compression="zstd") as stream:
-                yield io.BufferedReader(_Zstandard(stream), 1 << 20)
+                yield io.BufferedReader(_Zstandard(stream), _BUFFER)
+        elif compression:
+            with open(path, "rb", buffering=0) as stream:
+                yield io.BufferedReader(_EveryStream(stream, _DECOMPRESSORS[compression]), _BUFFER)
         else:
-            with open(path, "rb", buffering=1 << 20) as stream:
+            with open(path, "rb", buffering=_BUFFER) as stream:
                 yield stream
-    except _ZstandardError as error:
+    except _BrokenStream as error:
         raise damaged(label, f"its {compression} stream is broken ({error})") from error
 
 
-class _ZstandardError(Exception):
-    """Arrow reports a broken stream as OSError, which must stay apart from a disk that cannot be read."""
+class _BrokenStream(Exception):
+    """Arrow and bz2 report one as OSError, which must stay apart from a disk that cannot be read."""
+
+
+class _EveryStream(io.RawIOBase):
+    """The content of a .bz2 or .xz file: one stream or several, written back to back as pbzip2 does it.
+
+    Trap: bz2.open and lzma.open take whatever is behind the first stream and does not begin like one for padding, so
+    the first bytes of a later stream can break and the rest of the file is gone without a word.
+    """
+
+    def __init__(self, file: BinaryIO, decompressor: Callable[[], Any]) -> None:
+        self._file, self._new = file, decompressor
+        self._decompressor = decompressor()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        data = b""
+        while not data:
+            compressed = b""
+            if self._decompressor.eof:
+                compressed = self._behind_the_stream()
+                if not compressed:
+                    return 0
+                self._decompressor = self._new()
+            elif self._decompressor.needs_input and not (compressed := self._file.read(_BUFFER)):
+                raise _BrokenStream("it ends early")
+            try:
+                data = self._decompressor.decompress(compressed, len(buffer))
+            except (OSError, ValueError, lzma.LZMAError) as error:
+                raise _BrokenStream(error) from error
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _behind_the_stream(self) -> bytes:
+        """The first bytes of the next stream, empty at the end of the file; xz pads streams with zeros."""
+        block = self._decompressor.unused_data or self._file.read(_BUFFER)
+        while block and not block.strip(b"\0"):
+            block = self._file.read(_BUFFER)
+        return block.lstrip(b"\0")
 
 
 class _Zstandard(io.RawIOBase):
@@ -96,6 +145,6 @@ class _Zstandard(io.RawIOBase):
         except OSError as error:
             if error.errno is not None:
                 raise
-            raise _ZstandardError(error) from error
+            raise _BrokenStream(error) from error
         buffer[: len(data)] = data
         return len(data)

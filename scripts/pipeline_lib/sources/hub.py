@@ -18,6 +18,7 @@ from .base import Dropped, Record, Workbench
 from .downloads import Downloads
 from .file_kinds import split_suffix
 from .file_rows import check_readable, parquet_fields, rows_of_file, shares_of
+from .growth import BORDERS, unit_borders
 from .hub_listing import HubFile, Listing, endpoint, list_data_files, refuse_offline
 from .records import records_of
 from .rows import Row
@@ -36,6 +37,7 @@ class HubSource:
         self._bench = bench
         self._listing: Listing | None = None
         self._transfer: Transfer | None = None
+        self._planned: dict[str, list[Piece]] | None = None
         self._ranged: dict[str, bool] = {}
 
     def fingerprint(self) -> dict[str, Any]:
@@ -44,8 +46,9 @@ class HubSource:
         return {field: getattr(self.settings, field) for field in fields}
 
     def provenance(self) -> dict[str, Any]:
-        """Repository, commit, and the data files with their digests, for sources.json."""
-        return {"repo": self.settings.repo, **self._pinned().to_json()}
+        """Repository, commit, the data files with their digests, and the borders of their units, for sources.json."""
+        borders = self._borders()
+        return {"repo": self.settings.repo, **self._pinned().to_json(), **({BORDERS: borders} if borders else {})}
 
     def units(self) -> list[str]:
         """Shares of large files and groups of small ones; the first call asks the hub for the file list."""
@@ -89,9 +92,15 @@ class HubSource:
         return self._listing
 
     def _pieces(self) -> dict[str, list[Piece]]:
-        files = self._pinned().files
-        units = plan_units([file.path for file in files], [file.size for file in files])
-        return dict(zip(unit_names(units), units, strict=True))
+        if self._planned is None:
+            files = self._pinned().files
+            units = plan_units([file.path for file in files], [file.size for file in files], self._borders())
+            self._planned = dict(zip(unit_names(units), units, strict=True))
+        return self._planned
+
+    def _borders(self) -> list[int]:
+        files = self._pinned().to_json()["files"]
+        return unit_borders(self._bench, self.kind, self.name, files, len(files))
 
     def _downloads(self) -> Downloads:
         return Downloads(self.settings, self._bench, self._connection())

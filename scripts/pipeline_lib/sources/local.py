@@ -12,9 +12,11 @@ from ..config import PROJECT_ROOT, resolve_path
 from ..config.base import expand_user
 from ..config.sources import SourceSettings
 from ..stage import UserError
-from .base import Dropped, Record
+from .base import Dropped, Record, Workbench
 from .file_kinds import is_readable
 from .file_rows import check_readable, rows_of_file
+from .folders import describe_left_out, files_below
+from .growth import BORDERS, unit_borders
 from .records import records_of
 from .units import Piece, plan_units, unit_names
 
@@ -26,22 +28,29 @@ _SAMPLES = 16
 class LocalSource:
     """The records of the files that `settings.paths` names. Raises UserError for a path that names none."""
 
-    def __init__(self, settings: SourceSettings):
+    def __init__(self, settings: SourceSettings, bench: Workbench | None = None):
         self.settings = settings
         self.name, self.kind = settings.name, settings.kind
         self.format, self.license = settings.record_format, settings.license
-        found = find_files(settings)
+        found, left_out = find_files(settings)
+        if left_out and bench is not None:
+            bench.note(f"source {self.name}: {describe_left_out(left_out)}")
         self._files, self._labels = list(found), list(found.values())
-        self._units = plan_units(self._labels, [file.stat().st_size for file in self._files])
+        self._entries: dict[int, dict[str, Any]] = {}
+        count = len(self._files)
+        self._borders = (
+            unit_borders(bench, self.kind, self.name, map(self._entry, range(count)), count) if bench else []
+        )
+        self._units = plan_units(self._labels, [file.stat().st_size for file in self._files], self._borders)
         self._pieces = dict(zip(unit_names(self._units), self._units, strict=True))
 
     def fingerprint(self) -> dict[str, Any]:
         """Name, size and content digest of every file."""
-        return {"files": [{"path": label, **content_digest(file)} for label, file in self._labelled()]}
+        return {"files": [self._entry(number) for number in range(len(self._files))]}
 
     def provenance(self) -> dict[str, Any]:
-        """What was read, for sources.json."""
-        return self.fingerprint()
+        """What was read, for sources.json, and where its units ended before it grew."""
+        return self.fingerprint() | ({BORDERS: self._borders} if self._borders else {})
 
     def units(self) -> list[str]:
         """Shares of large files and groups of small ones."""
@@ -58,19 +67,24 @@ class LocalSource:
             rows_of_file(self._files[piece.file], label, self.settings, piece.share), label, self.settings
         )
 
-    def _labelled(self) -> Iterator[tuple[str, Path]]:
-        return zip(self._labels, self._files, strict=True)
+    def _entry(self, number: int) -> dict[str, Any]:
+        if number not in self._entries:  # a digest costs reading the file
+            self._entries[number] = {"path": self._labels[number], **content_digest(self._files[number])}
+        return self._entries[number]
 
 
-def find_files(settings: SourceSettings) -> dict[Path, str]:
-    """{file: its name in keys and messages}, each file once, sorted within each entry of `paths`.
+def find_files(settings: SourceSettings) -> tuple[dict[Path, str], list[Path]]:
+    """{file: its name in keys and messages}, each file once, sorted within each entry of `paths`; and what is left out.
 
-    A folder or a glob takes the files that some reader understands; a file named outright must be readable. Raises
-    UserError for an entry without files, and for a source whose files are all empty.
+    A folder or a glob takes the files that some reader understands, and leaves out the others; a file named outright
+    must be readable. Raises UserError for an entry without files, and for a source whose files are all empty.
     """
     found: dict[Path, str] = {}
+    left_out: dict[Path, None] = {}
     for entry in settings.paths:
-        for file in _files_of_entry(entry, settings):
+        readable, others = _files_of_entry(entry, settings)
+        left_out.update(dict.fromkeys(others))
+        for file in readable:
             try:
                 check_readable(file.name, settings)
             except UserError as error:
@@ -78,31 +92,30 @@ def find_files(settings: SourceSettings) -> dict[Path, str]:
             found.setdefault(file, _label(file, entry))
     if not any(file.stat().st_size for file in found):
         raise UserError(f"source '{settings.name}': every file of {', '.join(settings.paths)} is empty")
-    return found
+    return found, list(left_out)
 
 
-def _files_of_entry(entry: str, settings: SourceSettings) -> list[Path]:
+def _files_of_entry(entry: str, settings: SourceSettings) -> tuple[list[Path], list[Path]]:
+    """The files that an entry of `paths` names, and those that lie there and are not read, each in order."""
     path = Path(os.path.normpath(resolve_path(entry)))
     where = f"source '{settings.name}': {path}"
     if path.is_file():
-        return [path]
+        return [path], []
     if path.is_dir():
-        candidates = [child for child in path.rglob("*") if not _is_hidden(child.relative_to(path))]
+        candidates = files_below(path)
     elif glob.has_magic(entry):
         matches = glob.glob(str(expand_user(entry)), root_dir=PROJECT_ROOT, recursive=True)
-        candidates = [Path(os.path.normpath(PROJECT_ROOT / match)) for match in matches]
+        paths = sorted(Path(os.path.normpath(PROJECT_ROOT / match)) for match in matches)
+        candidates = [path for path in paths if not path.is_dir()]
     else:
         raise UserError(f"{where} does not exist; correct `paths` in the configuration")
-    files = sorted(file for file in candidates if file.is_file())
-    readable = [file for file in files if is_readable(file.name)]
+    readable = [file for file in candidates if is_readable(file.name) and file.is_file()]
+    taken = set(readable)
+    others = [file for file in candidates if file not in taken]
     if not readable:
-        others = f" ({len(files)} files with other suffixes, for example {files[0].name})" if files else ""
-        raise UserError(f"{where} names no readable file{others}; see docs/data_sources.md for the formats")
-    return readable
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+        found = f" ({describe_left_out(others)})" if others else ""
+        raise UserError(f"{where} names no readable file{found}; see docs/data_sources.md for the formats")
+    return readable, others
 
 
 def _label(file: Path, entry: str) -> str:

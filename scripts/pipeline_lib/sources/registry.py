@@ -93,7 +93,7 @@ def _file_source(entry: SourceSettings, bench: Workbench) -> Source:
     if entry.type == "local":
         from .local import LocalSource
 
-        return LocalSource(entry)
+        return LocalSource(entry, bench)
     if entry.type == "http":
         from .http import HttpSource
 

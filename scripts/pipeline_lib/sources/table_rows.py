@@ -37,9 +37,9 @@ def read_csv(path: Path, label: str, compression: str) -> Iterator[Row | Dropped
             except StopIteration:
                 return
             except csv.Error as error:
-                open_quote = "unexpected end" in str(error) or "field limit" in str(error)
-                if open_quote and reader.line_num > begin:  # it took the rows behind it along
-                    raise damaged(label, f"a quote that opens in line {begin} or after it is not closed") from error
+                if reader.line_num > begin:  # a quote took the rows behind it along: nobody can say how many
+                    problem = f"a quote that opens in line {begin} or after it is not closed"
+                    raise damaged(label, f"{problem} (line {reader.line_num}: {error})") from error
                 number += 1
                 yield Dropped(f"not CSV: {error}"[:80], where=f"{label}:{begin}")
                 continue

@@ -1,10 +1,11 @@
 """Resumable units of a list of files: a share of a large file, or several small files together.
 
 A unit should take seconds, so that a kill costs seconds, and not milliseconds, so that the journal stays small. The
-plan depends only on names and sizes, in the order given: the same files always give the same units.
+plan depends only on names and sizes, in the order given, and on the borders at which a unit ends whether full or not
+(growth.py): the same files and borders always give the same units.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from .file_rows import SHARE_BYTES, shares_of
@@ -22,8 +23,12 @@ class Piece:
     share: Share
 
 
-def plan_units(names: Sequence[str], sizes: Sequence[int]) -> list[list[Piece]]:
-    """The pieces of each unit, in reading order; every byte of every file is in exactly one piece."""
+def plan_units(names: Sequence[str], sizes: Sequence[int], borders: Collection[int] = ()) -> list[list[Piece]]:
+    """The pieces of each unit, in reading order; every byte of every file is in exactly one piece.
+
+    borders: numbers of files that begin a unit; what comes behind one has no part in the units in front of it.
+    """
+    ends = frozenset(borders)
     units: list[list[Piece]] = []
     room_bytes = room_files = 0
     for file, (name, size) in enumerate(zip(names, sizes, strict=True)):
@@ -32,7 +37,7 @@ def plan_units(names: Sequence[str], sizes: Sequence[int]) -> list[list[Piece]]:
             units.extend([Piece(file, Share(index, count))] for index in range(count))
             room_files = 0
             continue
-        if room_files == 0 or size > room_bytes:
+        if room_files == 0 or size > room_bytes or file in ends:
             units.append([])
             room_bytes, room_files = SHARE_BYTES, FILES_PER_UNIT
         units[-1].append(Piece(file, Share()))

@@ -1,9 +1,11 @@
-"""Documents from web archives: WARC responses through main-text extraction, WET conversions as they are.
+"""Documents from web archives: WARC responses and resources through main-text extraction, WET conversions as they are.
 
 A crawl archive is one gzip member per record, written back to back. That makes it splittable: a share of the file
 starts at the first member whose decompressed bytes begin with a WARC version line. Records that are not pages (the
 requests, the crawl's own notes) are not documents and are passed over; a page that cannot be used is a drop.
 Trap: a server's text is whatever it sent, so a 404 page, an image or a truncated body must not become a document.
+Trap: warcio hands on the bytes of a content encoding that it cannot undo, and what it undid of one that breaks.
+Trap: Wget writes its own log and arguments as resource records of type text/plain, under addresses of metadata://.
 Trap: warcio takes a gzip stream that breaks or ends early for the end of the archive. Nobody knows how many records
 were behind it, so that is a damaged file; a drop is only a record whose own length is wrong.
 """
@@ -20,6 +22,11 @@ from .file_kinds import open_bytes
 from .rows import WHOLE, Row, Share, damaged
 
 HTML_TYPES = ("text/html", "application/xhtml+xml")
+PLAIN_TYPE = "text/plain"
+PAGE_SCHEMES = ("http:", "https:", "ftp:", "file:")
+"""Beginnings of the addresses of resources that somebody published; others hold the crawler's own notes."""
+TRUNCATION_REASONS = ("length", "time", "disconnect", "unspecified")
+"""What WARC-Truncated may say (WARC 1.1, section 5.13); a crawler may have words of its own."""
 _GZIP_MAGIC = b"\x1f\x8b\x08"
 _WINDOW, _HEAD = 1 << 18, 4096
 
@@ -119,23 +126,54 @@ def _starts_record(data: bytes) -> bool:
 
 
 def _record_row(record: Any, label: str, offset: int) -> Row | Dropped | None:
-    if record.rec_type not in ("response", "conversion"):
+    url = record.rec_headers.get_header("WARC-Target-URI") or ""
+    published = record.rec_type == "resource" and url.lower().startswith(PAGE_SCHEMES)
+    if record.rec_type not in ("response", "conversion") and not published:
         return None
     where = f"{label}, byte {offset}"
-    url = record.rec_headers.get_header("WARC-Target-URI") or ""
-    body = record.content_stream().read(MAX_PAGE_BYTES + 1)
-    if record.raw_stream.limit and len(body) <= MAX_PAGE_BYTES:
-        return Dropped("archive record cut short", bytes=len(body), where=where)
-    if record.rec_type == "conversion":
+    stream = record.content_stream()
+    body = stream.read(MAX_PAGE_BYTES + 1)
+    if problem := _problem(record, stream, body):
+        return Dropped(problem, bytes=len(body), where=where)
+    if record.rec_type == "conversion" or _content_type(record) == PLAIN_TYPE:
         return _plain_text(body, url, f"@{offset}", where)
-    if record.http_headers is None or record.http_headers.get_statuscode() != "200":
-        return Dropped("HTTP status is not 200", bytes=len(body), where=where)
-    content_type = (record.http_headers.get_header("Content-Type") or "").partition(";")[0].strip().lower()
-    if content_type == "text/plain":
-        return _plain_text(body, url, f"@{offset}", where)
-    if content_type not in HTML_TYPES:
-        return Dropped("neither HTML nor plain text", bytes=len(body), where=where)
     return page_row(body, url, f"@{offset}", where)
+
+
+def _problem(record: Any, stream: Any, body: bytes) -> str | None:
+    """Why the record, whose `body` was read from `stream`, is no document; None when it may be one."""
+    from warcio.bufferedreaders import BufferedReader
+
+    whole = len(body) <= MAX_PAGE_BYTES
+    if record.raw_stream.limit and whole:
+        return "archive record cut short"
+    answer = record.http_headers
+    if record.rec_type == "response" and (answer is None or answer.get_statuscode() != "200"):
+        return "HTTP status is not 200"
+    if record.rec_type != "conversion" and _content_type(record) not in (*HTML_TYPES, PLAIN_TYPE):
+        return "neither HTML nor plain text"
+    if truncated := (record.rec_headers.get_header("WARC-Truncated") or "").strip().lower():
+        return f"cut by the crawler ({truncated if truncated in TRUNCATION_REASONS else 'unspecified'})"
+    encoding = (answer.get_header("Content-Encoding") or "").lower() if answer else ""
+    if not encoding or encoding == "identity":
+        return None
+    if encoding not in BufferedReader.get_supported_decompressors():
+        return f"content encoding {encoding[:40]} is not supported"
+    return f"content encoding {encoding} is broken" if whole and _is_undecoded(stream, body) else None
+
+
+def _content_type(record: Any) -> str:
+    headers = record.http_headers if record.rec_type == "response" else record.rec_headers
+    return (headers.get_header("Content-Type") or "").partition(";")[0].strip().lower()
+
+
+def _is_undecoded(stream: Any, body: bytes) -> bool:
+    """Whether some of the body was not decoded: none of it, or what is behind the place where the encoding breaks.
+
+    A body that is not encoded at all, whatever the header says, makes warcio give up its decompressor.
+    """
+    ended = stream.decompressor is None or getattr(stream.decompressor, "eof", True)
+    return body.startswith(_GZIP_MAGIC) or (bool(body) and not ended)
 
 
 def _plain_text(body: bytes, url: str, key: str, where: str) -> Row | Dropped:

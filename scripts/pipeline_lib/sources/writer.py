@@ -16,12 +16,10 @@ from typing import Any
 
 from .. import engines
 from ..stage import Stage, Unit, UserError, write_json_atomic
-from .base import Dropped, ReadsAhead, Record, Source
+from .base import CATALOG, Dropped, ReadsAhead, Record, Source
 from .registry import OpenedSource
 from .sinks import totals
 from .unit_files import EXAMPLES_SHOWN, Fill, parts_of, sink_of, write_unit
-
-CATALOG = "sources.json"
 
 
 def write_sources(stage: Stage, opened: Sequence[OpenedSource], shard_bytes: int) -> list[dict[str, Any]]:

@@ -34,6 +34,15 @@ def is_locked(path: Path) -> bool:
     return answer[0] != fcntl.F_UNLCK
 
 
+def names_open_file(path: Path, descriptor: int) -> bool:
+    """Say whether `path` still names the file that is open there, and not another or none: it may have been removed."""
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(descriptor), there)
+
+
 class StageIsLocked(UserError):
     """Another live process writes the stage folder."""
 
@@ -45,7 +54,7 @@ class StageLock:
         """Take the lock at `path`. Raises StageIsLocked when another live process holds it."""
         self._path = path
         self._descriptor = self._take()
-        while not self._is_the_file():  # the owner before us removed the file that we opened
+        while not names_open_file(self._path, self._descriptor):  # the owner before us removed the file that we opened
             os.close(self._descriptor)
             self._descriptor = self._take()
         if stale := _holder(self._descriptor):
@@ -72,14 +81,6 @@ class StageLock:
                     f"{self._path.parent} is being written by process {holder or 'unknown'}; wait for it or stop it"
                 ) from None
             return descriptor
-
-    def _is_the_file(self) -> bool:
-        """Say whether the path still names the file that is locked, which removing it changes."""
-        try:
-            there = self._path.stat()
-        except FileNotFoundError:
-            return False
-        return os.path.samestat(os.fstat(self._descriptor), there)
 
     def release(self, *, remove: bool = False) -> None:
         """Give the lock back; the emptied file stays unless `remove`.
