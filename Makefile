@@ -80,17 +80,22 @@ clean:  ## Delete one run: make clean RUN=demo
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 
-$(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] in ((3, 11), (3, 12)) else "Python 3.11 or 3.12 is needed: make PYTHON=python3.11 ...")'
-	$(PYTHON) -m venv $(VENV)
+# venv links bin/python first and installs pip last, so only the stamp says that it came to its end. An environment whose
+# pip has its file list, which is written last of all, is used as it is: one made by hand, or before there was a stamp.
+# venv keeps the links it finds, which may be those of another Python: they go first.
+$(VENV)/.made:
+	@$(PY) -c 'import importlib.metadata as m, sys; sys.exit(not m.distribution("pip").read_text("RECORD"))' >/dev/null 2>&1 || { \
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] in ((3, 11), (3, 12)) else "Python 3.11 or 3.12 is needed: make PYTHON=python3.11 ...")' && \
+	echo "$(PYTHON) -m venv $(VENV)" && rm -f "$(VENV)"/bin/python* && $(PYTHON) -m venv "$(VENV)"; }
+	@touch $@
 
 # Without compiling every module there is, which takes longer than the rest: Python compiles what is imported, once.
-$(VENV)/.installed: requirements.txt | $(VENV)/bin/python
+$(VENV)/.installed: requirements.txt | $(VENV)/.made
 	$(PY) -m pip install --quiet --no-compile -r requirements.txt
 	@touch $@
 
 # torchao lies beside the packages: among them, every process that loads a transformers model would import it.
-$(VENV)/.installed-dev: requirements-dev.txt requirements.txt requirements-gpu.txt | $(VENV)/bin/python
+$(VENV)/.installed-dev: requirements-dev.txt requirements.txt requirements-gpu.txt | $(VENV)/.made
 	$(PY) -m pip install --quiet --no-compile -r requirements-dev.txt
 	$(PY) -m pip install --quiet --no-compile --no-deps --upgrade --target $(VENV)/torchao "$$(grep ^torchao requirements-gpu.txt)"
 	@touch $(VENV)/.installed $@

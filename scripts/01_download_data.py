@@ -16,7 +16,7 @@ def run(stage: Stage) -> None:
     from pipeline_lib import engines
     from pipeline_lib.sources.base import Workbench
     from pipeline_lib.sources.growth import published_provenance
-    from pipeline_lib.sources.registry import open_sources, what_is_missing
+    from pipeline_lib.sources.registry import open_sources, what_is_missing, what_is_not_installed
     from pipeline_lib.sources.writer import write_sources
 
     engines.prepare(stage)
@@ -30,6 +30,8 @@ def run(stage: Stage) -> None:
     )
     for line in what_is_missing(stage.settings):
         stage.note(line)
+    for line in what_is_not_installed(stage.settings):
+        stage.note(line, lasting=False)
     sources = open_sources(stage.settings, bench, stage.threads)
     entries = write_sources(stage, sources, int(stage.settings.shard_megabytes * 1e6))
     stage.result = {

@@ -49,7 +49,8 @@ def ask(stage: "Stage", questions: "Questionnaire") -> None:
 
     from pipeline_lib.evaluation.harness import run_task
     from pipeline_lib.evaluation.kept_answers import KeptAnswers
-    from pipeline_lib.evaluation.language_model import choose_device, load_model
+    from pipeline_lib.evaluation.language_model import load_model
+    from pipeline_lib.evaluation.placement import choose_device
     from pipeline_lib.evaluation.questionnaire import MODELS, model_folder
     from pipeline_lib.evaluation.results import samples_table
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,3 +57,51 @@ def test_a_run_folder_among_the_flags_is_refused_and_nothing_runs(make):
 def test_what_python_compiles_is_kept_also_where_the_shell_forbids_it(make):
     done = make("--eval=probe: ; @echo [$$PYTHONDONTWRITEBYTECODE]", "probe", PYTHONDONTWRITEBYTECODE="1")
     assert done.stdout == "[]\n", done.stderr
+
+
+VENV_THAT_FAILS_ONCE = """#!/bin/sh
+[ "$1" = -m ] || exit 0
+mkdir -p "$3/bin"
+if [ -e "$0.failed" ]; then
+    printf '#!/bin/sh\\necho "$@"\\n' > "$3/bin/python"
+    chmod +x "$3/bin/python"
+else
+    touch "$0.failed"
+    printf '#!/bin/sh\\necho No module named pip >&2\\nexit 1\\n' > "$3/bin/python"
+    chmod +x "$3/bin/python"
+    echo ensurepip is not available >&2
+    exit 1
+fi
+"""
+
+
+def test_an_environment_whose_making_failed_is_made_again(make, tmp_path: Path):
+    shutil.rmtree(tmp_path / "venv")
+    python = tmp_path / "python-for-make"
+    python.write_text(VENV_THAT_FAILS_ONCE)
+    python.chmod(0o755)
+    first = make("report", f"PYTHON={python}")
+    assert first.returncode != 0 and "ensurepip is not available" in first.stderr
+    assert (tmp_path / "venv" / "bin" / "python").exists(), "as venv leaves it, without pip"
+    second = make("report", f"PYTHON={python}")
+    assert second.returncode == 0, second.stderr
+    assert second.stdout.splitlines()[-1].startswith("-m pipeline_lib.reporting.report")
+    third = make("report", "PYTHON=false")
+    assert third.stdout == "-m pipeline_lib.reporting.report --config configs/demo.yaml\n", "what is made stays"
+
+
+def test_an_environment_from_before_the_stamp_is_neither_made_nor_installed_again(make, tmp_path: Path):
+    done = make("report", "PYTHON=false")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "-m pipeline_lib.reporting.report --config configs/demo.yaml\n"
+    assert (tmp_path / "venv" / ".made").exists()
+
+
+@pytest.mark.slow
+def test_a_real_environment_without_pip_gets_it(make, tmp_path: Path):
+    environment = tmp_path / "venv"
+    shutil.rmtree(environment)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    done = make(str(environment / ".made"), f"PYTHON={sys.executable}")
+    assert done.returncode == 0, done.stderr
+    subprocess.run([environment / "bin" / "python", "-m", "pip", "--version"], check=True, capture_output=True)

@@ -13,18 +13,22 @@ from .record import MalformedRecord, Where, conversation, message, text_field
 
 _CALCULATION = re.compile(r"<<[^<>]*>>")
 _FINAL_LINE = re.compile(r"\n?[ \t]*####[ \t]*([^\n]*)\s*\Z")
-_NUMBER = re.compile(r"[-+]?(?:\d[\d,]*\.?\d*|\.\d+)")
+_NUMBER = re.compile(
+    r"(?P<sign>[-+]?) *\$? *"
+    r"(?:(?P<whole>\d{1,3}(?P<separator>[, ])\d{3}(?:(?P=separator)\d{3})*|\d+)"
+    r"(?:\.(?P<decimals>\d*))?|\.(?P<only>\d+))"
+)
+"""Separators stand between groups of three digits, all of one kind: "3, 4" and "12 15" are two numbers each."""
 
 
 def normalised_number(text: str) -> str | None:
     """Return the number a final answer states ("$1,080.00" -> "1080"), or None when it is not one number."""
-    bare = text.strip().lstrip("$€£").replace(" ", "").rstrip("%").rstrip(".")
-    bare = bare.replace("-$", "-")
-    if not _NUMBER.fullmatch(bare):
+    found = _NUMBER.fullmatch(text.strip().lstrip("$€£").strip().rstrip("%").rstrip(".").strip())
+    if not found:
         return None
-    sign = "-" if bare.startswith("-") else ""
-    whole, _, fraction = bare.lstrip("+-").replace(",", "").partition(".")
-    whole, fraction = whole.lstrip("0") or "0", fraction.rstrip("0")
+    whole = re.sub("[, ]", "", found["whole"] or "").lstrip("0") or "0"
+    fraction = (found["decimals"] or found["only"] or "").rstrip("0")
+    sign = "-" if found["sign"] == "-" else ""
     number = f"{whole}.{fraction}" if fraction else whole
     return number if number == "0" else sign + number
 

@@ -1,53 +1,109 @@
 """Is everything there that training needs? Checks look at content; messages name the repairing command."""
 
 import json
+import os
 from pathlib import Path
+from typing import Any
+
+from .stage.lock import LOCK
+from .stage.manifest import MANIFEST, Manifest
 
 _WEIGHTS = "model.safetensors"
 _WEIGHTS_INDEX = "model.safetensors.index.json"
+_DATA_SUFFIXES = (".parquet", ".arrow", ".lz4", ".jsonl", ".jsonl.gz", ".jsonl.zst")
 
 
-def _missing_weights(folder: Path) -> list[str]:
-    """Return the weight files a model folder lacks; a sharded model needs every shard of its index."""
-    if (folder / _WEIGHTS).is_file():
-        return []
-    index = folder / _WEIGHTS_INDEX
-    if not index.is_file():
-        return [_WEIGHTS]
-    shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
-    return [name for name in shards if not (folder / name).is_file()]
+def _json_object(path: Path) -> dict[str, Any] | None:
+    """Return the object in a JSON file, or None when the file holds anything else (cut off, empty, a list)."""
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _json_faults(folder: Path, *names: str) -> list[str]:
+    """Say which of the JSON files of a folder are missing or damaged."""
+    missing = [f"{name} missing" for name in names if not (folder / name).is_file()]
+    whole = [name for name in names if (folder / name).is_file()]
+    return missing + [f"{name} damaged (no JSON object)" for name in whole if _json_object(folder / name) is None]
+
+
+def _weight_faults(folder: Path) -> list[str]:
+    """Say which weight files of a model folder are missing or damaged; a sharded model needs every shard of its index.
+
+    A file is whole when its header can be read and the tensors it lists fill the rest of it; they are not read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    names = [_WEIGHTS]
+    if not (folder / _WEIGHTS).is_file() and (folder / _WEIGHTS_INDEX).is_file():
+        shards = (_json_object(folder / _WEIGHTS_INDEX) or {}).get("weight_map")
+        if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+            return [f"{_WEIGHTS_INDEX} damaged (no weight_map)"]
+        names = sorted(set(shards.values()))
+    faults = []
+    for name in names:
+        if not (folder / name).is_file():
+            faults.append(f"{name} missing")
+            continue
+        try:
+            with safe_open(folder / name, framework="np"):
+                pass
+        except SafetensorError as error:
+            faults.append(f"{name} damaged ({error})")
+    return faults
+
+
+def _holds_data(path: Path) -> bool:
+    """Whether `path` is a file with something in it, or holds a finished stage or a data file that is not empty.
+
+    What lies in the folder of an unfinished stage (a lock and no valid manifest) is that stage's log and work.
+    """
+    if path.is_file():
+        return path.stat().st_size > 0
+    for place, folders, names in os.walk(path):
+        if Manifest.read(Path(place, MANIFEST)) is not None:
+            return True
+        if LOCK in names:
+            folders.clear()
+            continue
+        files = [Path(place, name) for name in names if name.endswith(_DATA_SUFFIXES)]
+        if any(file.is_file() and file.stat().st_size > 0 for file in files):
+            return True
+    return False
 
 
 def check_tokenizer_exists(path: str = "configs/tokenizer") -> bool:
     """Say whether `path` holds a tokenizer, and if not, print what is missing and the command that makes it."""
     folder = Path(path)
-    if (folder / "tokenizer.json").is_file() and (folder / "tokenizer_config.json").is_file():
+    faults = _json_faults(folder, "tokenizer.json", "tokenizer_config.json")
+    if not faults:
         return True
-    print(f"no tokenizer at {folder}; make it with: python scripts/03_tokenize_and_pack.py")
+    print(f"no tokenizer at {folder}: {', '.join(faults)}; make it with: python scripts/03_tokenize_and_pack.py")
     return False
 
 
 def check_checkpoint_exists(path: str, checkpoint_type: str = "model") -> bool:
-    """Say whether `path` holds a complete Hugging Face model, sharded or not; if not, print what is missing.
+    """Say whether `path` holds a complete Hugging Face model, sharded or not; if not, print what is wrong.
 
     checkpoint_type: what the message calls it, and which script it names: init, pretrain, sft, dpo, or any word.
     """
     folder = Path(path)
     script = {"init": "04_init_model.py", "pretrain": "05_pretrain.py", "sft": "07_sft.py", "dpo": "09_dpo.py"}
-    missing = ([] if (folder / "config.json").is_file() else ["config.json"]) + _missing_weights(folder)
-    if not missing:
+    faults = _json_faults(folder, "config.json") + _weight_faults(folder)
+    if not faults:
         return True
     command = f"; make it with: python scripts/{script[checkpoint_type]}" if checkpoint_type in script else ""
-    print(f"no complete {checkpoint_type} checkpoint at {folder}: {', '.join(missing)} missing{command}")
+    print(f"no complete {checkpoint_type} checkpoint at {folder}: {', '.join(faults)}{command}")
     return False
 
 
 def validate_training_prerequisites(model_path: str, tokenizer_path: str, data_path: str) -> bool:
-    """Check model, tokenizer and data; print one line per missing thing; return whether all are there."""
+    """Check model, tokenizer and data; print one line per thing that is missing; return whether all are there."""
     model = check_checkpoint_exists(model_path)
     tokenizer = check_tokenizer_exists(tokenizer_path)
-    folder = Path(data_path)
-    data = folder.is_file() or (folder.is_dir() and any(file.is_file() for file in folder.rglob("*")))
+    data = _holds_data(Path(data_path))
     if not data:
-        print(f"no data at {folder}; make it with: python scripts/03_tokenize_and_pack.py")
+        print(f"no data at {data_path}; make it with: python scripts/03_tokenize_and_pack.py")
     return model and tokenizer and data

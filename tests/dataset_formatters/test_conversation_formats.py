@@ -184,6 +184,28 @@ def test_every_spelling_of_an_integer_normalises_to_it(number, commas, tail, dol
     assert normalised_number(spelled + tail) == str(number)
 
 
+@pytest.mark.parametrize(
+    ("spelled", "number"),
+    [("1,234", "1234"), ("1 234", "1234"), ("-1 234.5", "-1234.5"), ("1,234,567.50", "1234567.5"), ("007", "7"),
+     ("$ 1,080", "1080"), ("-$ 5", "-5"), ("- 5", "-5"), ("50 %", "50"), (".50", "0.5"), ("-0.0", "0")],
+)  # fmt: skip
+def test_one_number_has_one_spelling(spelled, number):
+    assert normalised_number(spelled) == number
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    ["3, 4", "12 15", "1,2", "1,,234", "1,234 567", "1,2345", "1234,567", "12 345 6", "1.5 2", "3 4/5", "- -1"],
+)
+def test_several_numbers_are_not_one(spelled):
+    assert refused("gsm8k", {"question": "q", "answer": f"x\n#### {spelled}"}) == "final_answer_is_not_a_number"
+
+
+@given(st.lists(st.integers(0, 10**7), min_size=2, max_size=4), st.sampled_from([", ", " , ", "; ", "  "]))
+def test_a_list_of_numbers_is_never_one_number(numbers, separator):
+    assert normalised_number(separator.join(map(str, numbers))) is None
+
+
 @given(st.text(max_size=40))
 def test_a_normalised_number_is_stable_or_refused(text):
     number = normalised_number(text)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,12 @@ def logits(model):
         return model.eval()(input_ids=ids).logits
 
 
+def torch_close(one, other):
+    import torch
+
+    return torch.allclose(one, other, atol=1e-4)
+
+
 @pytest.mark.parametrize("quantization", ["none", "4bit"])
 def test_the_merged_folder_is_a_plain_model_with_the_adapters_logits(run, helpers, quantization):
     import torch
@@ -46,6 +53,28 @@ def test_the_merged_folder_is_a_plain_model_with_the_adapters_logits(run, helper
     assert not torch.allclose(logits(merged), logits(base), atol=1e-2)
     unquantised = PeftModel.from_pretrained(base, run / "10_lora" / "adapter")
     assert torch.allclose(logits(merged), logits(unquantised), atol=1e-4) == (quantization == "none")
+
+
+def test_the_lines_of_the_documentation_load_the_adapter(run, helpers, tmp_path, monkeypatch):
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM
+
+    from pipeline_lib.config.base import PROJECT_ROOT
+
+    assert helpers.run_script("10_lora_finetune.py", run, "--max_steps", "2") == 0
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo").symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    page = (PROJECT_ROOT / "docs" / "post_training.md").read_text("utf-8")
+    (lines,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "PeftModel" in block]
+    loaded = {}
+    exec(lines, loaded)
+    merged = AutoModelForCausalLM.from_pretrained("runs/demo/10_lora/merged")
+    base = AutoModelForCausalLM.from_pretrained("runs/demo/09_dpo/final")
+    assert torch_close(logits(loaded["model"]), logits(merged))
+    assert not torch_close(logits(base), logits(merged)), "the adapter changes something"
+    with pytest.raises(OSError, match=r"\.\./\.\./09_dpo/final"):
+        AutoPeftModelForCausalLM.from_pretrained("runs/demo/10_lora/adapter")
 
 
 def test_domain_and_general_share_are_mixed_and_accounted_for(run, helpers):

@@ -254,6 +254,87 @@ def test_a_tokenizer_that_cannot_spell_a_turn_is_refused(turn_ender: Path, tmp_p
         Conversation(folder, 4, 0.0)
 
 
+def test_a_model_saved_in_bfloat16_talks_in_float32_on_a_cpu_as_it_is_evaluated(turn_ender: Path, tmp_path: Path):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = Path(shutil.copytree(turn_ender, tmp_path / "model"))
+    AutoModelForCausalLM.from_pretrained(folder).to(torch.bfloat16).save_pretrained(folder)
+    assert Conversation(folder, 4, 0.0, "cpu")._model.dtype == torch.float32
+    assert Conversation(folder, 4, 0.0, "cpu", "bfloat16")._model.dtype == torch.bfloat16
+
+
+def test_model_and_words_go_to_the_device_that_stage_11_chooses(turn_ender: Path, monkeypatch: pytest.MonkeyPatch):
+    import torch
+
+    monkeypatch.setattr(chat, "choose_device", {"auto": "meta"}.__getitem__)
+    conversation = Conversation(turn_ender, 4, 0.0)
+    seen = []
+
+    def generate(input_ids, **rest):
+        seen.append((conversation._model.device.type, input_ids.device.type, rest["attention_mask"].device.type))
+        return torch.zeros(1, input_ids.shape[1] + 1, dtype=torch.long)
+
+    monkeypatch.setattr(conversation._model, "generate", generate)
+    assert conversation.ask("hello") == "</turn>" and seen == [("meta", "meta", "meta")]
+
+
+def test_a_gpu_that_the_configuration_demands_and_the_machine_lacks_is_an_error(
+    turn_ender: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(chat, "choose_folder", lambda *_: turn_ender)
+    (tmp_path / "mine.yaml").write_text("evaluate: {device: cuda}")
+    with pytest.raises(SystemExit, match="2"):
+        chat.main(["--config", str(tmp_path / "mine.yaml"), "--prompt", "hello"])
+    assert capsys.readouterr().err.startswith("error: evaluate.device is cuda and this machine has no usable GPU")
+
+
+def test_an_interrupted_answer_loses_the_question_alone(
+    turn_ender: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    conversation = Conversation(turn_ender, 4, 0.0)
+    generate, lines = conversation._model.generate, iter(["first", "interrupted", "x" * 300, "last", ""])
+
+    def interrupted(**inputs):
+        if len(conversation.messages) == 2 and said[-1] == "interrupted":
+            raise KeyboardInterrupt
+        return generate(**inputs)
+
+    said = []
+    monkeypatch.setattr("builtins.input", lambda prompt: said.append(next(lines)) or said[-1])
+    monkeypatch.setattr(conversation._model, "generate", interrupted)
+    chat.talk(conversation)
+    assert said == ["first", "interrupted", "x" * 300, "last", ""], "the prompt came again each time"
+    asked = [message["content"] for message in conversation.messages if message["role"] == "user"]
+    assert asked == ["first", "last"] and len(conversation.messages) == 4
+    out, err = capsys.readouterr()
+    assert out.count("</turn>") == 2 and err.count("(interrupted") == 1 and err.count("do not fit") == 1
+    assert "the oldest words" not in err
+
+
+def test_the_oldest_exchange_makes_room_and_that_is_said(turn_ender: Path, capsys: pytest.CaptureFixture):
+    conversation = Conversation(turn_ender, 4, 0.0)
+    for letter in "abc":
+        conversation.ask(letter * 90)
+    assert [message["content"][0] for message in conversation.messages] == ["b", "<", "c", "<"]
+    assert (
+        capsys.readouterr().err.count("the oldest words no longer fit into the model's context and are forgotten") == 1
+    )
+
+
+def test_interrupting_the_only_question_is_no_traceback(turn_ender: Path, monkeypatch: pytest.MonkeyPatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat, "choose_folder", lambda *_: turn_ender)
+    monkeypatch.setattr(Conversation, "ask", interrupted)
+    with pytest.raises(SystemExit, match="130"):
+        chat.main(["--prompt", "hello"])
+
+
 @pytest.mark.parametrize("flags", [["--max-new-tokens", "0"], ["--temperature", "-1"], ["--temperature", "nan"]])
 def test_chat_refuses_numbers_that_mean_nothing(flags: list[str]):
     with pytest.raises(SystemExit, match="2"):

@@ -4,6 +4,7 @@ import inspect
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -285,6 +286,72 @@ def test_validation_knows_shards_and_names_the_repairing_command(tiny_model, tmp
     assert not gpu_utils.check_tokenizer_exists(str(tmp_path / "tokenizer"))
     assert not gpu_utils.validate_training_prerequisites(str(model), str(tmp_path / "t"), str(tmp_path / "d"))
     assert capsys.readouterr().out.count("03_tokenize_and_pack.py") == 3
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut off", "header cut off", "garbage"])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_damaged_weight_file_is_not_a_complete_checkpoint(tiny_model, tmp_path: Path, capsys, damage, sharded):
+    tiny_model.save_pretrained(tmp_path, **({"max_shard_size": "10KB"} if sharded else {}))
+    assert gpu_utils.check_checkpoint_exists(str(tmp_path), "sft") and capsys.readouterr().out == ""
+    file = sorted(tmp_path.glob("model*.safetensors"))[-1]
+    content = file.read_bytes()
+    file.write_bytes(
+        {"empty": b"", "cut off": content[:-1], "header cut off": content[:40], "garbage": b"<html>" * 99}[damage]
+    )
+    assert not gpu_utils.check_checkpoint_exists(str(tmp_path), "sft")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert f"{file.name} damaged" in line and line.endswith("make it with: python scripts/07_sft.py")
+
+
+@pytest.mark.parametrize(
+    "content", ["", '{"weight_map": {"a', "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 1}}']
+)
+def test_a_damaged_index_or_configuration_is_a_line_and_not_an_exception(tmp_path: Path, capsys, content):
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    (tmp_path / "config.json").write_text("")
+    assert not gpu_utils.check_checkpoint_exists(str(tmp_path), "sft")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "config.json damaged" in line and "model.safetensors.index.json damaged" in line
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text("{}")
+    assert gpu_utils.check_tokenizer_exists(str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text("")
+    assert not gpu_utils.check_tokenizer_exists(str(tmp_path)) and "tokenizer.json damaged" in capsys.readouterr().out
+
+
+@pytest.fixture
+def ready(tiny_model, tmp_path: Path) -> Callable[[Path], bool]:
+    """Says whether all is there, when model and tokenizer are and the data lies in the given place."""
+    model = tmp_path / "model"
+    tiny_model.save_pretrained(model)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (model / name).write_text("{}")
+    return lambda data: gpu_utils.validate_training_prerequisites(str(model), str(model), str(data))
+
+
+def test_data_is_a_finished_stage_or_a_data_file_that_is_not_empty(ready, tmp_path: Path, capsys):
+    from pipeline_lib.stage.manifest import Manifest
+
+    stage = tmp_path / "03_packed"
+    (stage / "work").mkdir(parents=True)
+    (stage / "log.txt").write_text("12:00 started\n")
+    (stage / ".lock").write_text("4711")
+    (stage / "work" / "journal.jsonl").write_text("{}\n")
+    (stage / "work" / "chunk.lz4").write_bytes(b"half")
+    assert not ready(stage) and not ready(tmp_path / "nothing"), "killed, and never begun"
+    assert capsys.readouterr().out.count("03_tokenize_and_pack.py") == 2
+    (stage / "manifest.json").write_text('{"stage": "03_packed"')
+    assert not ready(stage), "a manifest that was cut off"
+    Manifest("03_packed", {}, {}, {}, {}, [], 0).write(stage / "manifest.json")
+    assert ready(stage) and ready(tmp_path)
+
+    mine = tmp_path / "mine"
+    (mine / "deeper").mkdir(parents=True)
+    (mine / "README.md").write_text("words")
+    (mine / "deeper" / "a.parquet").touch()
+    assert not ready(mine) and not ready(mine / "deeper" / "a.parquet")
+    (mine / "deeper" / "b.jsonl").write_text("{}\n")
+    assert ready(mine) and ready(mine / "deeper" / "b.jsonl")
 
 
 def test_kernels_are_refused_rather_than_ignored():

@@ -230,6 +230,22 @@ def test_kinds_that_the_list_leaves_out_are_filled_or_named(tmp_path: Path, scri
     assert text == [lines[0]["name"]], "a kind that the list has is not added to"
 
 
+@pytest.mark.slow
+def test_the_card_names_what_requirements_txt_asks_for_and_the_environment_lacks(
+    tmp_path: Path, scripts: Path, monkeypatch: pytest.MonkeyPatch
+):
+    info = tmp_path / "site" / "trl-1.16.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: trl\nVersion: 1.16.0\nRequires-Dist: absent-demo\n")
+    (info / "RECORD").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    patterns = ["requirements.txt", "!*", "python", "absent-*"]
+    download = Download(tmp_path, scripts, {"python_docs": {**SMALL, "distributions": patterns}})
+    note = "asked for by requirements.txt but not installed, so not read: absent-demo"
+    assert f"note: {note}" in download.run_well()
+    assert note in download.manifest()["notes"]
+
+
 def entry(**fields: Any) -> dict[str, Any]:
     return {"sources": [{"name": "a", "kind": "text", "type": "python_docs", **fields}]}
 

@@ -19,8 +19,8 @@ BUILT_IN_SOURCES = (
 class PythonDocsSettings(Section):
     """What the python_docs sources read, and how many examples of each kind they make."""
 
-    distributions: list[str] = Field(default=["*"], min_length=1)
-    """Shell patterns of the distributions to read; `python` is the standard library, `!name` leaves one out again."""
+    distributions: list[str] = Field(default=["python", "requirements.txt"], min_length=1)
+    """What to read: `python` (standard library), `requirements.txt` (what it installs), patterns; `!name`: not."""
     chat_examples: int = Field(default=8000, gt=0)
     """Chat examples (kind sft), at most."""
     arithmetic_problems: int = Field(default=3000, gt=0, le=10000)

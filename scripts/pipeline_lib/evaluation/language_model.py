@@ -23,6 +23,7 @@ from pipeline_lib.stage import UserError
 
 from .generation import cut_at, greedy_tokens
 from .kept_answers import Asking, ask_all
+from .placement import load_pretrained
 from .scoring import TokenScorer
 
 if TYPE_CHECKING:
@@ -175,30 +176,5 @@ def _generation_settings(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_model(folder: Path, device: str, dtype: str, batch_tokens: int) -> EvaluatedModel:
-    """Load a Hugging Face model folder from disk alone. Raises UserError when it is not one.
-
-    device: cpu or cuda; dtype: float32, bfloat16 or auto (as saved, but float32 on a CPU).
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    wanted = {
-        "float32": torch.float32,
-        "bfloat16": torch.bfloat16,
-        "auto": "auto" if device == "cuda" else torch.float32,
-    }
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=wanted[dtype], local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} does not load as a model with its tokenizer: {error}") from None
-    return EvaluatedModel(model.to(device), tokenizer, batch_tokens)
-
-
-def choose_device(wanted: str) -> str:
-    """Return cpu or cuda for auto, cpu or cuda. Raises UserError when a GPU is demanded and there is none."""
-    import torch
-
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("evaluate.device is cuda and this machine has no usable GPU; set it to auto or cpu")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+    """Load a Hugging Face model folder as `load_pretrained` does. Raises UserError when it is not one."""
+    return EvaluatedModel(*load_pretrained(folder, device, dtype), batch_tokens)

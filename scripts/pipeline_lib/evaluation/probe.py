@@ -23,7 +23,8 @@ def estimate_cost(stage: "Stage", questions: Questionnaire) -> Estimate:
     out.
     """
     from .harness import run_task
-    from .language_model import choose_device, load_model
+    from .language_model import load_model
+    from .placement import choose_device
 
     settings = stage.settings
     name = settings.models[-1]

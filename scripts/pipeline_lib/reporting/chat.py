@@ -4,7 +4,8 @@
 
 The conversation goes through the tokenizer's own chat template, and an answer ends where the model's generation
 settings say, or where that template ends a turn if they say nothing. Without `--prompt` it is interactive; an empty
-line or the end of the input leaves.
+line or the end of the input leaves, and Ctrl-C during an answer drops the question alone. The model runs where stage 11
+evaluates it and in that number format: `evaluate.device` and `evaluate.dtype` of the configuration.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline_lib.config.run_choice import read_run_choice
+from pipeline_lib.evaluation.placement import choose_device, load_pretrained
 from pipeline_lib.post_training.chat_tokens import end_of_turn_id, load_chat_tokenizer
 from pipeline_lib.stage.errors import UserError
 from pipeline_lib.stage.inputs import StageInput, repairing_command
@@ -63,45 +65,53 @@ def choose_folder(run_folder: Path, name: str | None, arguments: str = "") -> Pa
 class Conversation:
     """A model, its tokenizer, and what has been said so far; the oldest words go when the context is full."""
 
-    def __init__(self, folder: Path, max_new_tokens: int, temperature: float):
-        """Load the model in `folder`. Raises UserError when its tokenizer cannot spell a conversation or its end."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+    def __init__(
+        self, folder: Path, max_new_tokens: int, temperature: float, device: str = "auto", dtype: str = "auto"
+    ):
+        """Load the model in `folder`; device and dtype are those of the section `evaluate`.
 
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        Raises UserError for a device that is not there, and when the tokenizer cannot spell a conversation or its end.
+        """
+        self._device = choose_device(device)
+        model, self._tokenizer = load_pretrained(folder, self._device, dtype)
         if not self._tokenizer.chat_template:
             raise UserError(f"{folder}: the tokenizer has no chat template; give it one (chat_template.jinja)")
-        self._model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        self._model = model.eval()
         if self._model.generation_config.eos_token_id is None:
             self._model.generation_config.eos_token_id = end_of_turn_id(load_chat_tokenizer(folder))
         self._max_new_tokens = max_new_tokens
         self._temperature = temperature
         self.messages: list[dict[str, str]] = []
 
-    def _encode(self) -> "BatchEncoding":
-        """Return the conversation as ids, without the oldest exchanges that leave no room for an answer."""
+    def _encode(self, messages: list[dict[str, str]]) -> "BatchEncoding":
+        """Return the conversation as ids; the oldest exchanges that leave no room for an answer are taken out of it."""
         room = self._model.config.max_position_embeddings - self._max_new_tokens
+        whole = len(messages)
         while True:
             inputs = self._tokenizer.apply_chat_template(
-                self.messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+                messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
             )
             length = inputs["input_ids"].shape[1]
             if length <= room:
-                return inputs
-            if len(self.messages) == 1:
+                if len(messages) < whole:
+                    print(
+                        "(the oldest words no longer fit into the model's context and are forgotten)", file=sys.stderr
+                    )
+                return inputs.to(self._device)
+            if len(messages) == 1:
                 raise UserError(
                     f"these {length} tokens and an answer of {self._max_new_tokens} do not fit into the model's context"
                     f" of {self._model.config.max_position_embeddings}; ask shorter or lower --max-new-tokens"
                 )
-            del self.messages[:2]
-            print("(the oldest exchange no longer fits into the model's context and is forgotten)", file=sys.stderr)
+            del messages[:2]
 
     def ask(self, text: str) -> str:
-        """Add the user's words, return the model's answer and remember both.
+        """Return the model's answer to the user's words and remember both; without an answer nothing is remembered.
 
         Raises UserError when these words alone leave no room in the model's context for an answer.
         """
-        self.messages.append({"role": "user", "content": text})
-        inputs = self._encode()
+        messages = [*self.messages, {"role": "user", "content": text}]
+        inputs = self._encode(messages)
         sampling = (
             {"do_sample": True, "temperature": self._temperature} if self._temperature > 0 else {"do_sample": False}
         )
@@ -112,7 +122,7 @@ class Conversation:
             **sampling,
         )
         answer = self._tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-        self.messages.append({"role": "assistant", "content": answer})
+        self.messages = [*messages, {"role": "assistant", "content": answer}]
         return answer
 
 
@@ -121,13 +131,17 @@ def main(argv: list[str]) -> None:
     try:
         choice = read_run_choice("Talk to a model of a run.", argv, _flags)
         folder = choose_folder(choice.run_folder, choice.flags.model, choice.arguments)
-        conversation = Conversation(folder, choice.flags.max_new_tokens, choice.flags.temperature)
+        place = choice.config.evaluate
+        flags = choice.flags
+        conversation = Conversation(folder, flags.max_new_tokens, flags.temperature, place.device, place.dtype)
         if choice.flags.prompt is not None:
             print(conversation.ask(choice.flags.prompt))
             return
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
     print(f"{folder}; an empty line leaves")
     talk(conversation)
 
@@ -144,8 +158,9 @@ def talk(conversation: Conversation) -> None:
         try:
             print(conversation.ask(text))
         except UserError as error:
-            conversation.messages.pop()
             print(f"error: {error}", file=sys.stderr)
+        except KeyboardInterrupt:
+            print("\n(interrupted; the question is forgotten, the conversation before it is not)", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,16 @@ def what_is_missing(settings: DownloadSettings) -> list[str]:
     ]
 
 
+def what_is_not_installed(settings: DownloadSettings) -> list[str]:
+    """Return a line with the packages that python_docs should read and that are not there; none if all are."""
+    if not any(entry.type == "python_docs" for entry in settings.entries()):
+        return []
+    from .python_docs.discovery import not_installed
+
+    names = not_installed(tuple(settings.python_docs.distributions))
+    return [f"asked for by requirements.txt but not installed, so not read: {', '.join(names)}"] if names else []
+
+
 def _file_source(entry: SourceSettings, bench: Workbench) -> Source:
     """The source of an entry of another type; its libraries are imported only when it is used."""
     if entry.type == "local":

@@ -20,8 +20,16 @@ from functools import lru_cache
 from importlib.metadata import Distribution, PackageMetadata
 from pathlib import Path, PurePosixPath
 
+from packaging.utils import canonicalize_name
+
+from pipeline_lib.config import PROJECT_ROOT
+
+from .requirements import Closure, closure
+
 STANDARD_LIBRARY = "python"
 """Name under which the standard library appears among the distributions."""
+REQUIREMENTS = "requirements.txt"
+"""Pattern for the distributions that this file of the project installs, and what they require."""
 
 _TEST_FOLDERS = frozenset({"test", "tests", "_tests", "idle_test"})
 _CLASSIFIER = "License :: OSI Approved :: "
@@ -46,22 +54,31 @@ class SourceFile:
 def environment(patterns: tuple[str, ...]) -> list[tuple[str, str]]:
     """(name, version) of the standard library and of every installed distribution that matches a pattern, sorted.
 
-    Patterns are shell patterns, `python` standing for the standard library; of those that match a name the last one
-    counts, and one that starts with "!" leaves the name out.
+    Patterns are shell patterns, `python` standing for the standard library and `requirements.txt` for the
+    distributions that this file asks for; of those that match a name the last one counts, and one that starts with "!"
+    leaves the name out. Raises UserError when requirements.txt is asked for and cannot be followed.
     """
     found = {(STANDARD_LIBRARY, platform.python_version())}
     found |= {(name, metadata["Version"]) for name, metadata, _ in _distributions()}
-    return sorted(pair for pair in found if _matches(pair[0], patterns))
+    required = _required(patterns).installed
+    return sorted(pair for pair in found if _matches(pair[0], patterns, required))
+
+
+def not_installed(patterns: tuple[str, ...]) -> list[str]:
+    """The distributions that requirements.txt asks for and that are not there, of those the patterns choose; sorted."""
+    missing = _required(patterns).missing
+    return sorted(name for name in missing if _matches(name, patterns, missing))
 
 
 def source_files(patterns: tuple[str, ...]) -> list[SourceFile]:
     """Every importable file, test suites apart, each once, ordered by distribution and path."""
     files: dict[str, SourceFile] = {}
-    if _matches(STANDARD_LIBRARY, patterns):
+    required = _required(patterns).installed
+    if _matches(STANDARD_LIBRARY, patterns, required):
         for file in _standard_library():
             files.setdefault(file.path, file)
     for name, metadata, distribution in _distributions():
-        if _matches(name, patterns):
+        if _matches(name, patterns, required):
             for file in _files_of(name, metadata, distribution):
                 files.setdefault(file.path, file)
     return sorted(files.values(), key=lambda file: (file.distribution, file.path))
@@ -93,21 +110,34 @@ def _distributions() -> tuple[tuple[str, PackageMetadata, Distribution], ...]:
     for distribution in importlib.metadata.distributions():
         metadata = distribution.metadata
         if metadata["Name"]:
-            name = _canonical(metadata["Name"])
+            name = canonicalize_name(metadata["Name"])
             first.setdefault(name, (name, metadata, distribution))
     return tuple(first[name] for name in sorted(first))
 
 
-def _canonical(name: str) -> str:
-    return name.lower().replace("_", "-").replace(".", "-")
+def _required(patterns: tuple[str, ...]) -> Closure:
+    """What requirements.txt asks for; nothing, and the file is not read, when no pattern stands for it."""
+    if not any(pattern.removeprefix("!") == REQUIREMENTS for pattern in patterns):
+        return Closure(frozenset(), frozenset())
+    installed = {name: (metadata, distribution) for name, metadata, distribution in _distributions()}
+
+    def requires(name: str) -> list[str] | None:
+        if name not in installed:
+            return None
+        metadata, distribution = installed[name]
+        # `Distribution.requires` parses the metadata anew; beyond it, it knows the requires.txt of an .egg-info.
+        return metadata.get_all("Requires-Dist") or distribution.requires or []
+
+    return closure(PROJECT_ROOT / REQUIREMENTS, requires)
 
 
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    """Whether a name is asked for: later patterns win, "!pattern" leaves out."""
+def _matches(name: str, patterns: tuple[str, ...], required: frozenset[str]) -> bool:
+    """Whether a name is asked for: later patterns win, "!pattern" leaves out, `required` is what REQUIREMENTS means."""
     wanted = all(pattern.startswith("!") for pattern in patterns)
     for pattern in patterns:
-        if fnmatchcase(name, _canonical(pattern.removeprefix("!"))):
-            wanted = not pattern.startswith("!")
+        bare = pattern.removeprefix("!")
+        if name in required if bare == REQUIREMENTS else fnmatchcase(name, canonicalize_name(bare)):
+            wanted = bare == pattern
     return wanted
 
 
