@@ -13,7 +13,7 @@ from pipeline_lib.stage.manifest import MANIFEST, Manifest
 from pipeline_lib.text_cleaning.duplicate_table import DuplicateTable
 from pipeline_lib.text_cleaning.explore import Judgement, about_rule, effect_of_thresholds, explore_thresholds
 from pipeline_lib.text_cleaning.rules import Rule, active_rules
-from pipeline_lib.text_cleaning.score_table import SCORES, write_scores_file
+from pipeline_lib.text_cleaning.score_table import SCORES, scoring_settings, write_scores_file
 from pipeline_lib.text_cleaning.shard import DocumentCleaner, Tally
 
 PLAIN = {"language": {"keep": []}, "contamination": {"enabled": False}}
@@ -107,6 +107,8 @@ def test_scores_of_other_settings_are_not_used(finished, tmp_path):
     with pytest.raises(UserError, match="other settings"):
         explore_thresholds(finished, other, DATA, "all")
     assert "unknown" in effect_of_thresholds(finished, CleanSettings(**PLAIN), {"asked": ["others"]})[0]
+    with_c4 = CleanSettings(**PLAIN, quality_rules=["c4"])
+    assert "c4_rewrites" in scoring_settings(with_c4) and "unknown" in effect_of_thresholds(finished, with_c4, DATA)[0]
     with pytest.raises(UserError, match=r"no active rule 'nothing'"):
         explore_thresholds(finished, CleanSettings(**PLAIN), DATA, "nothing")
     with pytest.raises(UserError, match="without --explore"):

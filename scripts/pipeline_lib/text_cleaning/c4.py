@@ -2,7 +2,8 @@
 
 A line goes when it has a word beyond any language, does not end like a sentence, is too short, or speaks of javascript,
 cookies or terms of use. A document goes when a line that stayed so far has filler text or a curly bracket, or when too
-few sentences remain. Unlike the other groups this one rewrites the text; it runs before any score is computed.
+few sentences remain. Unlike the other groups this one rewrites the text: language and Gopher's rules read a page as it
+was, FineWeb's rules what these left, as in FineWeb's own recipe.
 Sentences are counted by their ends: a run of final punctuation, with closing quotes or brackets, before a space or the
 end of the line; a line that stays without one counts as one sentence. Punkt and spaCy, which other tools use, differ on
 abbreviations.

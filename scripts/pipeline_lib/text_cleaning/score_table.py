@@ -88,7 +88,11 @@ def scoring_settings(settings: "CleanSettings") -> dict[str, Any]:
             }
         kept[name] = value
     if "c4" in settings.quality_rules:
-        kept["c4_rewrites"] = {"except": dumped["exempt_sources"], "engine": dumped["quality_engine"]}
+        kept["c4_rewrites"] = {
+            "except": dumped["exempt_sources"],
+            "engine": dumped["quality_engine"],
+            "before": ["fineweb"],  # earlier scores were all of what C4 left
+        }
     return kept
 
 
