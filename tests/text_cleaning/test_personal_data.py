@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from labelled_personal_data import labelled_texts
 
+import pipeline_lib.text_cleaning.personal_data as module
 from pipeline_lib.config.clean import PersonalDataKind, PersonalDataSettings
 from pipeline_lib.text_cleaning.arrow_text import text_buffers
 from pipeline_lib.text_cleaning.personal_data import PersonalData
@@ -167,6 +168,23 @@ def test_hostile_text_takes_linear_work():
         assert (places[:, 3] - places[:, 2]).sum() <= 4 * len(text), unit
         replaced, found = everything.replace(text)
         assert (replaced == text) == (not found), unit
+
+
+@pytest.mark.parametrize("unit", ["203.5.112.9 ", "+1 212-664-7665 ", "4111-1111-1111-1111  "])
+def test_finding_a_byte_takes_linear_work_however_many_finds_one_stretch_has(monkeypatch, unit):
+    encoded = []
+    bytes_between = module._bytes
+
+    def counted(text, at, to):
+        encoded.append(abs(to - at))
+        return bytes_between(text, at, to)
+
+    monkeypatch.setattr(module, "_bytes", counted)
+    text = "é " + unit * 1000
+    assert len(find_places(*text_buffers(pa.array([text], pa.large_string())))) == 1, "one stretch"
+    replaced, found = everything.replace(text)
+    assert sum(found.values()) == 1000 and not any(map(str.isdigit, replaced))
+    assert sum(encoded) <= 4 * len(text)
 
 
 def test_bytes_that_are_not_utf8_do_not_stop_the_scan():

@@ -104,19 +104,20 @@ class PersonalData:
         self, data: np.ndarray, start: int, end: int, document: int, what: int, first: int, last: int
     ) -> Iterator[Find]:
         """Yield what the searches for one place accept; the expressions see the place and what is around it."""
-        begin = max(start, first - 4 * CONTEXT)
-        before = data[begin:first].tobytes().decode("utf-8", "ignore")
+        before = data[max(start, first - 4 * CONTEXT) : first].tobytes().decode("utf-8", "ignore")
         here = data[first : min(end, last + self._reach[what])].tobytes().decode("utf-8", "ignore")
         text = before + here
         at, stop = len(before), len(before) + (last - first if what == NUMBER else 1)
         for kind, search in self._searches[what]:
+            known, byte = at, first  # of the last find: a stretch of addresses can be as long as the document
             for match in search.expression.finditer(text, at) if what == NUMBER else _at(search, text, at):
                 if match.start() >= stop:
                     break
                 span = search.accept(match)
                 if span is not None:
-                    from_here = first + _bytes(text, at, span[0])
-                    yield Find(document, kind, from_here, from_here + len(text[span[0] : span[1]].encode()))
+                    begin = byte + _bytes(text, known, span[0])
+                    known, byte = span[1], begin + _bytes(text, *span)
+                    yield Find(document, kind, begin, byte)
 
     def _instead(self, find: Find, data: memoryview) -> str:
         kind = self._kinds[find.kind]
