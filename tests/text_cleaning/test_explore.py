@@ -17,7 +17,7 @@ from pipeline_lib.text_cleaning.score_table import SCORES, scoring_settings, wri
 from pipeline_lib.text_cleaning.shard import DocumentCleaner, Tally
 
 PLAIN = {"language": {"keep": []}, "contamination": {"enabled": False}}
-DATA = {"asked": ["questions"]}
+NOW = {"inputs": {"01_download": "texts"}, "seed": 0, "data": {"asked": ["questions"]}}
 LENGTHS = [2, 3, 4, 5, 6]  # sentences of 16 words
 
 
@@ -28,7 +28,7 @@ def scored(folder, rows, settings):
     duplicates = DuplicateTable.below(folder)
     duplicates.write(None, candidates=cleaned.kept.num_rows)
     assert write_scores_file([folder / "part.parquet"], duplicates, folder / SCORES, settings) == len(rows)
-    Manifest("02_clean", {"data": DATA}, {}, {}, {}, [], 0).write(folder / MANIFEST)
+    Manifest("02_clean", NOW, {}, {}, {}, [], 0).write(folder / MANIFEST)
     return folder
 
 
@@ -41,7 +41,7 @@ def finished(tmp_path_factory):
 
 
 def test_a_rule_shows_what_other_thresholds_change_and_its_borderline_documents(finished):
-    lines = explore_thresholds(finished, CleanSettings(**PLAIN), DATA, "gopher_quality.min_words")
+    lines = explore_thresholds(finished, CleanSettings(**PLAIN), NOW, "gopher_quality.min_words")
     text = "\n".join(lines)
     assert "gopher_quality.min_words  words < 50: 4 documents break it, 3 of them no other rule" in text
     assert "        45: +2 documents" in text and "off: +3 documents" in text
@@ -73,14 +73,14 @@ def test_near_is_a_tenth_of_the_threshold_or_one_of_a_count(tmp_path, threshold,
 
 def test_every_active_rule_is_explained_when_none_is_named(finished):
     settings = CleanSettings(**PLAIN)
-    lines = explore_thresholds(finished, settings, DATA, "all")
+    lines = explore_thresholds(finished, settings, NOW, "all")
     for rule in active_rules(settings):
         assert any(line.startswith(f"{rule.name}  ") for line in lines), rule.name
 
 
 def test_the_effect_of_new_thresholds_is_what_cleaning_with_them_does(finished):
     stricter = CleanSettings(**PLAIN, gopher_quality={"min_words": 90})
-    (line,) = effect_of_thresholds(finished, stricter, DATA)
+    (line,) = effect_of_thresholds(finished, stricter, NOW)
     rows = [row for shard in corpus() for row in shard]
     rows += [document(f"of-{n}", prose(500 + n, sentences=n)) for n in LENGTHS]
     kept = DocumentCleaner(stricter, [], 0).clean(pa.Table.from_pylist(rows, schema=SCHEMA), Tally()).kept
@@ -91,26 +91,39 @@ def test_nothing_is_foreseen_of_documents_too_long_to_be_scored(tmp_path):
     rows = [document("fine", prose(1)), document("short", prose(2, sentences=3))]
     rows += [document(f"long-{n}", prose(10 + n, sentences=40)) for n in range(2)]
     folder = scored(tmp_path, rows, CleanSettings(**PLAIN, max_document_bytes=2000))
-    lines = explore_thresholds(folder, CleanSettings(**PLAIN, max_document_bytes=2000), DATA, "max_document_bytes")
+    lines = explore_thresholds(folder, CleanSettings(**PLAIN, max_document_bytes=2000), NOW, "max_document_bytes")
     assert lines[0] == "4 documents; 1 pass all rules before deduplication"
     assert lines[2].endswith(": 2 documents break it, 0 of them no other rule, 2 too long to have been scored")
     assert [line.split() for line in lines[6:10]] == [[f"{n}:", "+0", "documents"] for n in (2200, 2500, 4000, "off")]
     looser = CleanSettings(**PLAIN, max_document_bytes=100_000)
-    assert explore_thresholds(folder, looser, DATA, "empty")[0].endswith(", 2 too long to have been scored")
-    (line,) = effect_of_thresholds(folder, looser, DATA)
+    assert explore_thresholds(folder, looser, NOW, "empty")[0].endswith(", 2 too long to have been scored")
+    (line,) = effect_of_thresholds(folder, looser, NOW)
     assert "1 of 4 documents pass the rules, 1 did in the last run: 0 come back, 0 go, 2 too long" in line
 
 
 def test_scores_of_other_settings_are_not_used(finished, tmp_path):
     other = CleanSettings(**PLAIN, fineweb={"short_line_characters": 40})
-    assert "unknown" in effect_of_thresholds(finished, other, DATA)[0]
+    assert "unknown" in effect_of_thresholds(finished, other, NOW)[0]
     with pytest.raises(UserError, match="other settings"):
-        explore_thresholds(finished, other, DATA, "all")
-    assert "unknown" in effect_of_thresholds(finished, CleanSettings(**PLAIN), {"asked": ["others"]})[0]
+        explore_thresholds(finished, other, NOW, "all")
+    assert "unknown" in effect_of_thresholds(finished, CleanSettings(**PLAIN), NOW | {"data": {"asked": ["others"]}})[0]
     with_c4 = CleanSettings(**PLAIN, quality_rules=["c4"])
-    assert "c4_rewrites" in scoring_settings(with_c4) and "unknown" in effect_of_thresholds(finished, with_c4, DATA)[0]
+    assert "c4_rewrites" in scoring_settings(with_c4) and "unknown" in effect_of_thresholds(finished, with_c4, NOW)[0]
+    for other in ({"inputs": {"01_download": "one more source"}}, {"seed": 1}):
+        assert "unknown" in effect_of_thresholds(finished, CleanSettings(**PLAIN), NOW | other)[0]
+        with pytest.raises(UserError, match="other texts"):
+            explore_thresholds(finished, CleanSettings(**PLAIN), NOW | other, "all")
     with pytest.raises(UserError, match=r"no active rule 'nothing'"):
-        explore_thresholds(finished, CleanSettings(**PLAIN), DATA, "nothing")
+        explore_thresholds(finished, CleanSettings(**PLAIN), NOW, "nothing")
     with pytest.raises(UserError, match="without --explore"):
-        explore_thresholds(tmp_path, CleanSettings(), DATA, "all")
-    assert effect_of_thresholds(tmp_path, CleanSettings(), DATA) == []
+        explore_thresholds(tmp_path, CleanSettings(), NOW, "all")
+    assert effect_of_thresholds(tmp_path, CleanSettings(), NOW) == []
+
+
+def test_sources_made_exempt_change_texts_where_lines_are_taken_out(tmp_path):
+    plain, exempt = ({"exempt_sources": sources} for sources in ([], ["web"]))
+    for number, rewriting in enumerate(({"remove_symbol_lines": True}, {"quality_rules": ["c4"]}, {})):
+        (tmp_path / str(number)).mkdir()
+        folder = scored(tmp_path / str(number), [document("a", prose(1))], CleanSettings(**PLAIN, **rewriting, **plain))
+        (line,) = effect_of_thresholds(folder, CleanSettings(**PLAIN, **rewriting, **exempt), NOW)
+        assert ("unknown" in line) == bool(rewriting)

@@ -64,10 +64,10 @@ class Judgement:
         return others & self.judged[self.rules[row].name] & ~self.unscored
 
 
-def explore_thresholds(stage_folder: Path, settings: "CleanSettings", data: dict[str, Any], wanted: str) -> list[str]:
-    """Return the lines for one rule or "all" of them; data: what identifies the data outside the run now.
+def explore_thresholds(stage_folder: Path, settings: "CleanSettings", now: dict[str, Any], wanted: str) -> list[str]:
+    """Return the lines for one rule or "all" of them; now: what a run would be made from, as in the manifest.
 
-    Raises UserError for an unknown rule, without scores, and for scores of other settings or data.
+    Raises UserError for an unknown rule, without scores, and for scores of other settings, texts or data.
     """
     path = stage_folder / SCORES
     if not path.is_file():
@@ -76,11 +76,11 @@ def explore_thresholds(stage_folder: Path, settings: "CleanSettings", data: dict
     known = [rule.name for rule in rules]
     if wanted != "all" and wanted not in known:
         raise UserError(f"there is no active rule {wanted!r}; there are {', '.join(known)}")
-    table = _scores_of_today(stage_folder, settings, data, rules)
+    table = _scores_of_today(stage_folder, settings, now, rules)
     if table is None:
         raise UserError(
-            f"{path} was made with other settings or data for texts or scores than there are now (not thresholds);"
-            " run this script again first"
+            f"{path} was made from other texts, or with other settings or data for texts or scores than there are now"
+            " (not thresholds); run this script again first"
         )
     found = Judgement(table, rules, settings)
     passing = f"{int(found.passes.sum())} pass all rules before deduplication{_spell_unscored(found.undecided)}"
@@ -93,14 +93,15 @@ def explore_thresholds(stage_folder: Path, settings: "CleanSettings", data: dict
 
 
 def _scores_of_today(
-    stage_folder: Path, settings: "CleanSettings", data: dict[str, Any], rules: Sequence[Rule]
+    stage_folder: Path, settings: "CleanSettings", now: dict[str, Any], rules: Sequence[Rule]
 ) -> "pa.Table | None":
-    """Return the scores of the finished run, None when settings or data that decide texts or scores have changed.
+    """Return the scores of the finished run, None when what decides texts or scores has changed.
 
-    Scores depend on the user's lists and examples and on what the tasks ask; the manifest says what those were.
+    That is what stage 01 made, the seed of stand-ins and examples, and, under "data", the user's lists and examples and
+    what the tasks ask: the manifest says what those were. Settings are compared by what the file says itself.
     """
     manifest = Manifest.read(stage_folder / MANIFEST)
-    if manifest is None or manifest.fingerprint["data"] != data:
+    if manifest is None or any(manifest.fingerprint[part] != now[part] for part in ("inputs", "seed", "data")):
         return None
     return read_scores(stage_folder / SCORES, settings, _columns(rules))
 
@@ -164,15 +165,18 @@ def near_distance(scores: np.ndarray, threshold: float) -> float:
     return max(share, 1.0) if are_counts else share
 
 
-def effect_of_thresholds(stage_folder: Path, settings: "CleanSettings", data: dict[str, Any]) -> list[str]:
-    """Return what `--plan` says about the thresholds now, compared with the finished run; nothing without one."""
+def effect_of_thresholds(stage_folder: Path, settings: "CleanSettings", now: dict[str, Any]) -> list[str]:
+    """Return what `--plan` says about the thresholds, compared with the finished run; nothing without one.
+
+    now: as in `explore_thresholds`.
+    """
     path = stage_folder / SCORES
     if not path.is_file():
         return []
     rules = active_rules(settings)
-    table = _scores_of_today(stage_folder, settings, data, rules)
+    table = _scores_of_today(stage_folder, settings, now, rules)
     if table is None:
-        return ["  effect  unknown: settings or data that decide texts or scores have changed since the last run"]
+        return ["  effect  unknown: texts, or settings or data that decide scores, have changed since the last run"]
     found = Judgement(table, rules, settings)
     if found.unknown:
         return [f"  effect  unknown: {found.unknown[0].name} was not scored in the last run"]

@@ -87,6 +87,8 @@ def scoring_settings(settings: "CleanSettings") -> dict[str, Any]:
                 if key in _DECIDES_LINES or not (key.startswith(("min_", "max_")) or key in (*_DECIDES_FATE, *_MEANS))
             }
         kept[name] = value
+    if settings.remove_symbol_lines:
+        kept["symbol_lines_stay"] = dumped["exempt_sources"]
     if "c4" in settings.quality_rules:
         kept["c4_rewrites"] = {
             "except": dumped["exempt_sources"],
