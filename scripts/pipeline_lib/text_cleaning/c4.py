@@ -80,6 +80,22 @@ def apply_c4(text: str, settings: "C4Settings") -> C4Result:
     return C4Result(texts[0].as_py(), *(int(score) for score in scores[0]))
 
 
+def cut_citations(texts: "pyarrow.Array") -> "pyarrow.Array":
+    """Return normalised texts (large_string) without citation marks; lines stay, without their outer spaces."""
+    from pipeline_lib.config.clean import C4Settings
+
+    settings = C4Settings(
+        terminal_punctuation=False,
+        min_line_words=0,
+        max_word_characters=np.iinfo(np.int64).max,
+        javascript=False,
+        policy=False,
+        lorem_ipsum=False,
+        curly_bracket=False,
+    )
+    return apply_c4_batch(texts, settings, np.zeros(len(texts), np.bool_))[0]
+
+
 def count_sentences(line: str) -> int:
     """Return the number of sentences in a line that is not empty, at least one."""
     data = np.frombuffer(line.encode(), np.uint8)

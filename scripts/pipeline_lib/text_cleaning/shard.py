@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from dedup.memory_limit import MemoryLimit
 from pipeline_lib.stage import UserError, atomic_path, file_digest
 
-from .c4 import C4_COLUMNS, apply_c4_batch
-from .contamination import EvaluationIndex, Matches, build_index
+from .c4 import C4_COLUMNS, apply_c4_batch, cut_citations
+from .contamination import EvaluationIndex, Matches, Rewrite, build_index
 from .copied_records import CopiedRecords
 from .datatrove_filter import GROUPS as DATATROVE_GROUPS
 from .datatrove_filter import DatatroveQualityFilter
@@ -79,6 +79,21 @@ def personal_data(settings: "CleanSettings", seed: int) -> PersonalData:
     return PersonalData(settings.personal_data.kinds, settings.personal_data.replacement, seed)
 
 
+def rewrites_of_records(settings: "CleanSettings", seed: int) -> list[Rewrite]:
+    """Return what evaluation records go through, in turn, to read as documents do when they are compared with them.
+
+    What C4 does to whole lines is left out: lines of a record are seldom those of the page that quotes it.
+    """
+    replaced = personal_data(settings, seed)
+    rewrites: list[Rewrite] = [
+        lambda texts: normalise_batch(texts, settings.normalise)[0],
+        lambda texts: replaced.replace_batch(texts)[0],
+    ]
+    if "c4" in settings.quality_rules and settings.c4.citations:
+        rewrites.append(cut_citations)
+    return rewrites
+
+
 class DocumentCleaner:
     """Everything that is loaded once per process: rules, expressions, language model, evaluation index."""
 
@@ -97,7 +112,8 @@ class DocumentCleaner:
         self._c4_reasons: dict[int, str] = {}  # of the batch in hand
         self.index: EvaluationIndex | None = None
         if settings.contamination.enabled:
-            self.index = build_index(evaluation_files, settings.contamination.ngram, self._personal_data)
+            rewrites = rewrites_of_records(settings, seed)
+            self.index = build_index(evaluation_files, settings.contamination.ngram, rewrites)
 
     def clean(self, batch: pa.Table, tally: Tally) -> Cleaned:
         """Clean one batch with INPUT_COLUMNS and count what happened."""
