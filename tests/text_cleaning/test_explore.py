@@ -10,10 +10,11 @@ from test_02_clean_stage import corpus, prose
 from pipeline_lib.config.clean import CleanSettings
 from pipeline_lib.stage import UserError
 from pipeline_lib.stage.manifest import MANIFEST, Manifest
+from pipeline_lib.text_cleaning import explore, score_table
 from pipeline_lib.text_cleaning.duplicate_table import DuplicateTable
-from pipeline_lib.text_cleaning.explore import Judgement, about_rule, effect_of_thresholds, explore_thresholds
+from pipeline_lib.text_cleaning.explore import about_rules, effect_of_thresholds, explore_thresholds
 from pipeline_lib.text_cleaning.rules import Rule, active_rules
-from pipeline_lib.text_cleaning.score_table import SCORES, scoring_settings, write_scores_file
+from pipeline_lib.text_cleaning.score_table import SCORES, ScoreFile, scoring_settings, write_scores_file
 from pipeline_lib.text_cleaning.shard import DocumentCleaner, Tally
 
 PLAIN = {"language": {"keep": []}, "contamination": {"enabled": False}}
@@ -65,8 +66,8 @@ def test_near_is_a_tenth_of_the_threshold_or_one_of_a_count(tmp_path, threshold,
     rule = Rule("rule", "score", "above", threshold)
     ids = [str(place) for place in range(len(values))]
     columns = {"id": ids, "source": ["web"] * len(ids), "preview": ids, "rule": pa.nulls(len(ids), pa.string())}
-    table = pa.table(columns | {"score": pa.array(values, pa.float64())})
-    lines = about_rule(Judgement(table, [rule], CleanSettings()), 0, rule)
+    pq.write_table(pa.table(columns | {"score": pa.array(values, pa.float64())}), tmp_path / SCORES)
+    *_, lines = about_rules(ScoreFile(tmp_path / SCORES), [rule], CleanSettings(), "all")
     assert sorted(int(line.split()[2]) for line in lines if " goes " in line or " stays " in line) == near
     assert any("none near the threshold" in line for line in lines) == (not near)
 
@@ -118,6 +119,42 @@ def test_scores_of_other_settings_are_not_used(finished, tmp_path):
     with pytest.raises(UserError, match="without --explore"):
         explore_thresholds(tmp_path, CleanSettings(), NOW, "all")
     assert effect_of_thresholds(tmp_path, CleanSettings(), NOW) == []
+
+
+def test_reading_in_parts_says_what_reading_at_once_says(finished, monkeypatch):
+    settings = CleanSettings(**PLAIN, gopher_quality={"min_words": 220, "min_word_length": 4.2})
+
+    def answers():
+        return explore_thresholds(finished, settings, NOW, "all"), effect_of_thresholds(finished, settings, NOW)
+
+    at_once = answers()
+    assert sum(" stays " in line or " goes " in line for line in at_once[0]) > 20
+    for rows in (1, 7, 50):
+        monkeypatch.setattr(score_table, "ROWS_PER_CHUNK", rows)
+        assert answers() == at_once
+
+
+def test_parts_are_small_and_only_what_is_shown_is_read_of_texts(finished, monkeypatch):
+    parts, shown = [], []
+    judge, documents = explore.Judgement, ScoreFile.documents
+
+    def judged(table, *rest):
+        parts.append((table.num_rows, set(table.column_names)))
+        return judge(table, *rest)
+
+    def read(scores, places, columns):
+        shown.extend(places)
+        return documents(scores, places, columns)
+
+    monkeypatch.setattr(score_table, "ROWS_PER_CHUNK", 10)
+    monkeypatch.setattr(explore, "Judgement", judged)
+    monkeypatch.setattr(ScoreFile, "documents", read)
+    settings = CleanSettings(**PLAIN)
+    lines = explore_thresholds(finished, settings, NOW, "gopher_quality.min_words")
+    effect_of_thresholds(finished, settings, NOW)
+    assert sum(rows for rows, _ in parts) == 2 * ScoreFile(finished / SCORES).rows and max(parts)[0] == 10
+    assert not any({"id", "preview"} & columns for _, columns in parts)
+    assert len(shown) == sum(" goes " in line or " stays " in line for line in lines) == 2
 
 
 def test_sources_made_exempt_change_texts_where_lines_are_taken_out(tmp_path):
