@@ -6,7 +6,7 @@ takes the genuine text beside the checkout (../shared/data) or, where that is mi
 packages, as cleaning_quality.py does. A rule is compared as each engine names it: the first rule of its group that a
 document breaks. With spacy installed every third document is compared with
 datatrove's own English words and sentences too, which is another splitter and therefore another count. C4 rewrites more
-than it removes, so its texts are compared as well.
+than it removes, so its texts are compared as well. The last line compares the whole recipe, in FineWeb's order.
 """
 
 import json
@@ -24,6 +24,7 @@ from pipeline_lib.config.sources import SourceSettings
 from pipeline_lib.sources.base import Dropped
 from pipeline_lib.sources.local import LocalSource
 from pipeline_lib.text_cleaning.c4 import apply_c4_batch
+from pipeline_lib.text_cleaning.data_cleaner import DataCleaner
 from pipeline_lib.text_cleaning.datatrove_filter import DatatroveQualityFilter
 from pipeline_lib.text_cleaning.document_scores import score_documents
 from pipeline_lib.text_cleaning.normalise import normalise_batch
@@ -42,6 +43,7 @@ GENUINE = (
 )
 EVERY = {"ours": 1, "datatrove": 3}
 PLAIN = {"language": {"keep": []}, "contamination": {"enabled": False}}
+RECIPE = {"c4": {"terminal_punctuation": False}}
 
 
 def texts_below(folders: list[str]) -> list[str]:
@@ -73,6 +75,25 @@ def their_rules(texts: list[str], group: str, words: str) -> tuple[list[str | No
         left, broken = zip(*(reference.rewrite(text) for text in texts), strict=True)
         return list(broken), list(left)
     return [reference.broken_rule(text) for text in texts], texts
+
+
+def our_recipe(texts: list[str]) -> list[str | None]:
+    """Return what FineWeb's four groups together leave of each text, None of those that go."""
+    settings = CleanSettings(**PLAIN, **RECIPE, quality_rules=[*GROUPS], personal_data={"kinds": []})
+    return [None if page.removed_by else page.text for page in DataCleaner(settings).clean(texts)]
+
+
+def their_recipe(texts: list[str], words: str) -> list[str | None]:
+    """Return the same of datatrove's filters in the order of its examples/fineweb.py."""
+    gopher, c4, fineweb = (
+        DatatroveQualityFilter(CleanSettings(**PLAIN, **RECIPE, quality_rules=groups, datatrove_words=words))
+        for groups in (["gopher_repetition", "gopher_quality"], ["c4"], ["fineweb"])
+    )
+    left = []
+    for text in texts:
+        cut, broken = c4.rewrite(text)
+        left.append(None if broken or gopher.broken_rule(text) or fineweb.broken_rule(cut) else cut)
+    return left
 
 
 def main() -> None:
@@ -108,6 +129,12 @@ def main() -> None:
             }
             changed = sum(before != after for before, after in zip(texts, left, strict=True))
             _print("c4 leaves the same text of what both keep", f"{changed} of {len(texts)} rewritten", rewritten)
+    kept = our_recipe(texts)
+    same = {}
+    for words in splitters:
+        theirs = their_recipe(texts[:: EVERY[words]], words)
+        same[words] = [a == b for a, b in zip(kept[:: EVERY[words]], theirs, strict=True)]
+    _print("FineWeb's recipe leaves the same text or none", f"{kept.count(None)} of {len(texts)} removed", same)
 
 
 def _print(claim: str, ours: str, same: dict[str, list[bool]]) -> None:

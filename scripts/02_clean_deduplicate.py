@@ -46,15 +46,16 @@ def why(context: "ActionContext", identity: str) -> None:
 def explore(context: "ActionContext", rule: str) -> None:
     from pipeline_lib.text_cleaning.explore import explore_thresholds
 
-    data = describe_inputs(context.config)
-    print("\n".join(explore_thresholds(context.stage_folder, context.settings, data, rule)))
+    print("\n".join(explore_thresholds(context.stage_folder, context.settings, context.fingerprint(), rule)))
 
 
 def estimate(stage: "Stage") -> Estimate:
     from pipeline_lib.text_cleaning.explore import effect_of_thresholds
     from pipeline_lib.text_cleaning.probe import estimate_cleaning
 
-    for line in effect_of_thresholds(stage.folder, stage.settings, describe_inputs(stage.config)):
+    texts = {name: stage.input(name).digest for name in stage.needs}
+    now = {"inputs": texts, "seed": stage.seed, "data": describe_inputs(stage.config)}
+    for line in effect_of_thresholds(stage.folder, stage.settings, now):
         print(line)
     return estimate_cleaning(stage)
 

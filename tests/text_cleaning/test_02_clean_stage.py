@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -240,6 +241,17 @@ def test_asking_other_tasks_makes_the_stage_run_again_and_its_scores_old(finishe
     refused = start(tmp_path, "--explore")
     assert refused.returncode == 2 and "other settings or data" in refused.stderr
     assert "cleans and deduplicates" in start(tmp_path).stdout
+
+
+def test_texts_of_stage_01_that_have_changed_make_scores_old(finished, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    assert "pass all rules" in start(tmp_path, "--explore").stdout
+    assert "pass the rules" in start(tmp_path, "--plan").stdout
+    shutil.rmtree(tmp_path / "01_download")
+    finish_download(tmp_path, [*corpus(), [document("more", prose(900), "more")]], {"questions": EVALUATION})
+    refused = start(tmp_path, "--explore")
+    assert refused.returncode == 2 and "made from other texts" in refused.stderr and refused.stderr.count("\n") == 1
+    assert "effect  unknown: texts" in start(tmp_path, "--plan").stdout
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from labelled_personal_data import labelled_texts
 
+import pipeline_lib.text_cleaning.personal_data as module
 from pipeline_lib.config.clean import PersonalDataKind, PersonalDataSettings
 from pipeline_lib.text_cleaning.arrow_text import text_buffers
 from pipeline_lib.text_cleaning.personal_data import PersonalData
 from pipeline_lib.text_cleaning.personal_data_kinds import KINDS, is_card_number, is_iban, luhn_valid
-from pipeline_lib.text_cleaning.personal_data_scan import find_places
+from pipeline_lib.text_cleaning.personal_data_scan import GROUPED, find_places, with_plain_signs
 
 everything = PersonalData(KINDS)
 
@@ -35,7 +36,7 @@ def finds_of_expressions_alone(text: str) -> set[tuple[str, int, int]]:
     for kind in KINDS:
         spans = set()
         for search in KINDS[kind].searches:
-            for match in search.expression.finditer(text):
+            for match in search.expression.finditer(with_plain_signs(text) if search.place in GROUPED else text):
                 if (span := search.accept(match)) is not None:
                     spans.add(tuple(len(text[:place].encode()) for place in span))
         for first, last in sorted(spans, key=lambda span: (span[0], -span[1])):
@@ -64,6 +65,8 @@ def test_precision_and_recall_on_the_labelled_sentences():
             st.sampled_from([text for text, _ in labelled_texts()]),
             st.text(alphabet="0123456789+-(). :@abAZé_/", max_size=30),
             st.sampled_from(["\n", " ", "é", "：", "sk-", "eyJ", "DE89", "tel: "]),
+            st.sampled_from(["\u00a0", "\u202f", "\u2011", "-", "..", "a" * 40, "." * 30, "ann@web.de"]),
+            st.text(alphabet="12+\u00a0\u202f\u2011 ", max_size=20),
         ),
         max_size=6,
     ).map("".join)
@@ -169,6 +172,58 @@ def test_hostile_text_takes_linear_work():
         assert (replaced == text) == (not found), unit
 
 
+@pytest.mark.parametrize(
+    ("text", "replaced"),
+    [
+        ("Email:-info@company.com", "Email:-[EMAIL]"),
+        ("-jane.doe@webmail.de", "-[EMAIL]"),
+        ("--john@acme.com", "--[EMAIL]"),
+        ("see ...jane@acme.com", "see ...[EMAIL]"),
+        ("Office" + "." * 70 + "info@acme.com", "Office" + "." * 70 + "[EMAIL]"),
+        ("é" + "." * 70 + "info@acme.com", "é" + "." * 70 + "[EMAIL]"),
+        ("Zoë-info@acme.com", "[EMAIL]"),
+        ("..git@github.com --git@github.com", "..git@github.com --git@github.com"),
+        ("@-name@host.com @name@host.com", "@-name@host.com @name@host.com"),
+        ("a" * 65 + ".jane@acme.com", "a" * 65 + ".jane@acme.com"),
+    ],
+)
+def test_dashes_and_dots_before_a_mailbox_do_not_hide_it(text, replaced):
+    assert PersonalData(["email"]).replace(text)[0] == replaced
+
+
+@pytest.mark.parametrize("space", ["\u00a0", "\u202f", "\u2009", "\u2007", " "])
+@pytest.mark.parametrize("hyphen", ["\u2011", "\u2010", "-"])
+def test_spaces_and_hyphens_that_keep_a_number_on_one_line_are_spaces_and_hyphens(space, hyphen):
+    text = (
+        "Tél. +33 1 42 68 53 00, IBAN DE89 3704 0044 0532 0130 00, card 4111 1111 1111 1111 or 5500~0000~0000~0004;"
+        " 212~664~7665 and 536~22~1726, 12 345 678 901 234 of 1 000 000."
+    )
+    typed = text.replace(" ", space).replace("~", hyphen)
+    replaced, found = everything.replace(typed)
+    assert found == {"iban": 1, "card": 2, "phone": 2, "ssn": 1}
+    expected = "Tél. [PHONE], IBAN [IBAN], card [CARD] or [CARD]; [PHONE] and [SSN], 12 345 678 901 234 of 1 000 000."
+    assert replaced == expected.replace(" ", space)
+    stable = PersonalData(["phone"], "stable", seed=1)
+    assert stable.replace(f"+33{space}1{space}42{space}68{space}53{space}00") == stable.replace("+33 1 42 68 53 00")
+
+
+@pytest.mark.parametrize("unit", ["203.5.112.9 ", "+1 212-664-7665 ", "4111-1111-1111-1111  "])
+def test_finding_a_byte_takes_linear_work_however_many_finds_one_stretch_has(monkeypatch, unit):
+    encoded = []
+    bytes_between = module._bytes
+
+    def counted(text, at, to):
+        encoded.append(abs(to - at))
+        return bytes_between(text, at, to)
+
+    monkeypatch.setattr(module, "_bytes", counted)
+    text = "é " + unit * 1000
+    assert len(find_places(*text_buffers(pa.array([text], pa.large_string())))) == 1, "one stretch"
+    replaced, found = everything.replace(text)
+    assert sum(found.values()) == 1000 and not any(map(str.isdigit, replaced))
+    assert sum(encoded) <= 4 * len(text)
+
+
 def test_bytes_that_are_not_utf8_do_not_stop_the_scan():
     rng = np.random.default_rng(0)
     data = rng.integers(0, 256, 20_000).astype(np.uint8)
@@ -176,4 +231,3 @@ def test_bytes_that_are_not_utf8_do_not_stop_the_scan():
     data[10_000 : 10_000 + len(address)] = np.frombuffer(address, np.uint8)
     finds = [(find.first, find.last) for find in everything.find(data, np.array([0, 5, 5, 20_000]))]
     assert (10_001, 10_000 + len(address) - 1) in finds
-

@@ -63,6 +63,36 @@ def test_a_copied_record_is_found_although_personal_data_in_it_is_replaced(tmp_p
     assert "ada" not in receipt["preview"]
 
 
+CITED = (
+    "The mill by the river was built in 1901.[3] It burnt to the ground in 1912.[4] The owner left[citation needed] the"
+    " town for good.[12] Nobody ever saw him or his sons again.[edit]"
+)
+BROKEN = "L’école du village était fermée depuis l’été, et les élèves n’étaient donc plus là à la rentrée"
+BROKEN = BROKEN.encode().decode("windows-1252", "replace")
+
+
+@pytest.mark.parametrize("engine", ["compiled", "datatrove"])
+@pytest.mark.parametrize(
+    ("question", "rewriting"),
+    [
+        (CITED, {"quality_rules": ["c4"], "c4": {"min_sentences": None}}),
+        (CITED, {"quality_rules": ["c4"], "exempt_sources": ["web"]}),
+        (CITED, {}),
+        (BROKEN, {"normalise": "full"}),
+        (CITED.replace("The owner", "Ada (ada@engines.org)"), {"quality_rules": ["c4"], "c4": {"min_sentences": None}}),
+    ],
+)
+def test_a_copied_record_is_found_whatever_rewrites_the_page(tmp_path, question, rewriting, engine):
+    (tmp_path / "facts.jsonl").write_text(json.dumps({"question": question}) + "\n")
+    settings = CleanSettings(**LENIENT | {"contamination": {"enabled": True}} | rewriting | {"quality_engine": engine})
+    cleaner = DocumentCleaner(settings, [tmp_path / "facts.jsonl"], seed=0)
+    rows = pa.Table.from_pylist([document("copy", question), document("other", prose(3))], schema=SCHEMA)
+    cleaned = cleaner.clean(rows, Tally())
+    assert [(row["id"], row["rule"]) for row in cleaned.receipts.to_pylist()] == [("copy", "contamination")]
+    if "exempt_sources" not in rewriting:
+        assert cleaned.scores["contamination"][0].as_py() == cleaner.index.ngrams[0] > 0, "counted as documents read"
+
+
 def test_the_receipt_names_rule_score_and_threshold():
     cleaned, _ = clean([document("short", prose(7, sentences=3)), document("fine", prose(8))], {})
     (receipt,) = cleaned.receipts.to_pylist()

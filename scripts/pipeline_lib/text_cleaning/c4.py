@@ -2,7 +2,8 @@
 
 A line goes when it has a word beyond any language, does not end like a sentence, is too short, or speaks of javascript,
 cookies or terms of use. A document goes when a line that stayed so far has filler text or a curly bracket, or when too
-few sentences remain. Unlike the other groups this one rewrites the text; it runs before any score is computed.
+few sentences remain. Unlike the other groups this one rewrites the text: language and Gopher's rules read a page as it
+was, FineWeb's rules what these left, as in FineWeb's own recipe.
 Sentences are counted by their ends: a run of final punctuation, with closing quotes or brackets, before a space or the
 end of the line; a line that stays without one counts as one sentence. Punkt and spaCy, which other tools use, differ on
 abbreviations.
@@ -77,6 +78,22 @@ def apply_c4(text: str, settings: "C4Settings") -> C4Result:
 
     texts, scores = apply_c4_batch(pa.array([text], pa.large_string()), settings, np.zeros(1, np.bool_))
     return C4Result(texts[0].as_py(), *(int(score) for score in scores[0]))
+
+
+def cut_citations(texts: "pyarrow.Array") -> "pyarrow.Array":
+    """Return normalised texts (large_string) without citation marks; lines stay, without their outer spaces."""
+    from pipeline_lib.config.clean import C4Settings
+
+    settings = C4Settings(
+        terminal_punctuation=False,
+        min_line_words=0,
+        max_word_characters=np.iinfo(np.int64).max,
+        javascript=False,
+        policy=False,
+        lorem_ipsum=False,
+        curly_bracket=False,
+    )
+    return apply_c4_batch(texts, settings, np.zeros(len(texts), np.bool_))[0]
 
 
 def count_sentences(line: str) -> int:

@@ -7,11 +7,12 @@ How: one bit per hash, in a table of at least sixteen times as many bits as ther
 away without leaving the cache; what passes is looked up in an open table.
 Cost: one pass over the text; 40 to 64 bytes of memory per n-gram of the evaluation sets, 4 per further record with it.
 Traps: texts shorter than n words have no n-gram, so short questions cannot be found this way. `ngrams` tells which.
-Documents are compared after personal data in them was replaced, so a record that holds some is indexed in both forms.
+Documents are compared as the stage leaves them: repaired, without personal data, without citation marks where C4 cuts
+those. A record goes the same way, and each form of it that differs is indexed.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +29,8 @@ from .arrow_text import text_buffers
 if TYPE_CHECKING:
     import pyarrow
 
-    from .personal_data import PersonalData
-
+Rewrite = Callable[["pyarrow.Array"], "pyarrow.Array"]
+"""What stage 02 does to texts before it compares them: a large_string array to another of the same length."""
 NOBODY = -1
 _FILTER_BITS = 16  # per n-gram
 
@@ -84,8 +85,9 @@ class EvaluationIndex:
         _count_documents(matches.documents, matches.grams, self.starts, self.owners, shared, first, last)
         return shared, first
 
-def build_index(files: Sequence[Path], ngram: int, personal_data: "PersonalData | None" = None) -> EvaluationIndex:
-    """Index every string of every record, the `id` aside, also as `personal_data` rewrites it.
+
+def build_index(files: Sequence[Path], ngram: int, rewrites: Sequence[Rewrite] = ()) -> EvaluationIndex:
+    """Index every string of every record, the `id` aside, as it is and as each of `rewrites`, in turn, leaves it.
 
     Raises UserError for a line that is not JSON.
     """
@@ -100,19 +102,16 @@ def build_index(files: Sequence[Path], ngram: int, personal_data: "PersonalData 
             texts += found
             numbers += [len(records)] * len(found)
             records.append(f"eval/{file.name}:{line}")
-    changed: list[int] = []
-    if personal_data is not None:
-        rewritten, finds = personal_data.replace_batch(pa.array(texts, pa.large_string()))
-        changed = np.flatnonzero(finds.any(axis=1)).tolist()
-        texts += [rewritten[place].as_py() for place in changed]
-        numbers += [numbers[place] for place in changed]
-    grams, starts = ngram_hashes(pa.array(texts, pa.large_string()), ngram)
-    record_of = np.repeat(np.array(numbers, np.int64), np.diff(starts))
+    forms, places = _forms(pa.array(texts, pa.large_string()), rewrites)
+    as_documents_read = np.zeros(len(places), np.bool_)
+    last = np.zeros(len(texts), np.int64)
+    last[places] = np.arange(len(places))  # of equal places the last one counts
+    as_documents_read[last] = True
+    grams, starts = ngram_hashes(forms, ngram)
+    record_of = np.repeat(np.array(numbers, np.int64)[places], np.diff(starts))
     different, gram_of = np.unique(grams, return_inverse=True)
     pairs = gram_of << 32 | record_of
     owned = np.unique(pairs)
-    as_documents_read = np.ones(len(texts), np.bool_)
-    as_documents_read[changed] = False
     countable = np.unique(pairs[np.repeat(as_documents_read, np.diff(starts))]) & 0xFFFFFFFF
     per_gram = np.bincount(owned >> 32, minlength=len(different))
     size = _power_of_two(2 * len(different))
@@ -130,6 +129,21 @@ def build_index(files: Sequence[Path], ngram: int, personal_data: "PersonalData 
         records,
         np.bincount(countable, minlength=len(records)),
     )
+
+
+def _forms(texts: "pyarrow.Array", rewrites: Sequence[Rewrite]) -> tuple["pyarrow.Array", np.ndarray]:
+    """Return (the texts and what each rewriting changes, in turn; the place in `texts` of each, int64[forms])."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    forms, places = [texts], [np.arange(len(texts))]
+    for rewrite in rewrites:
+        rewritten = rewrite(texts)
+        changed = np.flatnonzero(pc.not_equal(texts, rewritten).to_numpy(zero_copy_only=False))
+        forms.append(rewritten.take(pa.array(changed)))
+        places.append(changed)
+        texts = rewritten
+    return pa.concat_arrays(forms), np.concatenate(places)
 
 
 def _power_of_two(least: int) -> int:

@@ -326,12 +326,12 @@ def write_contamination(stage: Stage, shards: list[Shard]) -> None:
     if not stage.settings.contamination.enabled:
         return
     from .contamination import build_index
-    from .shard import personal_data
+    from .shard import rewrites_of_records
 
     for key in stage.todo([COPIED_RECORDS], "contamination", "files"):
         with stage.unit(key) as unit:
-            replaced = personal_data(stage.settings, stage.seed)
-            index = build_index(evaluation_files(stage), stage.settings.contamination.ngram, replaced)
+            rewrites = rewrites_of_records(stage.settings, stage.seed)
+            index = build_index(evaluation_files(stage), stage.settings.contamination.ngram, rewrites)
             found = CopiedRecords(index)
             for piece in pieces_of(shards):
                 found.read(verified(stage, piece.unit, "copies", piece.copies))

@@ -62,9 +62,9 @@ class DatatroveQualityFilter:
             "gopher_quality": _quality_filter,
             "fineweb": _fineweb_filter,
         }
-        self._filters = [
-            makers[name](settings, words) for name in GROUPS if name in settings.quality_rules and name in makers
-        ]
+        self._filters = {
+            name: makers[name](settings, words) for name in GROUPS if name in settings.quality_rules and name in makers
+        }
 
     def rewrite(self, text: str) -> tuple[str, str | None]:
         """Return what C4's line rules leave of a text, and the rule that removes the document, if one does."""
@@ -74,13 +74,16 @@ class DatatroveQualityFilter:
         verdict = self._c4.filter(document)
         return (document.text, None) if verdict is True else (text, RULE_OF_REASON[verdict[1]])
 
-    def broken_rule(self, text: str) -> str | None:
-        """Return the first rule of the other groups that a text breaks, None when it breaks none."""
-        if not text:
+    def broken_rule(self, text: str, cut: str | None = None) -> str | None:
+        """Return the first rule of the other groups that a text breaks, None when it breaks none.
+
+        cut: what C4 left of it, which FineWeb's rules read; none: C4 was not applied.
+        """
+        cut = text if cut is None else cut
+        if not cut:
             return None  # the rule for empty documents has it
-        document = _document(text)
-        for block in self._filters:
-            verdict = block.filter(document)
+        for name, block in self._filters.items():
+            verdict = block.filter(_document(cut if name == "fineweb" else text))
             if verdict is not True:
                 return RULE_OF_REASON[verdict[1]]
         return None

@@ -36,6 +36,7 @@ LINE_COLUMNS = (
     "duplicate_characters",
     "newlines_per_word",
 )
+FINEWEB_COLUMNS = LINE_COLUMNS[4:]
 PARAGRAPH_COLUMNS = ("duplicate_paragraphs", "duplicate_paragraph_characters")
 REPETITION_COLUMNS = ("top_2gram", "top_3gram", "top_4gram", *(f"duplicate_{n}gram" for n in range(5, 11)))
 SCORE_COLUMNS = ("characters", *WORD_COLUMNS, *LINE_COLUMNS, *PARAGRAPH_COLUMNS, *REPETITION_COLUMNS)
@@ -60,6 +61,22 @@ def score_documents(
     stops = np.unique(hash_words(list(stop_words)))
     _score_batch(data, offsets, character_classes(), stops, short_line_characters, out)
     return {name: out[:, i].copy() for i, name in enumerate(SCORE_COLUMNS)}
+
+
+def score_again_for_fineweb(
+    scores: dict[str, np.ndarray], texts: "pyarrow.Array", changed: np.ndarray, short_line_characters: int
+) -> None:
+    """Make the characters and the FINEWEB_COLUMNS of `scores` those of what the changed texts have become, in place.
+
+    texts: as in `score_documents`, all of the batch; changed: places, int64[...]. No n-gram is counted again.
+    """
+    if not len(changed):
+        return
+    data, offsets = text_buffers(texts.take(changed))
+    out = np.zeros((len(changed), 1 + len(LINE_COLUMNS)))
+    _score_lines_batch(data, offsets, character_classes(), short_line_characters, out)
+    for name in ("characters", *FINEWEB_COLUMNS):
+        scores[name][changed] = out[:, ("characters", *LINE_COLUMNS).index(name)]
 
 
 @kernel
@@ -88,10 +105,43 @@ def _word_scores(data, start, end, lengths, hashes, flags, count, stops, out):
 
 
 @kernel
-def _score_batch(data, offsets, classes, stops, short_line, out):
+def _longest(offsets):
     longest = 1
     for i in range(offsets.size - 1):
         longest = max(longest, offsets[i + 1] - offsets[i])
+    return longest
+
+
+@kernel
+def _count_lines(data, start, end):
+    lines = 1
+    for k in range(start, end):
+        lines += data[k] == 0x0A
+    return lines
+
+
+@kernel
+def _score_lines_batch(data, offsets, classes, short_line, out):
+    longest = _longest(offsets)
+    begins, ends = np.empty(longest, np.int64), np.empty(longest, np.int64)
+    lengths, hashes, flags = np.empty(longest, np.int32), np.empty(longest, np.uint64), np.empty(longest, np.uint8)
+    keys, stamps = new_slots(1024)
+    for i in range(offsets.size - 1):
+        start, end = offsets[i], offsets[i + 1]
+        if start == end:
+            continue
+        count, characters = split(data, start, end, classes, begins, ends, lengths, hashes, flags)
+        mask = mask_for(_count_lines(data, start, end))
+        if mask >= keys.size:
+            keys, stamps = new_slots(mask)
+        row = out[i]
+        row[0] = characters
+        line_scores(data, start, end, characters, count, classes, short_line, keys, stamps, mask, i + 1, row[1:])
+
+
+@kernel
+def _score_batch(data, offsets, classes, stops, short_line, out):
+    longest = _longest(offsets)
     begins, ends = np.empty(longest, np.int64), np.empty(longest, np.int64)
     lengths, hashes, flags = np.empty(longest, np.int32), np.empty(longest, np.uint64), np.empty(longest, np.uint8)
     grams, sums = np.empty(longest, np.uint64), np.empty(longest + 1, np.int64)
@@ -104,10 +154,7 @@ def _score_batch(data, offsets, classes, stops, short_line, out):
         if start == end:
             continue
         count, characters = split(data, start, end, classes, begins, ends, lengths, hashes, flags)
-        lines = 1
-        for k in range(start, end):
-            lines += data[k] == 0x0A
-        mask = mask_for(max(count, lines))
+        mask = mask_for(max(count, _count_lines(data, start, end)))
         if mask >= keys.size:
             keys, stamps = new_slots(mask)
             occurrences, seen = np.empty(keys.size, np.int32), np.zeros(keys.size, np.int32)

@@ -5,6 +5,7 @@ Whether they would then be duplicates of something is not known before a run.
 What other rules say of a document beyond `max_document_bytes` is not known either: it was not read and has no scores.
 It is "near" a threshold when its score is within a tenth of it, or one away where scores are counts. A threshold of 0
 means "none at all": there only documents that have something of it are near, with a score of at most 1.
+Scores are read in parts and added up; the beginning of a text is read for the few documents that are shown.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from pipeline_lib.stage.manifest import MANIFEST, Manifest
 
 from .receipts import EXACT, NEAR
 from .rules import KEPT, Rule, active_rules, first_broken
-from .score_table import RULE, SCORES, read_scores
+from .score_table import RULE, SCORES, ScoreFile, open_scores
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,21 +32,16 @@ NEAR_SHARE = 0.1
 _PREVIEW = 70
 
 
-def _columns(rules: Sequence[Rule]) -> list[str]:
-    return ["id", "source", "preview", RULE, *(rule.column for rule in rules)]
-
-
 class Judgement:
-    """All documents of a finished run before some rules: bool[rules, documents]."""
+    """Some documents of a finished run before some rules: bool[rules, documents]."""
 
     def __init__(self, table: "pa.Table", rules: Sequence[Rule], settings: "CleanSettings"):
+        """table: source and the score columns; rules that it has no column for are left out."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
         exempt = pc.is_in(table["source"], pa.array(settings.exempt_sources, pa.string())).to_numpy()
-        self.table = table
         self.rules = [rule for rule in rules if rule.column in table.column_names]
-        self.unknown = [rule for rule in rules if rule.column not in table.column_names]
         self.scores = {rule.column: np.asarray(table[rule.column].to_numpy(), dtype=np.float64) for rule in self.rules}
         self.judged = {rule.name: ~exempt if not rule.for_everyone else np.ones(len(exempt), bool) for rule in rules}
         self.broken = np.zeros((len(self.rules), table.num_rows), np.bool_)
@@ -64,10 +60,115 @@ class Judgement:
         return others & self.judged[self.rules[row].name] & ~self.unscored
 
 
-def explore_thresholds(stage_folder: Path, settings: "CleanSettings", data: dict[str, Any], wanted: str) -> list[str]:
-    """Return the lines for one rule or "all" of them; data: what identifies the data outside the run now.
+class RuleCounts:
+    """What one rule does, added up over parts of the documents; of those near its threshold the nearest of each side.
 
-    Raises UserError for an unknown rule, without scores, and for scores of other settings or data.
+    Whether scores are counts, on which depends what is near, is known at the end: until then both readings are kept.
+    """
+
+    def __init__(self, rule: Rule):
+        self._rule = rule
+        self._broken = self._alone = self._unscored = 0
+        self._steps = np.zeros(len(STEPS), np.int64)
+        self._whole = float(rule.threshold).is_integer()
+        self._near = dict.fromkeys((self._reach(False), self._reach(True)), 0)
+        self._nearest = {goes: np.empty((3, 0)) for goes in (True, False)}  # distances, places, scores
+
+    def _reach(self, are_counts: bool) -> float:
+        share = NEAR_SHARE * abs(self._rule.threshold)
+        return max(share, 1.0) if are_counts else share
+
+    def add(self, found: Judgement, row: int, first: int) -> None:
+        """Count the documents whose place in the file begins at `first`; row: of this rule in the judgement."""
+        rule, scores = self._rule, found.scores[self._rule.column]
+        decided, broken = found.decided_by(row), found.broken[row]
+        self._broken += int(broken.sum())
+        self._alone += int((broken & decided).sum())
+        self._unscored += int((broken & found.unscored).sum())
+        values = scores[decided]
+        for step, times in enumerate(STEPS):
+            other = Rule(rule.name, rule.column, rule.removes, rule.threshold * times)
+            self._steps[step] += int(other.broken_by(values).sum())
+        known = scores[~np.isnan(scores)]
+        self._whole = self._whole and bool((known == np.floor(known)).all())
+        distance = np.abs(scores - rule.threshold)
+        near = decided & ((scores != 0) | (rule.threshold != 0))
+        for reach in self._near:
+            self._near[reach] += int((near & _within(distance, reach)).sum())
+        near &= _within(distance, self._reach(True))
+        for goes in self._nearest:
+            places = np.flatnonzero(near & (broken == goes))
+            more = np.stack([distance[places], places + first, scores[places]])
+            both = np.concatenate([self._nearest[goes], more], axis=1)
+            self._nearest[goes] = both[:, np.lexsort((both[1], both[0]))[:BORDERLINE]]
+
+    def borderline(self) -> list[tuple[int, float, bool]]:
+        """Return (place, score, whether it goes) of the near documents that are shown, by score.
+
+        They are the nearest, half of them on each side where there are as many.
+        """
+        reach = self._reach(self._whole)
+        removed, kept = (self._nearest[goes][:, _within(self._nearest[goes][0], reach)] for goes in (True, False))
+        of_removed = min(removed.shape[1], max(BORDERLINE // 2, BORDERLINE - kept.shape[1]))
+        sides = ((removed[:, :of_removed], True), (kept[:, : BORDERLINE - of_removed], False))
+        shown = [(int(place), score, goes) for side, goes in sides for _, place, score in side.T.tolist()]
+        return sorted(shown, key=lambda document: (document[1], document[0]))
+
+    def lines(self, documents: dict[int, dict[str, Any]]) -> list[str]:
+        """Return the lines about the rule; documents: id and preview of those on the borderline, by place."""
+        rule, alone = self._rule, self._alone
+        lines = [
+            "",
+            f"{rule.name}  {rule.column} {'<' if rule.removes == 'below' else '>'} {rule.threshold:g}:"
+            f" {self._broken} documents break it, {alone} of them no other rule{_spell_unscored(self._unscored)}",
+        ]
+        if rule.threshold:
+            for times, gone in zip(STEPS, self._steps.tolist(), strict=True):
+                lines.append(f"  {rule.threshold * times:>10g}: {alone - gone:+d} documents")
+        lines.append(f"  {'off':>10}: {alone:+d} documents")
+        reach = self._reach(self._whole)
+        span = f"{max(rule.threshold - reach, 0):g} to {rule.threshold + reach:g}"
+        shown = self.borderline()
+        if not shown:
+            return [*lines, f"  none near the threshold ({span})"]
+        lines.append(f"  near the threshold ({span}): {len(shown)} of {self._near[reach]} documents")
+        return lines + [
+            f"  {score:>10.4g} {'goes ' if goes else 'stays'} {documents[place]['id']}"
+            f"  {documents[place]['preview'][:_PREVIEW]!r}"
+            for place, score, goes in shown
+        ]
+
+
+def _within(distance: np.ndarray, reach: float) -> np.ndarray:
+    return distance <= reach * (1 + 1e-9)
+
+
+def about_rules(
+    scores: ScoreFile, rules: Sequence[Rule], settings: "CleanSettings", wanted: str
+) -> tuple[int, int, list[str]]:
+    """Return (documents that pass all rules, those that only the unread rest could remove, lines about the rules)."""
+    passing = undecided = first = 0
+    counts = {rule.name: RuleCounts(rule) for rule in rules if wanted in ("all", rule.name)}
+    for table in scores.chunks(["source", *(rule.column for rule in rules)]):
+        found = Judgement(table, rules, settings)
+        passing += int(found.passes.sum())
+        undecided += int(found.undecided.sum())
+        for row, rule in enumerate(found.rules):
+            if rule.name in counts:
+                counts[rule.name].add(found, row, first)
+        first += table.num_rows
+    scored = [rule for rule in rules if rule.name in counts and rule.column in scores.columns]
+    shown = {place for rule in scored for place, _, _ in counts[rule.name].borderline()}
+    documents = scores.documents(shown, ["id", "preview"])
+    lines = [line for rule in scored for line in counts[rule.name].lines(documents)]
+    unknown = [rule.name for rule in rules if rule.name in counts and rule not in scored]
+    return passing, undecided, lines + [f"{name}: not scored in this run" for name in unknown]
+
+
+def explore_thresholds(stage_folder: Path, settings: "CleanSettings", now: dict[str, Any], wanted: str) -> list[str]:
+    """Return the lines for one rule or "all" of them; now: what a run would be made from, as in the manifest.
+
+    Raises UserError for an unknown rule, without scores, and for scores of other settings, texts or data.
     """
     path = stage_folder / SCORES
     if not path.is_file():
@@ -76,111 +177,67 @@ def explore_thresholds(stage_folder: Path, settings: "CleanSettings", data: dict
     known = [rule.name for rule in rules]
     if wanted != "all" and wanted not in known:
         raise UserError(f"there is no active rule {wanted!r}; there are {', '.join(known)}")
-    table = _scores_of_today(stage_folder, settings, data, rules)
-    if table is None:
+    scores = _scores_of_today(stage_folder, settings, now)
+    if scores is None:
         raise UserError(
-            f"{path} was made with other settings or data for texts or scores than there are now (not thresholds);"
-            " run this script again first"
+            f"{path} was made from other texts, or with other settings or data for texts or scores than there are now"
+            " (not thresholds); run this script again first"
         )
-    found = Judgement(table, rules, settings)
-    passing = f"{int(found.passes.sum())} pass all rules before deduplication{_spell_unscored(found.undecided)}"
-    lines = [f"{table.num_rows} documents; {passing}"]
-    for row, rule in enumerate(found.rules):
-        if wanted in ("all", rule.name):
-            lines += about_rule(found, row, rule)
-    lines += [f"{rule.name}: not scored in this run" for rule in found.unknown if wanted in ("all", rule.name)]
-    return lines
+    passing, undecided, lines = about_rules(scores, rules, settings, wanted)
+    passing_all = f"{passing} pass all rules before deduplication{_spell_unscored(undecided)}"
+    return [f"{scores.rows} documents; {passing_all}", *lines]
 
 
-def _scores_of_today(
-    stage_folder: Path, settings: "CleanSettings", data: dict[str, Any], rules: Sequence[Rule]
-) -> "pa.Table | None":
-    """Return the scores of the finished run, None when settings or data that decide texts or scores have changed.
+def _scores_of_today(stage_folder: Path, settings: "CleanSettings", now: dict[str, Any]) -> ScoreFile | None:
+    """Return the scores of the finished run, None when what decides texts or scores has changed.
 
-    Scores depend on the user's lists and examples and on what the tasks ask; the manifest says what those were.
+    That is what stage 01 made, the seed of stand-ins and examples, and, under "data", the user's lists and examples and
+    what the tasks ask: the manifest says what those were. Settings are compared by what the file says itself.
     """
     manifest = Manifest.read(stage_folder / MANIFEST)
-    if manifest is None or manifest.fingerprint["data"] != data:
+    if manifest is None or any(manifest.fingerprint[part] != now[part] for part in ("inputs", "seed", "data")):
         return None
-    return read_scores(stage_folder / SCORES, settings, _columns(rules))
+    return open_scores(stage_folder / SCORES, settings)
 
 
-def about_rule(found: Judgement, row: int, rule: Rule) -> list[str]:
-    """Return the lines about the rule in this row of the judgement."""
-    scores, decided = found.scores[rule.column], found.decided_by(row)
-    gone = int(found.broken[row].sum())
-    alone = int((found.broken[row] & decided).sum())
-    unscored = _spell_unscored(found.broken[row] & found.unscored)
-    lines = [
-        "",
-        f"{rule.name}  {rule.column} {'<' if rule.removes == 'below' else '>'} {rule.threshold:g}:"
-        f" {gone} documents break it, {alone} of them no other rule{unscored}",
-    ]
-    values = scores[decided]
-    if rule.threshold:
-        for step in STEPS:
-            other = Rule(rule.name, rule.column, rule.removes, rule.threshold * step)
-            change = alone - int(other.broken_by(values).sum())
-            lines.append(f"  {other.threshold:>10g}: {change:+d} documents")
-    lines.append(f"  {'off':>10}: {alone:+d} documents")
-    return lines + _borderline(found, row, rule, decided)
+def _spell_unscored(documents: int) -> str:
+    """Return the end of a line about documents of which nothing is known; empty without any."""
+    return f", {documents} too long to have been scored" if documents else ""
 
 
-def _spell_unscored(documents: np.ndarray) -> str:
-    """Return the end of a line about documents, bool[documents], of which nothing is known; empty without any."""
-    return f", {int(documents.sum())} too long to have been scored" if documents.any() else ""
+def effect_of_thresholds(stage_folder: Path, settings: "CleanSettings", now: dict[str, Any]) -> list[str]:
+    """Return what `--plan` says about the thresholds, compared with the finished run; nothing without one.
 
-
-def _borderline(found: Judgement, row: int, rule: Rule, decided: np.ndarray) -> list[str]:
-    """Return the near documents, nearest first to be chosen, half of them on each side where there are as many."""
-    scores = found.scores[rule.column]
-    distance = np.abs(scores - rule.threshold)
-    reach = near_distance(scores, rule.threshold)
-    near = (distance <= reach * (1 + 1e-9)) & ((scores != 0) | (rule.threshold != 0))
-    candidates = np.flatnonzero(decided & near)
-    span = f"{max(rule.threshold - reach, 0):g} to {rule.threshold + reach:g}"
-    if not len(candidates):
-        return [f"  none near the threshold ({span})"]
-    nearest = candidates[np.lexsort((candidates, distance[candidates]))]
-    removed, kept = nearest[found.broken[row][nearest]], nearest[~found.broken[row][nearest]]
-    half = BORDERLINE // 2
-    of_removed = min(len(removed), max(half, BORDERLINE - len(kept)))
-    chosen = np.concatenate([removed[:of_removed], kept[: BORDERLINE - of_removed]])
-    chosen = chosen[np.lexsort((chosen, scores[chosen]))]
-    rows = found.table.select(["id", "preview"]).take(chosen).to_pylist()
-    lines = [f"  near the threshold ({span}): {len(chosen)} of {len(candidates)} documents"]
-    return lines + [
-        f"  {scores[place]:>10.4g} {'goes ' if found.broken[row][place] else 'stays'} {document['id']}"
-        f"  {document['preview'][:_PREVIEW]!r}"
-        for place, document in zip(chosen.tolist(), rows, strict=True)
-    ]
-
-
-def near_distance(scores: np.ndarray, threshold: float) -> float:
-    """Return how far from the threshold a score may be and still be near it."""
-    share = NEAR_SHARE * abs(threshold)
-    known = scores[~np.isnan(scores)]
-    are_counts = float(threshold).is_integer() and bool((known == np.floor(known)).all())
-    return max(share, 1.0) if are_counts else share
-
-
-def effect_of_thresholds(stage_folder: Path, settings: "CleanSettings", data: dict[str, Any]) -> list[str]:
-    """Return what `--plan` says about the thresholds now, compared with the finished run; nothing without one."""
+    now: as in `explore_thresholds`.
+    """
     path = stage_folder / SCORES
     if not path.is_file():
         return []
     rules = active_rules(settings)
-    table = _scores_of_today(stage_folder, settings, data, rules)
-    if table is None:
-        return ["  effect  unknown: settings or data that decide texts or scores have changed since the last run"]
-    found = Judgement(table, rules, settings)
-    if found.unknown:
-        return [f"  effect  unknown: {found.unknown[0].name} was not scored in the last run"]
-    before = np.array([rule not in (None, EXACT, NEAR) for rule in table[RULE].to_pylist()], np.bool_)
-    now, then = int(found.passes.sum()), int((~before).sum())
-    come_back, go = int((before & found.passes).sum()), int((~before & (found.verdicts != KEPT)).sum())
-    unscored = _spell_unscored(found.undecided)
+    scores = _scores_of_today(stage_folder, settings, now)
+    if scores is None:
+        return ["  effect  unknown: texts, or settings or data that decide scores, have changed since the last run"]
+    if unknown := [rule.name for rule in rules if rule.column not in scores.columns]:
+        return [f"  effect  unknown: {unknown[0]} was not scored in the last run"]
+    passing = passed = come_back = go = undecided = 0
+    for table in scores.chunks(["source", RULE, *(rule.column for rule in rules)]):
+        found = Judgement(table, rules, settings)
+        before = _removed_by_a_rule(table[RULE])
+        passing += int(found.passes.sum())
+        passed += int((~before).sum())
+        come_back += int((before & found.passes).sum())
+        go += int((~before & (found.verdicts != KEPT)).sum())
+        undecided += int(found.undecided.sum())
     return [
-        f"  effect  {now} of {table.num_rows} documents pass the rules, {then} did in the last run: {come_back} come"
-        f" back, {go} go{unscored} (from the scores, before deduplication)"
+        f"  effect  {passing} of {scores.rows} documents pass the rules, {passed} did in the last run: {come_back} come"
+        f" back, {go} go{_spell_unscored(undecided)} (from the scores, before deduplication)"
     ]
+
+
+def _removed_by_a_rule(names: "pa.ChunkedArray") -> np.ndarray:
+    """Return bool[documents]: removed, and not as a duplicate."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    duplicate = pc.is_in(names, pa.array([EXACT, NEAR], names.type))
+    return pc.and_(pc.is_valid(names), pc.invert(duplicate)).to_numpy()

@@ -18,7 +18,7 @@ import xxhash
 
 from .arrow_text import text_buffers
 from .personal_data_kinds import CONTEXT, KINDS, Kind, Search
-from .personal_data_scan import NUMBER, find_places
+from .personal_data_scan import GROUPED, NUMBER, find_places, with_plain_signs
 
 if TYPE_CHECKING:
     import pyarrow
@@ -104,25 +104,31 @@ class PersonalData:
         self, data: np.ndarray, start: int, end: int, document: int, what: int, first: int, last: int
     ) -> Iterator[Find]:
         """Yield what the searches for one place accept; the expressions see the place and what is around it."""
-        begin = max(start, first - 4 * CONTEXT)
-        before = data[begin:first].tobytes().decode("utf-8", "ignore")
+        before = data[max(start, first - 4 * CONTEXT) : first].tobytes().decode("utf-8", "ignore")
         here = data[first : min(end, last + self._reach[what])].tobytes().decode("utf-8", "ignore")
-        text = before + here
+        text = read = before + here
         at, stop = len(before), len(before) + (last - first if what == NUMBER else 1)
+        if what in GROUPED and not text.isascii():
+            read = with_plain_signs(text)
+            if what == NUMBER:
+                stop = at + len(data[first:last].tobytes().decode("utf-8", "ignore"))
         for kind, search in self._searches[what]:
-            for match in search.expression.finditer(text, at) if what == NUMBER else _at(search, text, at):
+            known, byte = at, first  # of the last find: a stretch of addresses can be as long as the document
+            for match in search.expression.finditer(read, at) if what == NUMBER else _at(search, read, at):
                 if match.start() >= stop:
                     break
                 span = search.accept(match)
                 if span is not None:
-                    from_here = first + _bytes(text, at, span[0])
-                    yield Find(document, kind, from_here, from_here + len(text[span[0] : span[1]].encode()))
+                    begin = byte + _bytes(text, known, span[0])
+                    known, byte = span[1], begin + _bytes(text, *span)
+                    yield Find(document, kind, begin, byte)
 
     def _instead(self, find: Find, data: memoryview) -> str:
         kind = self._kinds[find.kind]
         if not self._stable:
             return kind.tag
-        value = bytes(data[find.first : find.last]).translate(None, b" -.()/").lower()
+        written = with_plain_signs(str(data[find.first : find.last], "utf-8"))
+        value = written.encode().translate(None, b" -.()/").lower()
         return kind.stand_in(xxhash.xxh3_64_intdigest(value, self._seed))
 
 

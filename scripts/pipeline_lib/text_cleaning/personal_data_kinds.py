@@ -63,8 +63,8 @@ def _before(match: re.Match[str]) -> str:
 
 # -- mailboxes ---------------------------------------------------------------------------------------------------------
 
-_EMAIL = re.compile(  # git@ is how repositories are addressed; @name@host is a handle
-    r"(?<![A-Za-z0-9_.+@-])(?!git@)[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}@"
+_EMAIL = re.compile(  # git@ is how repositories are addressed; @name@host is a handle; dashes and dots may lead to one
+    r"(?<![A-Za-z0-9_@])(?<![A-Za-z0-9_@][.+-])(?!git@)[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}@"
     r"((?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}([A-Za-z]{2,24}))(?![A-Za-z0-9_-])"
 )
 _RESERVED_DOMAIN = re.compile(r"(?:.*\.)?(?:example(?:\.(?:com|org|net|edu))?|test|invalid|localhost)", re.I)
@@ -73,18 +73,28 @@ _APOSTROPHE = re.compile(r"(?<![A-Za-z])[OoDd]['’]$")
 _VERSION_OR_SCALE = re.compile(r"\d+(?:\.\d|x\.)")  # package@1.2.3-rc.one, icon@2x.png
 
 
+_SIGNS = frozenset(".+-")
+
+
+def _may_be_local(character: str) -> bool:
+    return character.lower() != character.upper() or character in "0123456789_.+-"
+
+
 def accept_email(match: re.Match[str]) -> Span | None:
     """The mailbox, with what belongs to it although ASCII words end there, unless its domain is nobody's.
 
-    That is letters beyond ASCII (RFC 6531), the apostrophe of O'Neill, and user and password in a web address.
+    That is letters beyond ASCII (RFC 6531), the apostrophe of O'Neill, and user and password in a web address. Signs
+    before the first letter ("- jane@acme.com" without its space, a table of contents' dots) are not part of it.
     """
     if _RESERVED_DOMAIN.fullmatch(match[1]) or _VERSION_OR_SCALE.match(match[1]):
         return None
     text, begin = match.string, match.start()
     if user := _USER_IN_ADDRESS.search(_before(match)):
         return begin - len(user[1]), match.end()
-    while begin and (text[begin - 1].lower() != text[begin - 1].upper() or text[begin - 1] in "0123456789_.+-"):
+    while begin and _may_be_local(text[begin - 1]) and not _SIGNS.issuperset(text[max(0, begin - 2) : begin]):
         begin -= 1
+    while text[begin] in _SIGNS:
+        begin += 1
     return begin - 2 * bool(_APOSTROPHE.search(text[max(0, begin - 3) : begin])), match.end()
 
 

@@ -15,8 +15,14 @@ EMAIL, NUMBER, IPV6, IBAN, SECRET = 0, 1, 2, 3, 4
 """What to look for at a place. EMAIL: from the first byte of the local part; NUMBER: one stretch of digits and the
 signs that group them; the others: from the first byte."""
 
+WIDE_SPACES, WIDE_HYPHENS = "\u00a0\u2007\u2009\u202f", "\u2010\u2011"
+"""Spaces and hyphens that keep a number on one line: none of them is one byte."""
+GROUPED = frozenset({NUMBER, IBAN})
+"""Places where such signs count as the plain ones."""
+
 FEWEST_NUMBER_DIGITS = 7
-_LOCAL, _WORD, _DIGIT, _UPPER, _HEX, _GROUPS = 1, 2, 4, 8, 16, 32
+_LONGEST_LOCAL = 64
+_LOCAL, _WORD, _DIGIT, _UPPER, _HEX, _GROUPS, _WIDE_SPACE = 1, 2, 4, 8, 16, 32, 64
 _AT, _NUMBER_START, _COLON, _CAPITAL, _JOINT = 1, 2, 3, 4, 5
 
 SECRET_PREFIXES = {
@@ -28,6 +34,15 @@ SECRET_PREFIXES = {
 """What credentials begin with, and the place in it of the capital, hyphen or underscore at which the scan stops to
 compare: lower-case letters are most of a text and cost nothing. `personal_data_kinds.py` has the expression for each.
 """
+
+
+def with_plain_signs(text: str) -> str:
+    """Return as many characters, with plain spaces and hyphens for WIDE_SPACES and WIDE_HYPHENS."""
+    for sign in WIDE_SPACES:  # ten times as fast as str.translate
+        text = text.replace(sign, " ")
+    for sign in WIDE_HYPHENS:
+        text = text.replace(sign, "-")
+    return text
 
 
 def _classes() -> np.ndarray:
@@ -44,6 +59,7 @@ def _classes() -> np.ndarray:
         if character in " .()/-+":
             table[byte] |= _GROUPS
     table[ord("_")] |= _WORD
+    table[list(WIDE_SPACES.encode())] = _WIDE_SPACE
     return table
 
 
@@ -146,7 +162,10 @@ def _prefix_around(data, start, stop, end, prefixes, lengths, stops):
 
 @kernel
 def _iban_may_start(data, start, position, end, classes):
-    """A word of two capitals, two digits, and ten more capitals or digits, in groups that single spaces may part."""
+    """A word of two capitals, two digits, and ten more capitals or digits, in groups that single spaces may part.
+
+    Wide spaces pass byte by byte: exact widths here cost a third of the scan's speed, and the expression looks again.
+    """
     if position + 14 > end or (position > start and classes[data[position - 1]] & _WORD):
         return False
     if not (classes[data[position]] & _UPPER and classes[data[position + 1]] & _UPPER):
@@ -158,10 +177,21 @@ def _iban_may_start(data, start, position, end, classes):
     while i < end and found < 10:
         if classes[data[i]] & (_UPPER | _DIGIT):
             found += 1
-        elif data[i] != 0x20 or data[i - 1] == 0x20:
+        elif not classes[data[i]] & _WIDE_SPACE and (data[i] != 0x20 or data[i - 1] == 0x20):
             return False
         i += 1
     return found == 10
+
+
+@kernel
+def _wide_sign(data, i, end):
+    """Return the bytes of the wide space or hyphen at `i`; 0 where there is none."""
+    if data[i] == 0xC2:
+        return 2 if i + 1 < end and data[i + 1] == 0xA0 else 0
+    if data[i] != 0xE2 or i + 2 >= end or data[i + 1] != 0x80:
+        return 0
+    third = data[i + 2]
+    return 3 if third == 0x87 or third == 0x89 or third == 0xAF or third == 0x90 or third == 0x91 else 0
 
 
 @kernel
@@ -173,7 +203,10 @@ def _number_stretch(data, position, end, classes):
     digits, dots, signs = 0, 0, 0
     last = position
     i = position
-    while i < end and classes[data[i]] & _GROUPS:
+    while i < end:
+        width = 1 if classes[data[i]] & _GROUPS else _wide_sign(data, i, end)
+        if width == 0:
+            break
         if classes[data[i]] & _DIGIT:
             digits += 1
             signs = 0
@@ -183,17 +216,30 @@ def _number_stretch(data, position, end, classes):
             if signs > 3:
                 break
             dots += data[i] == 0x2E
-        i += 1
+        i += width
     return max(last, position + 1), digits >= FEWEST_NUMBER_DIGITS or (digits >= 4 and dots >= 3)
 
 
 @kernel
 def _local_part(data, start, at, classes):
-    """Return the first byte of the run of mailbox characters before an @."""
-    i = at
-    while i > start and classes[data[i - 1]] & _LOCAL:
-        i -= 1
-    return i
+    """Return where the mailbox before an @ begins, the @ itself where none can; see the expression for mailboxes.
+
+    That is the first letter, digit or underscore of the run, after a sign at most, or one after two signs in a row
+    ("Office.....jane"), whichever comes first among the last _LONGEST_LOCAL bytes.
+    """
+    run = at
+    while run > start and classes[data[run - 1]] & _LOCAL:
+        run -= 1
+    handle = run > start and data[run - 1] == 0x40  # @name@host
+    for i in range(max(run, at - _LONGEST_LOCAL), at):
+        if not classes[data[i]] & _WORD:
+            continue
+        if i <= run + 1:
+            if not handle and (i == run or not classes[data[run]] & _WORD):
+                return i
+        elif not (classes[data[i - 1]] | classes[data[i - 2]]) & _WORD:
+            return i
+    return at
 
 
 @kernel

@@ -5,7 +5,7 @@ of numbers. The file names the settings that the scores depend on; when those ch
 new run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SCORES = "scores.parquet"
 RULE = "rule"
+ROWS_PER_CHUNK = 16_384  # of some forty columns: 5 MB
 NOT_SCORES = ("id", "source", "preview", RULE)
 
 _DECIDES_LINES = ("min_line_words", "max_word_characters")  # thresholds that rewrite texts before there is a score
@@ -87,16 +88,58 @@ def scoring_settings(settings: "CleanSettings") -> dict[str, Any]:
                 if key in _DECIDES_LINES or not (key.startswith(("min_", "max_")) or key in (*_DECIDES_FATE, *_MEANS))
             }
         kept[name] = value
+    if settings.remove_symbol_lines:
+        kept["symbol_lines_stay"] = dumped["exempt_sources"]
     if "c4" in settings.quality_rules:
-        kept["c4_rewrites"] = {"except": dumped["exempt_sources"], "engine": dumped["quality_engine"]}
+        kept["c4_rewrites"] = {
+            "except": dumped["exempt_sources"],
+            "engine": dumped["quality_engine"],
+            "before": ["fineweb"],  # earlier scores were all of what C4 left
+        }
     return kept
 
 
-def read_scores(path: Path, settings: "CleanSettings", columns: Sequence[str]) -> "pa.Table | None":
-    """Return these columns where the file has them; None when it was made with other scoring settings."""
+class ScoreFile:
+    """scores.parquet of a finished run, read some rows at a time: it has a row for every document of the corpus."""
+
+    def __init__(self, path: Path):
+        import pyarrow.parquet as pq
+
+        self._path = path
+        self.columns = frozenset(pq.read_schema(path).names)
+        self.rows = pq.read_metadata(path).num_rows
+
+    def chunks(self, columns: Sequence[str]) -> Iterator["pa.Table"]:
+        """Yield these columns where the file has them, in its order, at most ROWS_PER_CHUNK rows at a time."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        there = [name for name in dict.fromkeys(columns) if name in self.columns]
+        with pq.ParquetFile(self._path) as file:
+            for batch in file.iter_batches(ROWS_PER_CHUNK, columns=there, use_threads=False):
+                yield pa.Table.from_batches([batch])
+
+    def documents(self, places: Iterable[int], columns: Sequence[str]) -> dict[int, dict[str, Any]]:
+        """Return {place: {column: value}}; only the row groups that have these rows are read, one at a time."""
+        import numpy as np
+        import pyarrow.parquet as pq
+
+        wanted = np.unique(np.fromiter(places, np.int64))
+        found: dict[int, dict[str, Any]] = {}
+        with pq.ParquetFile(self._path) as file:
+            sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            starts = np.append(0, np.cumsum(sizes))
+            groups = np.searchsorted(starts, wanted, side="right") - 1
+            for group in np.unique(groups).tolist():
+                here = wanted[groups == group]
+                table = file.read_row_group(group, list(columns), use_threads=False).take(here - starts[group])
+                found |= dict(zip(here.tolist(), table.to_pylist(), strict=True))
+        return found
+
+
+def open_scores(path: Path, settings: "CleanSettings") -> ScoreFile | None:
+    """Return the scores at `path`; None when they were made with other scoring settings."""
     import pyarrow.parquet as pq
 
-    schema = pq.read_schema(path)
-    if (schema.metadata or {}).get(b"scoring") != json_digest(scoring_settings(settings)).encode():
-        return None
-    return pq.read_table(path, columns=[name for name in dict.fromkeys(columns) if name in schema.names])
+    scoring = (pq.read_schema(path).metadata or {}).get(b"scoring")
+    return ScoreFile(path) if scoring == json_digest(scoring_settings(settings)).encode() else None

@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 from dedup.memory_limit import MemoryLimit
 from pipeline_lib.stage import UserError, atomic_path, file_digest
 
-from .c4 import C4_COLUMNS, apply_c4_batch
-from .contamination import EvaluationIndex, Matches, build_index
+from .c4 import C4_COLUMNS, apply_c4_batch, cut_citations
+from .contamination import EvaluationIndex, Matches, Rewrite, build_index
 from .copied_records import CopiedRecords
 from .datatrove_filter import GROUPS as DATATROVE_GROUPS
 from .datatrove_filter import DatatroveQualityFilter
-from .document_scores import score_documents
+from .document_scores import score_again_for_fineweb, score_documents
 from .language import load_identifier
 from .normalise import normalise_batch
 from .personal_data import PersonalData
@@ -79,6 +79,21 @@ def personal_data(settings: "CleanSettings", seed: int) -> PersonalData:
     return PersonalData(settings.personal_data.kinds, settings.personal_data.replacement, seed)
 
 
+def rewrites_of_records(settings: "CleanSettings", seed: int) -> list[Rewrite]:
+    """Return what evaluation records go through, in turn, to read as documents do when they are compared with them.
+
+    What C4 does to whole lines is left out: lines of a record are seldom those of the page that quotes it.
+    """
+    replaced = personal_data(settings, seed)
+    rewrites: list[Rewrite] = [
+        lambda texts: normalise_batch(texts, settings.normalise)[0],
+        lambda texts: replaced.replace_batch(texts)[0],
+    ]
+    if "c4" in settings.quality_rules and settings.c4.citations:
+        rewrites.append(cut_citations)
+    return rewrites
+
+
 class DocumentCleaner:
     """Everything that is loaded once per process: rules, expressions, language model, evaluation index."""
 
@@ -97,7 +112,8 @@ class DocumentCleaner:
         self._c4_reasons: dict[int, str] = {}  # of the batch in hand
         self.index: EvaluationIndex | None = None
         if settings.contamination.enabled:
-            self.index = build_index(evaluation_files, settings.contamination.ngram, self._personal_data)
+            rewrites = rewrites_of_records(settings, seed)
+            self.index = build_index(evaluation_files, settings.contamination.ngram, rewrites)
 
     def clean(self, batch: pa.Table, tally: Tally) -> Cleaned:
         """Clean one batch with INPUT_COLUMNS and count what happened."""
@@ -105,17 +121,16 @@ class DocumentCleaner:
         sizes = pc.binary_length(batch["text"]).to_numpy()
         batch = self._cut(batch, sizes)
         exempt = pc.is_in(batch["source"], pa.array(sorted(self._exempt), pa.string())).to_numpy()
-        array, previews, extra = self._rewrite(batch, exempt, tally)
-        columns: dict[str, Any] = score_documents(
-            array, self.settings.gopher_quality.stop_words, self.settings.fineweb.short_line_characters
-        )
+        uncut, array, extra = self._rewrite(batch, exempt, tally)
+        previews = pc.utf8_slice_codeunits(uncut, 0, PREVIEW_CHARACTERS)
+        columns: dict[str, Any] = self._scores(uncut, array)
         for values in columns.values():
             values[sizes > (self.settings.max_document_bytes or _ENDLESS)] = np.nan  # only their beginning was read
         columns |= {"bytes": sizes} | extra
         if self._urls:
             columns |= self._urls.score(batch["url"].to_pylist())
         if self._language:
-            columns |= self._language.identify_batch(array)
+            columns |= self._language.identify_batch(uncut)
         if self._quality_model:
             columns["quality_model"] = self._quality_model.score(array)
         if self.toxicity:
@@ -125,7 +140,7 @@ class DocumentCleaner:
         if copies:
             columns["contamination"] = copies.counts
             copied_from = self.index.first_record(copies)
-        verdicts = first_broken(columns, self.rules, exempt, self._judge(array, exempt))
+        verdicts = first_broken(columns, self.rules, exempt, self._judge(uncut, array, exempt))
         table = batch.set_column(1, "text", array.cast(batch.schema.field("text").type))
         for name, values in columns.items():
             table = table.append_column(name, pa.array(values, pa.string() if values.dtype == object else None))
@@ -152,20 +167,30 @@ class DocumentCleaner:
             end = place + 1
         return batch.set_column(1, batch.schema.field("text"), pa.concat_arrays([*pieces, column[end:]]))
 
-    def _judge(self, texts: pa.Array, exempt: np.ndarray) -> dict[str, np.ndarray] | None:
+    def _scores(self, uncut: pa.Array, texts: pa.Array) -> dict[str, np.ndarray]:
+        """Return the score columns in FineWeb's order: Gopher's of a page before C4 cuts it, FineWeb's of the rest."""
+        short = self.settings.fineweb.short_line_characters
+        columns = score_documents(uncut, self.settings.gopher_quality.stop_words, short)
+        if "c4" in self.settings.quality_rules:
+            score_again_for_fineweb(columns, texts, np.flatnonzero(pc.not_equal(uncut, texts)), short)
+        return columns
+
+    def _judge(self, uncut: pa.Array, texts: pa.Array, exempt: np.ndarray) -> dict[str, np.ndarray] | None:
         """Return what datatrove's filters say, where they are chosen: {rule: bool[documents]}."""
         if self._reference is None:
             return None
         ours = {rule.name for rule in self.rules if rule.name.split(".")[0] in DATATROVE_GROUPS}
         judged = {name: np.zeros(len(texts), np.bool_) for name in sorted(ours)}
-        for place, text in enumerate(texts.to_pylist()):
-            reason = None if exempt[place] else self._c4_reasons.get(place) or self._reference.broken_rule(text)
+        for place, (whole, text) in enumerate(zip(uncut.to_pylist(), texts.to_pylist(), strict=True)):
+            reason = None
+            if not exempt[place]:
+                reason = self._c4_reasons.get(place) or self._reference.broken_rule(whole, text)
             if reason in judged:
                 judged[reason][place] = True
         return judged
 
     def _rewrite(self, batch: pa.Table, exempt: np.ndarray, tally: Tally) -> tuple[pa.Array, pa.Array, dict]:
-        """Return (texts, their first characters before C4 took lines out, columns)."""
+        """Return (texts before C4 took lines out, texts, columns)."""
         texts, invalid = normalise_batch(batch["text"].combine_chunks(), self.settings.normalise)
         columns = {"invalid_utf8": invalid.astype(np.int8)}
         if self.settings.remove_symbol_lines:
@@ -173,14 +198,13 @@ class DocumentCleaner:
         texts, finds = self._personal_data.replace_batch(texts)
         self._count_finds(batch["source"].to_pylist(), finds, tally)
         columns["personal_data"] = finds.sum(axis=1, dtype=np.int32)
-        previews = pc.utf8_slice_codeunits(texts, 0, PREVIEW_CHARACTERS)
+        uncut = texts
         if "c4" in self.settings.quality_rules:
-            before = texts
-            texts, c4_scores = apply_c4_batch(texts, self.settings.c4, exempt)
+            texts, c4_scores = apply_c4_batch(uncut, self.settings.c4, exempt)
             if self._reference:
-                texts = self._rewrite_as_datatrove(before, exempt)
+                texts = self._rewrite_as_datatrove(uncut, exempt)
             columns |= {name: c4_scores[:, k] for k, name in enumerate(C4_COLUMNS)}
-        return texts, previews, columns
+        return uncut, texts, columns
 
     def _rewrite_as_datatrove(self, texts: pa.Array, exempt: np.ndarray) -> pa.Array:
         rewritten = texts.to_pylist()
