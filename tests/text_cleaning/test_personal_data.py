@@ -224,6 +224,15 @@ def test_finding_a_byte_takes_linear_work_however_many_finds_one_stretch_has(mon
     assert sum(encoded) <= 4 * len(text)
 
 
+@pytest.mark.parametrize("between", [" ", "  ", "\u00a0", " or "])
+def test_numbers_in_a_row_are_all_found(between):
+    cards = ["4111 1111 1111 1111", "5500 0000 0000 0004", "378282246310005", "4111-1111-1111-1111"] * 3
+    replaced, found = PersonalData(["card"]).replace("cards: " + between.join(cards) + ".")
+    assert replaced == "cards: " + between.join(["[CARD]"] * len(cards)) + "." and found == {"card": len(cards)}
+    ibans = ["DE89 3704 0044 0532 0130 00", "GB82 WEST 1234 5698 7654 32"] * 2
+    assert PersonalData(["iban"]).replace(between.join(ibans))[1] == {"iban": len(ibans)}
+
+
 def test_bytes_that_are_not_utf8_do_not_stop_the_scan():
     rng = np.random.default_rng(0)
     data = rng.integers(0, 256, 20_000).astype(np.uint8)

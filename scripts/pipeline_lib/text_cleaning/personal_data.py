@@ -114,14 +114,15 @@ class PersonalData:
                 stop = at + len(data[first:last].tobytes().decode("utf-8", "ignore"))
         for kind, search in self._searches[what]:
             known, byte = at, first  # of the last find: a stretch of addresses can be as long as the document
-            for match in search.expression.finditer(read, at) if what == NUMBER else _at(search, read, at):
-                if match.start() >= stop:
-                    break
-                span = search.accept(match)
+            match = search.expression.search(read, at) if what == NUMBER else search.expression.match(read, at)
+            while match and match.start() < stop:
+                span, next_at = search.accept(match), match.end()
                 if span is not None:
                     begin = byte + _bytes(text, known, span[0])
                     known, byte = span[1], begin + _bytes(text, *span)
+                    next_at = span[1]  # an expression reads on into the next number when one blank is between them
                     yield Find(document, kind, begin, byte)
+                match = search.expression.search(read, next_at) if what == NUMBER else None
 
     def _instead(self, find: Find, data: memoryview) -> str:
         kind = self._kinds[find.kind]
@@ -130,11 +131,6 @@ class PersonalData:
         written = with_plain_signs(str(data[find.first : find.last], "utf-8"))
         value = written.encode().translate(None, b" -.()/").lower()
         return kind.stand_in(xxhash.xxh3_64_intdigest(value, self._seed))
-
-
-def _at(search: Search, text: str, at: int) -> list:
-    match = search.expression.match(text, at)
-    return [match] if match else []
 
 
 def _bytes(text: str, at: int, to: int) -> int:
