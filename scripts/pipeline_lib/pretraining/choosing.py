@@ -88,6 +88,7 @@ def choose(
     return Choices(
         dtype=dtype,
         compiled=compiled,
+        processes=processes.size,
         threads=torch.get_num_threads(),
         notes=notes,
         attention=attention.name,
