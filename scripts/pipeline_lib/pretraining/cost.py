@@ -12,12 +12,15 @@ Compiling is in the time only if it is chosen; what other programs do on the mac
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import json
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipeline_lib.checkpoints import load_state, newest_valid_checkpoint
 from pipeline_lib.config.pretrain import PretrainSettings
 from pipeline_lib.oom_handler import is_out_of_memory
 from pipeline_lib.stage import Estimate, Stage, StageFailure, write_json_atomic
@@ -27,14 +30,27 @@ from pipeline_lib.stage.workspace import read_json
 
 from .choosing import choose, fitting_probe, measure_micro_batch
 from .distribution import alone
+from .horizon import Horizon
 from .inputs import TrainingInputs
 from .machine import timed
 from .optimizers import set_learning_rates
 from .run_state import TrainingRun
 from .setup import equip, prepare_machine
+from .step_lines import lines_of
 
+PREDICTION = "prediction.json"
 FORWARD_SHARE = 1 / 3
 LOADER_BATCHES = 3
+_DECIDE_THE_COST = {
+    "micro_batch",
+    "loss_chunk",
+    "validation_steps",
+    "validation_tokens",
+    "background_saving",
+    "keep_checkpoints",
+    "keep_every",
+    "keep_best",
+}
 
 
 @dataclass(frozen=True)
@@ -102,19 +118,49 @@ def predict(run: TrainingRun, inputs: TrainingInputs, settings: PretrainSettings
 
 
 def predict_once(stage: Stage, run: TrainingRun, inputs: TrainingInputs) -> Prediction | None:
-    """Return the prediction made when this run first started, making it now if this is the start.
+    """Return the prediction made for this run, making it now at its start and when it goes on as another one.
 
-    None with several processes, whose exchange of gradients the probe does not measure.
+    Another one: with another horizon, or other settings or choices that decide what it needs. None with several
+    processes, whose exchange of gradients the probe does not measure.
     """
+    path = stage.work / PREDICTION
     if run.processes.size > 1:
+        if run.processes.first:
+            path.unlink(missing_ok=True)  # it does not hold for what several do
         return None
-    path = stage.work / "prediction.json"
-    if (remembered := read_json(path)) is not None:
-        return Prediction(**remembered)
-    prediction = predict(run, inputs, stage.settings)
-    write_json_atomic(path, prediction.to_json())
+    made_for, remembered = _made_for(run, stage.settings), read_json(path)
+    if remembered is not None and remembered.get("made_for") == made_for:
+        return Prediction(**remembered["prediction"])
+    prediction = _after_what_is_done(stage.work, run.horizon, predict(run, inputs, stage.settings))
+    write_json_atomic(path, {"made_for": made_for, "prediction": prediction.to_json()})
     stage.say(f"  expected: {duration(prediction.seconds)}, {prediction.basis}")
     return prediction
+
+
+def _made_for(run: TrainingRun, settings: PretrainSettings) -> dict[str, Any]:
+    """Return, as it comes back from JSON, everything that a prediction depends on and a later start may change."""
+    choices, horizon = asdict(run.choices), run.horizon.to_json()
+    for measured in ("notes", "peak_flops"):
+        choices.pop(measured)
+    horizon.pop("rates")
+    wanted = settings.model_dump(mode="json", include=_DECIDE_THE_COST)
+    return json.loads(json.dumps({"horizon": horizon, "settings": wanted, "choices": choices}))
+
+
+def _after_what_is_done(work: Path, horizon: Horizon, prediction: Prediction) -> Prediction:
+    """Return the prediction of a run that goes on from a checkpoint: the time it took so far, and that of the rest.
+
+    prediction: of the whole run. What was waited for stage 03 is not part of the time, as in the card.
+    """
+    newest = newest_valid_checkpoint(work / "checkpoints")
+    if newest is None:
+        return prediction
+    step = load_state(newest)["step"]
+    past = [line for line in lines_of(work / "timings.jsonl") if line["step"] <= step]
+    spent = sum(line["seconds"] - line.get("text", 0.0) for line in past)
+    rest = max(0.0, 1 - horizon.tokens_until(step) / horizon.tokens)
+    basis = f"{prediction.basis}; the first {step:,} steps took {duration(spent)}"
+    return replace(prediction, seconds=spent + rest * prediction.seconds, basis=basis)
 
 
 def expected_cost(stage: Stage, inputs: TrainingInputs) -> Estimate:
