@@ -7,6 +7,9 @@ update with a learning rate of zero (it allocates the moments and moves nothing)
     memory   the peak of the probe, and on a CPU the copy of weights and moments that is written in the background
     disk     the kept checkpoints, the best and every n-th among them, and the final model
 
+Where a micro-batch takes seconds, a part of its sequences is probed, once: time goes with their number, and so does the
+memory that the forward pass keeps for the backward pass.
+
 Compiling is in the time only if it is chosen; what other programs do on the machine meanwhile is not.
 """
 
@@ -28,7 +31,8 @@ from pipeline_lib.stage.memory import own_peak_bytes
 from pipeline_lib.stage.progress import duration, size
 from pipeline_lib.stage.workspace import read_json
 
-from .choosing import choose, fitting_probe, measure_micro_batch
+from .batches import Batch
+from .choosing import choose, fitting_probe, matmul_parameters, measure_micro_batch, timing_piece
 from .distribution import alone
 from .horizon import Horizon
 from .inputs import TrainingInputs
@@ -82,9 +86,14 @@ def predict(run: TrainingRun, inputs: TrainingInputs, settings: PretrainSettings
 
     Raises StageFailure when memory runs out, in the passes with one sequence or in the update.
     """
-    horizon = run.horizon
-    probe = fitting_probe(run.network, inputs.probe(), settings.loss_chunk, run.device)
-    micro = measure_micro_batch(run.network, probe, settings.loss_chunk, run.device, warm=0)
+    horizon, whole = run.horizon, inputs.probe()
+    probe, slow = timing_piece(whole, matmul_parameters(run.model), run.choices.peak_flops)
+    probe, micro = fitting_probe(run.network, probe, settings.loss_chunk, run.device)
+    missing = 0
+    if slow:
+        missing = (len(whole.inputs) - len(probe.inputs)) * saved_bytes(run, probe, settings.loss_chunk)
+    else:
+        micro = measure_micro_batch(run.network, probe, settings.loss_chunk, run.device, warm=0)
     micro_batches = horizon.sequences / len(probe.inputs)
     try:
         update = _update_seconds(run)
@@ -105,6 +114,7 @@ def predict(run: TrainingRun, inputs: TrainingInputs, settings: PretrainSettings
     held = _state_bytes(run)
     on_host = run.device.type == "cpu"  # where the copy that is written in the background takes from the same memory
     memory = peak_memory(run.device) + (held if on_host and settings.background_saving else 0)
+    memory += missing // len(probe.inputs)
     periodic = horizon.steps // settings.keep_every if settings.keep_every else 0
     disk = (settings.keep_checkpoints + settings.keep_best + periodic) * held + 4 * inputs.parameters["total"]
     _forget_moments(run)
@@ -114,6 +124,8 @@ def predict(run: TrainingRun, inputs: TrainingInputs, settings: PretrainSettings
         f" update {update:.3f} s, loader {loader:.4f} s; {horizon.step_tokens / step:,.0f} tokens/s,"
         f" matmul {run.choices.peak_flops / 1e9:,.0f} GFLOP/s"
     )
+    if missing:
+        basis += f"; a pass is slow here: {len(probe.inputs)} of {len(whole.inputs)} sequences were probed, once"
     return Prediction(seconds, memory, disk, horizon.step_tokens / step, basis)
 
 
@@ -173,6 +185,27 @@ def expected_cost(stage: Stage, inputs: TrainingInputs) -> Estimate:
     run = equip(model, choices, settings, inputs.horizon, processes)
     cost = predict(run, inputs, settings)
     return Estimate(cost.seconds, cost.memory_bytes, cost.disk_bytes, cost.basis)
+
+
+def saved_bytes(run: TrainingRun, batch: Batch, chunk: int) -> int:
+    """Return the bytes that a forward pass of `batch` keeps for its backward pass, which grow with its sequences.
+
+    Weights, and their copies in the format of the products, do not: they are left out by their shapes.
+    """
+    batch, tokens = batch.to(run.device), batch.inputs.numel()
+    shapes = {tuple(weight.shape) for weight in run.model.parameters()}
+    shapes |= {shape[::-1] for shape in shapes}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tokens in tensor.shape or tuple(tensor.shape) not in shapes:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run.network(batch.inputs, batch.targets, batch.positions, batch.documents, chunk)
+    return sum(kept.values())
 
 
 def peak_memory(device: torch.device) -> int:
