@@ -2,11 +2,19 @@
 
 import pytest
 import torch
+from tiny_training import SETTINGS, SPECIAL, make_model, make_run, open_data
 
+from pipeline_lib.config.model import ModelSettings
 from pipeline_lib.config.pretrain import PretrainSettings
-from pipeline_lib.pretraining import choosing
+from pipeline_lib.models.initialise import build_model
+from pipeline_lib.models.shapes import resolve_shape
+from pipeline_lib.pretraining import choosing, cost, machine
+from pipeline_lib.pretraining.attention import use_attention
 from pipeline_lib.pretraining.batches import Batch
+from pipeline_lib.pretraining.distribution import alone
+from pipeline_lib.pretraining.forward import TokenLoss
 from pipeline_lib.pretraining.horizon import resolve_horizon
+from pipeline_lib.pretraining.inputs import TrainingInputs
 from pipeline_lib.stage import StageFailure
 
 CPU = torch.device("cpu")
@@ -100,7 +108,101 @@ def test_a_probe_too_large_for_the_memory_is_halved_until_it_fits(monkeypatch):
     batch = Batch(*(torch.zeros(12, 4, dtype=torch.int64) for _ in range(4)))
     network = torch.nn.Linear(1, 1)
     for room[0], left in ((12, 12), (7, 6), (2, 1)):
-        assert len(choosing.fitting_probe(network, batch, 8, CPU).inputs) == left
+        assert len(choosing.fitting_probe(network, batch, 8, CPU)[0].inputs) == left
     room[0] = 0
     with pytest.raises(StageFailure, match="not even one sequence of 4 tokens fits"):
         choosing.fitting_probe(network, batch, 8, CPU)
+
+
+class SlowMachine:
+    """Stands for a slow machine: a forward and backward pass of a sequence takes `seconds`; counts what is asked."""
+
+    def __init__(self, monkeypatch, seconds: float):
+        self.now, self.passes, self.sequences, self.seconds = 0.0, 0, 0, seconds
+        for module in (choosing, cost, machine):
+            monkeypatch.setattr(module, "timed", self.timed)
+        monkeypatch.setattr(choosing.time, "perf_counter", lambda: self.now)
+
+    def timed(self, action, device):
+        began = self.now
+        action()
+        self.now += 1e-6  # an action that is no pass
+        return self.now - began
+
+    def watch(self, network):
+        def count(_, arguments):
+            self.passes, self.sequences = self.passes + 1, self.sequences + len(arguments[0])
+            self.now += self.seconds * len(arguments[0])
+
+        network.register_forward_pre_hook(count)
+        return network
+
+
+def plan_on(slow: SlowMachine, packed_run, monkeypatch, peak: float, settings: PretrainSettings = SETTINGS):
+    """Choose and predict a tiny run on a machine whose large matrix products reach `peak` FLOP/s."""
+    monkeypatch.setattr(choosing, "measure_peak", lambda *_: peak)
+    monkeypatch.setattr(choosing, "TokenLoss", lambda *arguments: slow.watch(TokenLoss(*arguments)))
+    run = make_run(settings)
+    parameters = {"total": 30_000, "matmul": choosing.matmul_parameters(run.model)}
+    data = open_data(packed_run[1] / "03_packed")
+    inputs = TrainingInputs(data, run.horizon, parameters, "llama", 2, 32, 32, packed_run[1], settings.micro_batch)
+    choices = choosing.choose(settings, run.model, "none", inputs.probe(), run.horizon, alone())
+    run.choices = choices
+    slow.watch(run.network)
+    return run, inputs, cost.predict(run, inputs, settings)
+
+
+def peak_at_which_a_sequence_takes(seconds: float) -> float:
+    return 6 * choosing.matmul_parameters(make_model()) * 64 / seconds
+
+
+def test_the_probe_of_a_slow_machine_asks_for_few_passes_of_few_sequences(packed_run, monkeypatch):
+    """Eight sequences a micro-batch at 5.5 s each: all eleven passes of all of them would take eight minutes."""
+    slow = SlowMachine(monkeypatch, 5.5)
+    monkeypatch.setattr(choosing, "compile_body", lambda *_: None)
+    settings = SETTINGS.model_copy(update={"compile": "auto", "tokens": 512 * 10_000})
+    run, _, made = plan_on(slow, packed_run, monkeypatch, peak_at_which_a_sequence_takes(2.75), settings)
+    assert slow.now < 40 and slow.sequences <= 5  # eager, compiled twice, the probe of the cost, and what it keeps
+    assert made.seconds == pytest.approx(run.horizon.steps * 8 * 5.5, rel=0.01)
+    assert "1 of 8 sequences were probed, once" in made.basis
+
+
+def test_the_probe_of_a_small_model_stays_what_it_was(packed_run, monkeypatch):
+    quick = SlowMachine(monkeypatch, 0.01)
+    settings = SETTINGS.model_copy(update={"compile": "auto"})
+    run, _, made = plan_on(quick, packed_run, monkeypatch, peak_at_which_a_sequence_takes(0.005), settings)
+    assert (quick.passes, quick.sequences) == (1 + 3 + 1 + 2, 8 * 7)
+    assert made.seconds == pytest.approx(run.horizon.steps * 8 * 0.01, rel=0.1) and "probed" not in made.basis
+
+
+def test_the_time_of_a_part_scaled_up_is_that_of_the_whole():
+    """On the real clock; the best of several, because others may work on the machine."""
+    settings = ModelSettings(shape={"layers": 3, "width": 192, "heads": 6})
+    model = build_model(resolve_shape(settings, 400, 256), settings, SPECIAL, seed=3)
+    use_attention(model, "documents")
+    network = TokenLoss(model, "documents", "none", torch.float32)
+    tokens = torch.randint(2, 400, (8, 256), generator=torch.Generator().manual_seed(1))
+    whole = Batch(tokens, tokens, torch.arange(256).repeat(8, 1), torch.ones_like(tokens))
+    parameters = choosing.matmul_parameters(model)
+    piece, slow = choosing.timing_piece(whole, parameters, 6 * parameters * 256 / 0.7)
+    assert slow and len(piece.inputs) == 2
+    at_once, in_part = (
+        choosing.measure_micro_batch(network, batch, 2048, CPU, warm=1, repeats=5) for batch in (whole, piece)
+    )
+    assert 8 / 2 * in_part == pytest.approx(at_once, rel=0.4)
+
+
+def test_what_a_pass_keeps_grows_with_its_sequences_and_leaves_weights_out(packed_run):
+    data, run = open_data(packed_run[1] / "03_packed"), make_run()
+    whole = next(data.validation_batches(8))
+    kept = {n: cost.saved_bytes(run, next(whole.split(n)), 2048) for n in (1, 2, 8)}
+    assert kept[8] == pytest.approx(8 * kept[1], rel=0.15) and kept[8] == pytest.approx(4 * kept[2], rel=0.15)
+    low = TokenLoss(run.model, "documents", "none", torch.bfloat16)  # keeps copies of all weights
+    run.network = low
+    assert cost.saved_bytes(run, whole, 2048) < kept[8]
+
+
+def test_a_slow_matrix_product_is_not_timed_six_times(monkeypatch):
+    asked = []
+    monkeypatch.setattr(machine, "timed", lambda action, device: asked.append(1) or 2.0)
+    assert machine.measure_matmul(CPU, 8, 4).float32 > 0 and len(asked) == 4  # both formats, twice

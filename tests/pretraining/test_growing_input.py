@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from packed_run import CONFIG, write_text
@@ -16,7 +17,9 @@ from fork_launcher import SCRIPTS, run_script
 from pipeline_lib.checkpoints import load_checkpoint, newest_valid_checkpoint
 from pipeline_lib.packing.reader import PackedCache
 from pipeline_lib.packing.so_far import index_name
+from pipeline_lib.pretraining import growing
 from pipeline_lib.pretraining.batches import PackedData
+from pipeline_lib.pretraining.distribution import alone
 from pipeline_lib.stage.inputs import SO_FAR
 from pipeline_lib.stage.manifest import Manifest
 
@@ -75,6 +78,12 @@ def start_packing(config: Path, run: Path, parts: int) -> subprocess.Popen:
     """Start stage 03 and stop it (SIGSTOP) once so many parts are published."""
     command = [sys.executable, str(SCRIPTS / "03_tokenize_and_pack.py"), "--config", str(config), "--run-dir", str(run)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    stop_packing(process, run, parts)
+    return process
+
+
+def stop_packing(process: subprocess.Popen, run: Path, parts: int) -> None:
+    """Stop a stage 03 at work (SIGSTOP) once so many parts are published."""
     work = run / "03_packed" / "work"
     while process.poll() is None:
         manifest = Manifest.read(work / SO_FAR)
@@ -83,7 +92,6 @@ def start_packing(config: Path, run: Path, parts: int) -> subprocess.Popen:
             break
         time.sleep(0.001)
     assert process.poll() is None
-    return process
 
 
 def test_left_alone_it_saves_and_names_the_command_and_without_the_setting_it_does_not_begin(begun, launcher, tmp_path):
@@ -115,6 +123,63 @@ def test_the_first_pass_reads_part_after_part_and_the_estimate_comes_from_the_fi
         begin = end
     val = cache.table(64, "val")
     assert data.validation_sequences == int(val.bounds[val.parts[1]]) < val.sequences
+
+
+def test_a_training_at_work_goes_on_with_a_part_that_is_published_while_stage_03_is_still_at_the_next(
+    cleaned, launcher, tmp_path
+):
+    config, run = cleaned[0], tmp_path / "run"
+    shutil.copytree(cleaned[1], run)
+    output, metrics = run / "output.txt", run / "05_pretrain" / "work" / "metrics.jsonl"
+    packing = start_packing(config, run, 1)
+    steps_of_the_first, give_up_at = None, 0.0
+
+    def has_read_more() -> bool:
+        nonlocal steps_of_the_first, give_up_at
+        if steps_of_the_first is None:
+            if not output.exists() or "waiting for stage 03" not in output.read_text():
+                return False
+            steps_of_the_first = len(metrics.read_text().splitlines())
+            packing.send_signal(signal.SIGCONT)
+            stop_packing(packing, run, 2)
+            give_up_at = time.monotonic() + 20
+        return len(metrics.read_text().splitlines()) > steps_of_the_first or time.monotonic() > give_up_at
+
+    try:
+        assert run_script("04_init_model.py", config, run).returncode == 0
+        output.unlink()
+        ended = launcher.start(config, run, signal_number=signal.SIGTERM, when=has_read_more)
+        assert not (run / "03_packed" / "manifest.json").exists()
+    finally:
+        packing.kill()
+        packing.wait()
+    assert ended.code == 128 + signal.SIGTERM, ended.output
+    assert len(metrics.read_text().splitlines()) > steps_of_the_first, ended.output
+
+
+def test_waiting_never_looks_again_without_a_pause(monkeypatch):
+    """Stage 03 that publishes something at every look, none of it enough, as parts of validation text alone would."""
+    pauses, looks = [], []
+    monkeypatch.setattr(growing.time, "sleep", pauses.append)
+    monkeypatch.setattr(growing, "_has_more", lambda packed: True)
+    monkeypatch.setattr(growing, "open_packed", lambda stage: (stage.inputs["03_packed"], None))
+    monkeypatch.setattr(growing, "interrupted", lambda stage, processes: False)
+    packed = SimpleNamespace(finished=False, at_work=True)
+    settings = SimpleNamespace(time_limit_seconds=None, growing_patience_seconds=60)
+    stage = SimpleNamespace(
+        inputs={"03_packed": packed},
+        input_again=lambda name: packed,
+        settings=settings,
+        started=0.0,
+        say=lambda line: None,
+    )
+
+    def enough() -> bool:
+        looks.append(1)
+        return len(looks) == 5
+
+    growing.wait_for_text(stage, SimpleNamespace(), alone(), enough, "it waits", lambda: None)
+    assert pauses == [0, *[pytest.approx(0.2)] * 3]  # the first look is at once
 
 
 @pytest.mark.long

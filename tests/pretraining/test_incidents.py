@@ -6,8 +6,12 @@ import re
 import shutil
 
 import pytest
+from tiny_training import SETTINGS, BareStage, make_run, open_data
 
 from pipeline_lib.packing.reader import PackedCache
+from pipeline_lib.pretraining import incidents, loop
+from pipeline_lib.pretraining.logbook import open_logbook
+from pipeline_lib.pretraining.spikes import CALM, HISTORY_NEEDED, SpikeDetector
 
 SPIKING = ("--spike_deviations", "0.01", "--tokens", "24576", "--schedule.name", "wsd")
 SPIKING += ("--optimizer.lr", "0.5", "--optimizer.head_lr", "1", "--optimizer.embedding_lr", "5")
@@ -57,14 +61,40 @@ def test_a_spike_leaves_a_bundle_of_the_state_before_it_and_training_goes_on(fre
     assert done.code == 0, done.output
     spikes = [line for line in metrics(run, finished=True) if "spikes" in line]
     assert spikes
+    steps = [line["step"] for line in spikes]
+    begins = [step for step in steps if not any(step - CALM <= other < step for other in steps)]
+    assert len(begins) < len(steps)  # some of the spikes belong to the episode of the one before
     kept = sorted(path.name for path in (run / "05_pretrain" / "incidents").iterdir())
-    assert kept == [f"step-{line['step']:08d}" for line in spikes][-2:]
+    assert kept == [f"step-{step:08d}" for step in begins][-2:]
     assert "; bundles of incidents take " in done.output
-    replayed = launcher.start(config, run, "--replay", str(spikes[-1]["step"]))
+    replayed = launcher.start(config, run, "--replay", str(begins[-1]))
     assert replayed.code == 0, replayed.output
-    assert f"loss      {spikes[-1]['loss']} recorded" in replayed.output
+    [loss] = [line["loss"] for line in spikes if line["step"] == begins[-1]]
+    assert f"loss      {loss} recorded" in replayed.output
     missing = launcher.start(config, run, "--replay", "1")
     assert missing.code == 2 and "no bundle of step 1" in missing.output and "Traceback" not in missing.output
+
+
+def test_a_loss_that_rises_and_stays_leaves_one_bundle_that_of_its_first_step(packed_run, monkeypatch, tmp_path):
+    settings = SETTINGS.model_copy(update={"tokens": 84 * 512, "tensorboard": False, "validation_tokens": 500})
+    run, written = make_run(settings), []
+    run.spikes = SpikeDetector(settings.spike_deviations)
+
+    def rising(run, batch, settings, before_update):
+        loss = (3.0 if run.step < 20 else 9.0) + 0.01 * (run.step % 5)
+        before_update(loss, 1.0)
+        run.step += 1
+        return loss, 1.0
+
+    save = incidents.save_checkpoint
+    monkeypatch.setattr(incidents, "save_checkpoint", lambda *bundle: (written.append(bundle[0].name), save(*bundle)))
+    monkeypatch.setattr(loop, "optimizer_step", rising)
+    with open_logbook(tmp_path, run, False, settings, "test") as book:
+        loop.train(BareStage(settings, tmp_path), run, open_data(packed_run[1] / "03_packed"), book)
+    assert written == ["step-00000021"] == [path.name for path in (tmp_path / "incidents").iterdir()]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == 85
+    assert [line["step"] for line in lines if "spikes" in line] == list(range(21, 21 + HISTORY_NEEDED))
 
 
 @pytest.mark.slow

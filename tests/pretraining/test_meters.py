@@ -194,6 +194,34 @@ def test_a_spike_is_found_once_and_does_not_hide_the_next():
     assert not any(constant.find({"loss": 2.0}) for _ in range(HISTORY_NEEDED)) and constant.find({"loss": 2.3})
 
 
+def test_a_loss_that_rises_and_stays_is_one_episode_that_comes_to_an_end():
+    noise = (0.05 * torch.randn(144, generator=torch.Generator().manual_seed(3))).tolist()
+    detector, begins, spikes = SpikeDetector(6.0), [], []
+    for number, deviation in enumerate(noise):
+        level = 9.0 if 60 <= number < 124 else 3.0
+        if detector.find({"loss": level + deviation, "grad_norm": 1 + deviation}):
+            spikes.append(number)
+        begins += [number] if detector.begins_episode else []
+        detector, before = SpikeDetector(6.0), detector
+        detector.restore(json.loads(json.dumps(before.state())))  # as a run that is continued at every step
+    assert begins == [60] and spikes == list(range(60, 60 + HISTORY_NEEDED))
+    assert detector.find({"loss": 30.0, "grad_norm": 1.0}) and detector.begins_episode
+
+
+def test_spikes_with_ordinary_steps_between_them_are_one_episode_and_end_too():
+    detector = SpikeDetector(6.0)
+    values = [3 + 0.01 * (n % 3) for n in range(60)] + [3.0 if n % 5 == 4 else 9 + 0.01 * n for n in range(64)]
+    found = [(bool(detector.find({"loss": value})), detector.begins_episode) for value in values]
+    assert [number for number, (_, begins) in enumerate(found) if begins] == [60]
+    assert sum(spike for spike, _ in found) == HISTORY_NEEDED and not any(spike for spike, _ in found[90:])
+
+
+def test_a_history_of_an_older_version_is_taken_over():
+    detector = SpikeDetector(6.0)
+    detector.restore({"loss": [2.0] * HISTORY_NEEDED})
+    assert detector.find({"loss": 2.3}) and detector.begins_episode
+
+
 def test_the_measured_peak_is_a_rate_this_machine_reaches():
     left = torch.ones(1024, 1024)
     seconds = min(timed(lambda: left @ left, torch.device("cpu")) for _ in range(5))

@@ -10,10 +10,17 @@ import torch
 from test_05_pretrain import lines, metrics_of_unfinished, notes
 
 from fork_launcher import run_script
-from pipeline_lib.checkpoints import load_checkpoint, load_state, newest_valid_checkpoint
+from pipeline_lib.checkpoints import (
+    checkpoint_name,
+    load_checkpoint,
+    load_state,
+    newest_valid_checkpoint,
+    save_checkpoint,
+)
 from pipeline_lib.config.pretrain import ScheduleSettings
-from pipeline_lib.pretraining import setup
+from pipeline_lib.pretraining import cost, setup
 from pipeline_lib.pretraining.choices import Choices
+from pipeline_lib.pretraining.horizon import Horizon, LearningRates
 from pipeline_lib.pretraining.schedule import schedule_factor
 from pipeline_lib.stage import StageFailure
 from pipeline_lib.stage.manifest import Manifest
@@ -80,6 +87,32 @@ def test_a_change_of_settings_is_on_the_card_also_when_the_run_is_stopped_once_m
     (change,) = [note for note in notes(run) if "settings changed after step" in note]
     assert change.endswith("optimizer.lr 0.02 -> 0.005")
     assert sum(note.startswith("predicted ") for note in notes(run)) == 1
+
+
+def test_a_run_that_goes_on_as_another_one_is_predicted_again_and_one_that_just_goes_on_is_not(fresh_run, launcher):
+    config, run = fresh_run
+    path, limit, found = run / "05_pretrain" / "work" / "prediction.json", ("--time_limit_seconds", "0.001"), []
+    starts = [("--max_steps", "4"), (), ("--optimizer.lr", "0.01"), ("--max_steps", "20"), ("--micro_batch", "2")]
+    for flags in starts:
+        ended = launcher.start(config, run, *flags, *limit)
+        assert ended.code == 143, ended.output
+        told = json.loads(path.read_text())["prediction"]
+        found.append((told["basis"].split(":")[0], "expected: " in ended.output))
+    short, long = "4 steps of 512 tokens", "20 steps of 512 tokens"
+    assert found == [(short, True), (short, False), (short, False), (long, True), (long, True)]
+    assert "4 micro-batches" in told["basis"] and "; the first 4 steps took " in told["basis"]
+
+
+def test_what_was_done_before_counts_as_it_was_in_a_prediction_that_is_made_again(tmp_path):
+    steps, waited = 10, 5.0
+    seconds = [{"step": step, "seconds": 3.0 + waited * (step == 2), "text": waited * (step == 2)} for step in range(9)]
+    (tmp_path / "timings.jsonl").write_text("".join(json.dumps(line) + "\n" for line in seconds))
+    save_checkpoint(tmp_path / "checkpoints" / checkpoint_name(4), {"model": {"w": torch.ones(1)}}, {"step": 4})
+    horizon = Horizon(steps, 8, 64, LearningRates(1.0, 1.0, 1.0))
+    whole = cost.Prediction(100.0, 1, 1, 1.0, "a probe")
+    made = cost._after_what_is_done(tmp_path, horizon, whole)
+    assert made.seconds == pytest.approx(5 * 3.0 + 100.0 * 6 / 10)  # steps 0 to 4, and those after the checkpoint
+    assert cost._after_what_is_done(tmp_path / "nothing", horizon, whole) is whole
 
 
 def test_the_plan_of_a_start_with_other_settings_names_what_lies_there(stopped_run, launcher):

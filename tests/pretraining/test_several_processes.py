@@ -14,6 +14,7 @@ import pytest
 import torch
 from tiny_training import SETTINGS, make_run
 
+from pipeline_lib.checkpoints import load_state, newest_valid_checkpoint
 from pipeline_lib.pretraining.batches import Batch
 from pipeline_lib.pretraining.distribution import join
 from pipeline_lib.pretraining.logbook import open_logbook
@@ -119,6 +120,26 @@ def test_a_checkpoint_of_some_processes_continues_on_others(packed_run, launcher
     assert ended.codes == [0] * then[0], ended.output
     assert "continuing from" in ended.output
     assert_same_curve(run, alone)
+
+
+@pytest.mark.slow
+def test_the_cores_are_shared_out_anew_when_the_number_of_processes_changes(packed_run, launcher, tmp_path):
+    run, config = copy_of(packed_run, tmp_path / "run"), tmp_path / "two.yaml"
+    config.write_text(packed_run[0].read_text().replace("threads: 1", "threads: 2"))
+    limit = ("--time_limit_seconds", "0.001")
+    found = []
+    for processes in (2, 1, 2):
+        ended = launcher.start(config, run, *limit, processes=processes)
+        assert ended.codes == [143] * processes, ended.output
+        choices = json.loads((run / "05_pretrain" / "work" / "choices.json").read_text())
+        newest = newest_valid_checkpoint(run / "05_pretrain" / "work" / "checkpoints")
+        assert load_state(newest)["choices"] == choices
+        found.append((choices["processes"], choices["threads"], "threads each" in ended.output))
+    assert found == [(2, 1, False), (1, 2, True), (2, 1, True)]
+    assert "2 processes with 1 threads each after 1 process with 2 threads" in ended.output
+    config.write_text(config.read_text().replace("threads: 2", "threads: 4"))
+    same = launcher.start(config, run, *limit, processes=2)  # more cores alone are no reason to round differently
+    assert "goes on with the 1 threads it began with" in same.output, same.output
 
 
 @pytest.mark.long

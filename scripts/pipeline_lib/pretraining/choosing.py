@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 COMPILE_SECONDS = 30.0
 COMPILE_PAYS_AFTER = 10.0
 MOST_VERSIONS = 256
+# Seconds at the measured peak, half of which a real pass reaches: a micro-batch that takes longer is timed in part.
+SLOW_PASS = 1.5
+FLOPS_PER_PARAMETER = 6
 
 
 def choose(
@@ -62,16 +65,20 @@ def choose(
     number_format = getattr(torch, dtype)
     attention = choose_attention(settings.attention, device, number_format)
     notes.append(attention.reason)
+    peak = measure_peak(device, number_format, timed)
+    rows = probe.inputs.numel()
+    probe, slow = timing_piece(probe, matmul_parameters(model), peak)
     compiled, deterministic = settings.compile == "on", True
     if whole and (settings.compile == "auto" or device.type == "cuda"):
         use_attention(model, attention.name)
         network = TokenLoss(model, attention.name, kernels, number_format)
-        probe = fitting_probe(network, probe, settings.loss_chunk, device)
+        probe, first = fitting_probe(network, probe, settings.loss_chunk, device)
+        rows = rows if slow else probe.inputs.numel()
         if device.type == "cuda":
             deterministic, verdict = has_deterministic_kernels(network, probe, settings.loss_chunk, device)
             notes += [verdict] if verdict else []
         if settings.compile == "auto":
-            compiled, verdict = compiling_pays(network, probe, settings, horizon, device)
+            compiled, verdict = compiling_pays(network, probe, settings, horizon, device, first if slow else None)
             notes.append(verdict)
     if not whole and settings.compile == "auto":
         notes.append("not compiled: fsdp cuts the model, so it was not timed; pretrain.compile: on compiles its blocks")
@@ -83,11 +90,12 @@ def choose(
     # Who asks for float32 does not ask for eight bits.
     wanted_fp8 = "off" if settings.fp8 == "auto" and settings.dtype == "float32" else settings.fp8
     contexts = [phase.context for phase in horizon.phases] or [horizon.context]
-    fp8 = choose_fp8(wanted_fp8, settings.fp8_recipe, model, probe.inputs.numel(), contexts, device, compiled)
+    fp8 = choose_fp8(wanted_fp8, settings.fp8_recipe, model, rows, contexts, device, compiled)
     notes += fp8.notes
     return Choices(
         dtype=dtype,
         compiled=compiled,
+        processes=processes.size,
         threads=torch.get_num_threads(),
         notes=notes,
         attention=attention.name,
@@ -97,7 +105,7 @@ def choose(
         fp8_emulated=wanted_fp8 == "emulate",
         deterministic=deterministic,
         device=device_kind(device),
-        peak_flops=measure_peak(device, number_format, timed),
+        peak_flops=peak,
     )
 
 
@@ -123,15 +131,23 @@ def has_deterministic_kernels(
 
 
 def compiling_pays(
-    network: TokenLoss, probe: Batch, settings: PretrainSettings, horizon: Horizon, device: torch.device
+    network: TokenLoss,
+    probe: Batch,
+    settings: PretrainSettings,
+    horizon: Horizon,
+    device: torch.device,
+    slow_pass: float | None = None,
 ) -> tuple[bool, str]:
     """Say whether compiling makes this run end sooner, from the time of a step both ways, and why.
 
-    A run too short for any gain to pay for the compiler is not compiled for the measurement either. The model is left
-    uncompiled.
+    A run too short for any gain to pay for the compiler is not compiled for the measurement either. slow_pass: the
+    seconds of a pass of `probe`, where passes take too long for more than one. The model is left uncompiled.
     """
     micro_batches = horizon.sequences / len(probe.inputs)
-    eager = micro_batches * measure_micro_batch(network, probe, settings.loss_chunk, device)
+    times = {} if slow_pass is None else {"warm": 0, "repeats": 1}
+    if slow_pass is None:
+        slow_pass = measure_micro_batch(network, probe, settings.loss_chunk, device)
+    eager = micro_batches * slow_pass
     steps = horizon.tokens / horizon.step_tokens  # of the last batch size, for a schedule of them
     length = f"{steps:,.0f} steps of about {eager:.3f} s"
     if eager * steps < COMPILE_PAYS_AFTER * COMPILE_SECONDS:
@@ -140,7 +156,7 @@ def compiling_pays(
     compile_body(network.model, "single")
     first = measure_micro_batch(network, probe, settings.loss_chunk, device, warm=0, repeats=1)
     spent = time.perf_counter() - started
-    compiled = micro_batches * min(first, measure_micro_batch(network, probe, settings.loss_chunk, device))
+    compiled = micro_batches * min(first, measure_micro_batch(network, probe, settings.loss_chunk, device, **times))
     uncompile_body(network.model)
     saved = (eager - compiled) * steps - spent
     figures = f"{eager:.3f} s a step, compiled {compiled:.3f} s after {spent:.0f} s of compiling"
@@ -168,15 +184,34 @@ def uncompile_body(model: PreTrainedModel) -> None:
     model.base_model._compiled_call_impl = None
 
 
-def fitting_probe(network: TokenLoss, batch: Batch, chunk: int, device: torch.device) -> Batch:
-    """Return `batch`, or the half, the quarter ... of it that a forward and backward pass has memory for.
+def matmul_parameters(model: PreTrainedModel) -> int:
+    """Return how many parameters every token is multiplied with: the matrices, without a table that is looked up."""
+    table = model.get_input_embeddings().weight
+    looked_up = 0 if model.get_output_embeddings().weight is table else table.numel()
+    return sum(weight.numel() for weight in model.parameters() if weight.ndim == 2) - looked_up
+
+
+def timing_piece(probe: Batch, parameters: int, peak_flops: float) -> tuple[Batch, bool]:
+    """Return what to time of a micro-batch, and whether a pass of all of it would be slow.
+
+    Of a slow one it is as many whole sequences as are not, or one; their time goes with their number. parameters: those
+    of the matrix products; peak_flops: see Choices, 0 where it is not known, and then nothing is slow.
+    """
+    sequences, length = probe.inputs.shape
+    seconds = FLOPS_PER_PARAMETER * parameters * length / peak_flops if peak_flops else 0.0
+    if sequences * seconds <= SLOW_PASS:
+        return probe, False
+    return next(probe.split(max(1, int(SLOW_PASS / seconds)))), True
+
+
+def fitting_probe(network: TokenLoss, batch: Batch, chunk: int, device: torch.device) -> tuple[Batch, float]:
+    """Return `batch`, or the half, the quarter ... of it that a forward and backward pass has memory for, and its time.
 
     Raises StageFailure when not even one sequence fits.
     """
     while True:
         try:
-            measure_micro_batch(network, batch, chunk, device, warm=0, repeats=1)
-            return batch
+            return batch, measure_micro_batch(network, batch, chunk, device, warm=0, repeats=1)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

@@ -7,17 +7,23 @@ update with a learning rate of zero (it allocates the moments and moves nothing)
     memory   the peak of the probe, and on a CPU the copy of weights and moments that is written in the background
     disk     the kept checkpoints, the best and every n-th among them, and the final model
 
+Where a micro-batch takes seconds, a part of its sequences is probed, once: time goes with their number, and so does the
+memory that the forward pass keeps for the backward pass.
+
 Compiling is in the time only if it is chosen; what other programs do on the machine meanwhile is not.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import json
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipeline_lib.checkpoints import load_state, newest_valid_checkpoint
 from pipeline_lib.config.pretrain import PretrainSettings
 from pipeline_lib.oom_handler import is_out_of_memory
 from pipeline_lib.stage import Estimate, Stage, StageFailure, write_json_atomic
@@ -25,16 +31,30 @@ from pipeline_lib.stage.memory import own_peak_bytes
 from pipeline_lib.stage.progress import duration, size
 from pipeline_lib.stage.workspace import read_json
 
-from .choosing import choose, fitting_probe, measure_micro_batch
+from .batches import Batch
+from .choosing import choose, fitting_probe, matmul_parameters, measure_micro_batch, timing_piece
 from .distribution import alone
+from .horizon import Horizon
 from .inputs import TrainingInputs
 from .machine import timed
 from .optimizers import set_learning_rates
 from .run_state import TrainingRun
 from .setup import equip, prepare_machine
+from .step_lines import lines_of
 
+PREDICTION = "prediction.json"
 FORWARD_SHARE = 1 / 3
 LOADER_BATCHES = 3
+_DECIDE_THE_COST = {
+    "micro_batch",
+    "loss_chunk",
+    "validation_steps",
+    "validation_tokens",
+    "background_saving",
+    "keep_checkpoints",
+    "keep_every",
+    "keep_best",
+}
 
 
 @dataclass(frozen=True)
@@ -66,9 +86,14 @@ def predict(run: TrainingRun, inputs: TrainingInputs, settings: PretrainSettings
 
     Raises StageFailure when memory runs out, in the passes with one sequence or in the update.
     """
-    horizon = run.horizon
-    probe = fitting_probe(run.network, inputs.probe(), settings.loss_chunk, run.device)
-    micro = measure_micro_batch(run.network, probe, settings.loss_chunk, run.device, warm=0)
+    horizon, whole = run.horizon, inputs.probe()
+    probe, slow = timing_piece(whole, matmul_parameters(run.model), run.choices.peak_flops)
+    probe, micro = fitting_probe(run.network, probe, settings.loss_chunk, run.device)
+    missing = 0
+    if slow:
+        missing = (len(whole.inputs) - len(probe.inputs)) * saved_bytes(run, probe, settings.loss_chunk)
+    else:
+        micro = measure_micro_batch(run.network, probe, settings.loss_chunk, run.device, warm=0)
     micro_batches = horizon.sequences / len(probe.inputs)
     try:
         update = _update_seconds(run)
@@ -89,6 +114,7 @@ def predict(run: TrainingRun, inputs: TrainingInputs, settings: PretrainSettings
     held = _state_bytes(run)
     on_host = run.device.type == "cpu"  # where the copy that is written in the background takes from the same memory
     memory = peak_memory(run.device) + (held if on_host and settings.background_saving else 0)
+    memory += missing // len(probe.inputs)
     periodic = horizon.steps // settings.keep_every if settings.keep_every else 0
     disk = (settings.keep_checkpoints + settings.keep_best + periodic) * held + 4 * inputs.parameters["total"]
     _forget_moments(run)
@@ -98,23 +124,55 @@ def predict(run: TrainingRun, inputs: TrainingInputs, settings: PretrainSettings
         f" update {update:.3f} s, loader {loader:.4f} s; {horizon.step_tokens / step:,.0f} tokens/s,"
         f" matmul {run.choices.peak_flops / 1e9:,.0f} GFLOP/s"
     )
+    if missing:
+        basis += f"; a pass is slow here: {len(probe.inputs)} of {len(whole.inputs)} sequences were probed, once"
     return Prediction(seconds, memory, disk, horizon.step_tokens / step, basis)
 
 
 def predict_once(stage: Stage, run: TrainingRun, inputs: TrainingInputs) -> Prediction | None:
-    """Return the prediction made when this run first started, making it now if this is the start.
+    """Return the prediction made for this run, making it now at its start and when it goes on as another one.
 
-    None with several processes, whose exchange of gradients the probe does not measure.
+    Another one: with another horizon, or other settings or choices that decide what it needs. None with several
+    processes, whose exchange of gradients the probe does not measure.
     """
+    path = stage.work / PREDICTION
     if run.processes.size > 1:
+        if run.processes.first:
+            path.unlink(missing_ok=True)  # it does not hold for what several do
         return None
-    path = stage.work / "prediction.json"
-    if (remembered := read_json(path)) is not None:
-        return Prediction(**remembered)
-    prediction = predict(run, inputs, stage.settings)
-    write_json_atomic(path, prediction.to_json())
+    made_for, remembered = _made_for(run, stage.settings), read_json(path)
+    if remembered is not None and remembered.get("made_for") == made_for:
+        return Prediction(**remembered["prediction"])
+    prediction = _after_what_is_done(stage.work, run.horizon, predict(run, inputs, stage.settings))
+    write_json_atomic(path, {"made_for": made_for, "prediction": prediction.to_json()})
     stage.say(f"  expected: {duration(prediction.seconds)}, {prediction.basis}")
     return prediction
+
+
+def _made_for(run: TrainingRun, settings: PretrainSettings) -> dict[str, Any]:
+    """Return, as it comes back from JSON, everything that a prediction depends on and a later start may change."""
+    choices, horizon = asdict(run.choices), run.horizon.to_json()
+    for measured in ("notes", "peak_flops"):
+        choices.pop(measured)
+    horizon.pop("rates")
+    wanted = settings.model_dump(mode="json", include=_DECIDE_THE_COST)
+    return json.loads(json.dumps({"horizon": horizon, "settings": wanted, "choices": choices}))
+
+
+def _after_what_is_done(work: Path, horizon: Horizon, prediction: Prediction) -> Prediction:
+    """Return the prediction of a run that goes on from a checkpoint: the time it took so far, and that of the rest.
+
+    prediction: of the whole run. What was waited for stage 03 is not part of the time, as in the card.
+    """
+    newest = newest_valid_checkpoint(work / "checkpoints")
+    if newest is None:
+        return prediction
+    step = load_state(newest)["step"]
+    past = [line for line in lines_of(work / "timings.jsonl") if line["step"] <= step]
+    spent = sum(line["seconds"] - line.get("text", 0.0) for line in past)
+    rest = max(0.0, 1 - horizon.tokens_until(step) / horizon.tokens)
+    basis = f"{prediction.basis}; the first {step:,} steps took {duration(spent)}"
+    return replace(prediction, seconds=spent + rest * prediction.seconds, basis=basis)
 
 
 def expected_cost(stage: Stage, inputs: TrainingInputs) -> Estimate:
@@ -127,6 +185,27 @@ def expected_cost(stage: Stage, inputs: TrainingInputs) -> Estimate:
     run = equip(model, choices, settings, inputs.horizon, processes)
     cost = predict(run, inputs, settings)
     return Estimate(cost.seconds, cost.memory_bytes, cost.disk_bytes, cost.basis)
+
+
+def saved_bytes(run: TrainingRun, batch: Batch, chunk: int) -> int:
+    """Return the bytes that a forward pass of `batch` keeps for its backward pass, which grow with its sequences.
+
+    Weights, and their copies in the format of the products, do not: they are left out by their shapes.
+    """
+    batch, tokens = batch.to(run.device), batch.inputs.numel()
+    shapes = {tuple(weight.shape) for weight in run.model.parameters()}
+    shapes |= {shape[::-1] for shape in shapes}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tokens in tensor.shape or tuple(tensor.shape) not in shapes:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run.network(batch.inputs, batch.targets, batch.positions, batch.documents, chunk)
+    return sum(kept.values())
 
 
 def peak_memory(device: torch.device) -> int:

@@ -42,16 +42,16 @@ def wait_for_text(
     StageInterrupted on a signal or at the time limit of the run, UserError when nobody runs stage 03.
     """
     seen = time.monotonic()
-    said = False
+    pause = 0.0
     while not processes.smallest(int(enough())):
-        if not said:
+        if not pause:
             stage.say(f"  {what}; waiting for stage 03")
-            said = True
+        time.sleep(pause)
+        pause = _POLL_SECONDS
         packed = stage.inputs["03_packed"]
         if not packed.finished and _has_more(packed):
+            stage.input_again("03_packed")  # the one at hand names the files of its time, which can still be read
             packed, data.cache = open_packed(stage)
-        else:
-            time.sleep(_POLL_SECONDS)
         now = time.monotonic()
         if packed.finished or packed.at_work:
             seen = now

@@ -1,7 +1,7 @@
 """A step that stood out, kept so that it can be done again: its batch, its documents, and the state before it.
 
-When the loss or the gradient is not finite, or is a spike (spikes.py), the step's bundle is written before the weights
-are touched:
+When the loss or the gradient is not finite, or is the first spike of an episode (spikes.py), the step's bundle is
+written before the weights are touched:
 
     incidents/step-00000770/   a checkpoint of the state after step 769 (weights, moments, random states, data position)
       batch.safetensors        the sequences of step 770

@@ -170,7 +170,7 @@ def _next_step(
     def before_update(loss: float, norm: float) -> None:
         saving.saver.before_update()
         spikes.update(run.spikes.find({"loss": loss, "grad_norm": norm}))
-        if spikes:
+        if run.spikes.begins_episode:  # its later steps are less worth a replay, and would push the first one out
             what = {"kind": f"spike of {', '.join(spikes)}", "loss": loss, "grad_norm": norm, "deviations": spikes}
             incidents.record(run, data, batch, settings, folder, what)
 

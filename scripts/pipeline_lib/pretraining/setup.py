@@ -51,7 +51,7 @@ def prepare_run(stage: Stage, inputs: TrainingInputs, processes: Processes) -> T
     torch.set_num_threads(threads)
     horizon = inputs.horizon
     choices = _choices_of_the_first(
-        stage, processes, lambda: choose(settings, model, kernels, inputs.probe(), horizon, processes)
+        stage, processes, threads, lambda: choose(settings, model, kernels, inputs.probe(), horizon, processes)
     )
     for note in choices.notes:
         stage.note(note)
@@ -101,10 +101,11 @@ def equip(
     return TrainingRun(model, network, optimizers, horizon, choices, processes, spikes=spikes, micro_batches=sizes)
 
 
-def _choices_of_the_first(stage: Stage, processes: Processes, make: Callable[[], Choices]) -> Choices:
+def _choices_of_the_first(stage: Stage, processes: Processes, threads: int, make: Callable[[], Choices]) -> Choices:
     """Return what the first process remembers or chooses, on all of them.
 
-    What was chosen on another kind of device cannot run on this one, or would be slow on it: it is chosen anew.
+    What was chosen on another kind of device cannot run on this one, or would be slow on it: it is chosen anew. With
+    another number of processes each takes the `threads` that are its share of the machine now.
     """
     made = None
     if processes.first:
@@ -119,7 +120,20 @@ def _choices_of_the_first(stage: Stage, processes: Processes, make: Callable[[],
         if made is None:
             made = asdict(make())
             write_json_atomic(path, made)
+        elif made.get("processes", 0) not in (0, processes.size):
+            if made["threads"] != threads:
+                stage.note(
+                    f"goes on on {_crew(processes.size, threads)} after {_crew(made['processes'], made['threads'])}, so"
+                    " this is not bit for bit the run that it would have been there"
+                )
+            made.update(processes=processes.size, threads=threads)
+            write_json_atomic(path, made)
     return Choices(**processes.share(made))
+
+
+def _crew(processes: int, threads: int) -> str:
+    several = processes > 1
+    return f"{processes} process{'es' * several} with {threads} threads{' each' * several}"
 
 
 def _check_choices(choices: Choices, device: torch.device) -> None:
