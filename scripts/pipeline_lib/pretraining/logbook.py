@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_lib.config.pretrain import PretrainSettings
-from pipeline_lib.stage.workspace import read_json
 
 from .run_state import TrainingRun
 from .step_lines import StepLines, lines_of
-from .trackers import Curves, open_trackers
+from .trackers import Curves, lasting_identity, open_trackers
 
 
 @dataclass
@@ -102,8 +101,9 @@ def open_logbook(work: Path, run: TrainingRun, resumed: bool, settings: Pretrain
     resumed_at = last if resumed else None
     if not run.processes.first:
         return Logbook(None, None, None, resumed_at)
+    identity = lasting_identity(work) if settings.trackers else ""
     trackers = open_trackers(
-        settings.trackers, project, work / "trackers", _identity(work), settings.model_dump(mode="json")
+        settings.trackers, project, work / "trackers", identity, settings.model_dump(mode="json")
     )
     metrics = StepLines(work / "metrics.jsonl", last)
     if taken_back:
@@ -130,8 +130,3 @@ def _take_back_the_last_line(work: Path, run: TrainingRun) -> bool:
         return False
     run.unwritten = line
     return True
-
-
-def _identity(work: Path) -> str:
-    """Return a name that stays the same as long as the run can be continued: hexadecimal, W&B refuses colons."""
-    return str((read_json(work / "state.json") or {}).get("began", "")).rpartition(":")[2][:16]

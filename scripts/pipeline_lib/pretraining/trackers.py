@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import importlib
 import json
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline_lib.stage import UserError
+from pipeline_lib.stage import UserError, write_json_atomic
+from pipeline_lib.stage.workspace import read_json
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
+
+
+_IDENTITY = "tracker_identity.json"
 
 
 class Curves:
@@ -70,6 +75,20 @@ def _plain(settings: dict[str, Any], prefix: str = "") -> dict[str, int | float 
         else:
             values[prefix + key] = value if isinstance(value, (int, float, str)) else json.dumps(value)
     return values
+
+
+def lasting_identity(work: Path) -> str:
+    """Return the name of the run whose unfinished work lies in `work`: 16 random hexadecimal digits, written once.
+
+    It lasts as long as that work can be continued. A run begun anew from the same settings, after --force or elsewhere,
+    has another one: Weights & Biases would add its points to the old curve, and drop all those of steps it has.
+    """
+    path = work / _IDENTITY
+    known = read_json(path)
+    if known is None:
+        known = {"identity": secrets.token_hex(8)}
+        write_json_atomic(path, known)
+    return known["identity"]
 
 
 def open_trackers(names: Iterable[str], run: str, folder: Path, identity: str, settings: dict) -> list[GeneralTracker]:
