@@ -125,13 +125,21 @@ def whole(tensor: Tensor) -> Tensor:
 def whole_by_name(tensors: dict[str, Tensor], processes: Processes) -> dict[str, Tensor]:
     """Return {name: whole tensor} on the first process and {} on the others; all of them must ask.
 
-    One that FSDP has cut is put together alone and leaves the device before the next, so none holds more than one.
+    One that FSDP has cut is put together alone and leaves the device before the next, so none holds more than one. With
+    fsdp all are copies on the CPU, also those it has not cut (AdamW's count of steps), so that later updates leave them
+    alone; else all are the tensors themselves.
     """
     result = {}
     for name, tensor in tensors.items():
         gathered = whole(tensor)
-        if processes.first:
-            result[name] = gathered if gathered is tensor else gathered.cpu()
+        if not processes.first:
+            continue
+        if gathered is not tensor:
+            result[name] = gathered.cpu()
+        elif processes.strategy == "fsdp":
+            result[name] = tensor.detach().to("cpu", copy=True)
+        else:
+            result[name] = tensor
     return result
 
 
