@@ -42,7 +42,10 @@ Groups = dict[str, dict[str, "Tensor"]]
 
 
 class BackgroundSaver:
-    """Writes the checkpoints of one run; `stalled` and `written` are seconds, of the loop and of the thread."""
+    """Writes the checkpoints of one run; `stalled` and `written` are seconds, of the loop and of the thread.
+
+    failure: the error of a save that this raised, by which the loop tells it from other errors of the same kind.
+    """
 
     def __init__(
         self, folder: Path, retention: Retention, background: bool = True, note: Callable[[str], None] = print
@@ -64,6 +67,7 @@ class BackgroundSaver:
         self._copied = threading.Event()
         self._copied.set()
         self._error: BaseException | None = None
+        self.failure: BaseException | None = None
         self._buffers: dict[tuple[str, str], Tensor] = {}
 
     @property
@@ -90,7 +94,8 @@ class BackgroundSaver:
             self.last_step = state["step"]
             self.saves += 1
             if not self.background:
-                self._write(tensors, state, score, first)
+                self._write_alone(tensors, state, score, first)
+                self._report()
                 return
             if owned:
                 target, given = self._write_alone, (tensors, state, score, first)
@@ -135,6 +140,7 @@ class BackgroundSaver:
         if self._error is not None:
             error, self._error = self._error, None
             self.last_step = None
+            self.failure = error
             raise error
 
     def _copy_and_write(self, tensors: Groups, state: dict[str, Any], score: float | None, first: Any, ready: Any):
