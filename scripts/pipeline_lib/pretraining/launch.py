@@ -62,20 +62,18 @@ def _follow(name: str, follow: Callable[[Stage], object]) -> NoReturn:
     message = join("auto").share(None)
     if "exit" in message:
         sys.exit(message["exit"])
-    spec = BY_NAME[name]
-    options = read_command_line(spec.section, spec.does, sys.argv[1:])
-    cores = options.config.threads or available_cores()
-    stage = Stage(spec, options.config, options.run_folder, cores, options.arguments)
-    stage.settings = type(stage.settings).model_validate(message["train"])  # as the first one decided to continue
-    stage.follow(Workspace(stage.folder, {}))
     try:
+        spec = BY_NAME[name]
+        options = read_command_line(spec.section, spec.does, sys.argv[1:])
+        cores = options.config.threads or available_cores()
+        stage = Stage(spec, options.config, options.run_folder, cores, options.arguments)
+        stage.settings = type(stage.settings).model_validate(message["train"])  # as the first one decided to continue
+        stage.follow(Workspace(stage.folder, {}))
         with stage.signals.watching():
             follow(stage)
     except StageInterrupted as interruption:
         sys.exit(128 + interruption.signal_number)
-    except UserError:  # the first process meets the same one and says so
-        sys.exit(2)
-    except StageFailure as failure:
-        print(f"process {os.environ['RANK']}: {failure}", file=sys.stderr, flush=True)
-        sys.exit(1)
+    except (UserError, StageFailure) as error:  # perhaps met by this process alone: a node that lacks a mount
+        print(f"process {os.environ['RANK']}: {error}", file=sys.stderr, flush=True)
+        sys.exit(2 if isinstance(error, UserError) else 1)
     sys.exit(0)
