@@ -41,7 +41,8 @@ def train_together(stage: Stage) -> "Outcome":
         stage.say(f"  continuing from {resumed.name}, {training.step:,} of {inputs.horizon.steps:,} steps done")
     if (said := take_over(training, stage.work)) is not None:
         stage.note(said)
-    with open_logbook(stage.work, training, resumed is not None, stage.settings, stage.run_folder.name) as book:
+    name = stage.run_folder.name
+    with open_logbook(stage.work, training, resumed is not None, stage.settings, name, stage.note) as book:
         saving = train(stage, training, inputs.data, book)
     await_all_text(stage, training, inputs.data)
     return finish(training, inputs, saving, prediction)

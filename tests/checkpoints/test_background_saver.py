@@ -73,7 +73,23 @@ def test_nothing_is_written_before_the_metrics_are_durable(tmp_path):
     assert newest_valid_checkpoint(tmp_path) is not None
 
 
-def test_a_full_disk_is_raised_in_the_loop_and_the_checkpoint_before_stands(tmp_path):
+@pytest.mark.parametrize("background", [True, False])
+def test_tensors_made_for_the_save_are_written_without_another_copy(tmp_path, monkeypatch, background):
+    monkeypatch.setattr(BackgroundSaver, "_buffer", lambda *_: pytest.fail("copied"))
+    saver, written = BackgroundSaver(tmp_path, Retention(1), background), threading.Event()
+    if not background:
+        written.set()
+    saver.start({"model": tensors(1)}, {"step": 1}, first=lambda: written.wait(10), owned=True)
+    saver.before_update()  # waits for nothing
+    assert saver.busy == background
+    written.set()
+    saver.finish()
+    loaded = load_checkpoint(newest_valid_checkpoint(tmp_path)).tensors["model"]
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors(1).items())
+
+
+@pytest.mark.parametrize("owned", [False, True])
+def test_a_full_disk_is_raised_in_the_loop_and_the_checkpoint_before_stands(tmp_path, owned):
     saver = BackgroundSaver(tmp_path, Retention(1))
     saver.start({"model": tensors(1)}, {"step": 1})
     saver.finish()
@@ -81,7 +97,7 @@ def test_a_full_disk_is_raised_in_the_loop_and_the_checkpoint_before_stands(tmp_
     def full() -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    saver.start({"model": tensors(2)}, {"step": 2}, first=full)
+    saver.start({"model": tensors(2)}, {"step": 2}, first=full, owned=owned)
     with pytest.raises(OSError, match="No space left"):
         saver.finish()
     assert saver.last_step is None

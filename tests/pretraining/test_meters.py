@@ -21,7 +21,6 @@ from pipeline_lib.pretraining.distribution import alone
 from pipeline_lib.pretraining.forward import TokenLoss, summed_loss
 from pipeline_lib.pretraining.gradients import clip, norms_by_block, parameter_norms
 from pipeline_lib.pretraining.horizon import resolve_horizon
-from pipeline_lib.pretraining.logbook import _identity
 from pipeline_lib.pretraining.machine import timed
 from pipeline_lib.pretraining.meters import TokenCounts, flop_count, measure_peak
 from pipeline_lib.pretraining.progress_line import ProgressLine, spell_progress
@@ -30,7 +29,6 @@ from pipeline_lib.pretraining.spikes import HISTORY_NEEDED, SpikeDetector
 from pipeline_lib.pretraining.trackers import Curves, open_trackers
 from pipeline_lib.stage import UserError
 from pipeline_lib.stage.manifest import Manifest
-from pipeline_lib.stage.workspace import Workspace
 
 SPECIAL = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": 1}
 
@@ -275,13 +273,6 @@ def test_curves_reach_tensorboard_and_trackers_of_ones_own(tmp_path, monkeypatch
     for folder in (tmp_path / "board", tmp_path / "own" / "demo"):
         events = EventAccumulator(str(folder)).Reload()
         assert events.Scalars("training/loss")[0].value == 5.5 and events.Scalars("training/loss")[0].step == 1
-
-
-def test_the_name_of_a_run_is_one_that_weights_and_biases_takes(tmp_path):
-    workspace = Workspace(tmp_path, {"settings": {}})
-    workspace.open(fresh=False, keep_superseded=False, say=print)
-    name = _identity(workspace.folder)
-    assert len(name) == 16 and not set(name) & set(":;,#?/'")
 
 
 @pytest.mark.parametrize(

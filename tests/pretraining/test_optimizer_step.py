@@ -1,13 +1,21 @@
 """One optimizer step: groups, decay, accumulation, clipping, and failures that leave the weights alone."""
 
+import errno
 import itertools
+import json
 import math
 
 import pytest
 import torch
 from tiny_training import SETTINGS, BareStage, first_batches, make_model, make_run, nothing, open_data, step_gradients
 
-from pipeline_lib.checkpoints import checkpoint_name, load_checkpoint, newest_valid_checkpoint, save_checkpoint
+from pipeline_lib.checkpoints import (
+    background,
+    checkpoint_name,
+    load_checkpoint,
+    newest_valid_checkpoint,
+    save_checkpoint,
+)
 from pipeline_lib.config.pretrain import OptimizerSettings, PretrainSettings
 from pipeline_lib.pretraining.batches import PackedData
 from pipeline_lib.pretraining.forward import summed_loss
@@ -16,6 +24,7 @@ from pipeline_lib.pretraining.loop import optimizer_step, train
 from pipeline_lib.pretraining.optimizers import make_optimizers, parameter_groups
 from pipeline_lib.pretraining.run_state import checkpoint_content, restore_run
 from pipeline_lib.pretraining.schedule import momentum_at
+from pipeline_lib.pretraining.step_lines import StepLines
 
 
 @pytest.fixture(scope="module")
@@ -107,22 +116,79 @@ def test_a_loss_that_is_not_finite_leaves_weights_moments_and_step_as_they_were(
     assert all(parameter.grad is None for parameter in run.model.parameters())
 
 
-def test_any_other_error_saves_the_last_whole_step_and_passes_through(data, tmp_path, monkeypatch):
+ERRORS = [
+    RuntimeError("chunk 7 is damaged"),
+    OSError(errno.EIO, "Input/output error", "chunk 7"),
+    MemoryError("chunk 7"),
+]
+
+
+def reading_fails_after(data, monkeypatch, batches: int, error: Exception) -> None:
     whole = data.training_batches
 
     def damaged(state, step):
-        yield from itertools.islice(whole(state, step), 2)
-        raise RuntimeError("chunk 7 is damaged")
+        yield from itertools.islice(whole(state, step), batches)
+        raise error
 
     monkeypatch.setattr(data, "training_batches", damaged)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+def test_any_other_error_saves_the_last_whole_step_and_passes_through(data, tmp_path, monkeypatch, error):
+    reading_fails_after(data, monkeypatch, 2, error)
     run, stage = make_run(), BareStage(SETTINGS, tmp_path)
-    with open_logbook(tmp_path, run, False, SETTINGS, "test") as book, pytest.raises(RuntimeError, match="chunk 7"):
+    with open_logbook(tmp_path, run, False, SETTINGS, "test") as book, pytest.raises(type(error), match="chunk 7"):
         train(stage, run, data, book)
     assert "  the state after step 2 was saved before the error" in stage.said
     saved = load_checkpoint(newest_valid_checkpoint(tmp_path / "checkpoints"))
     assert saved.step == 2
     for name, weight in run.model.state_dict().items():
         assert torch.equal(saved.tensors["model"][name], weight)
+
+
+def test_when_saving_before_an_error_fails_as_well_both_are_told(data, tmp_path, monkeypatch):
+    reading_fails_after(data, monkeypatch, 2, ERRORS[1])
+    monkeypatch.setattr(background, "save_checkpoint", no_space)
+    run, stage = make_run(), BareStage(SETTINGS, tmp_path)
+    with (
+        open_logbook(tmp_path, run, False, SETTINGS, "test") as book,
+        pytest.raises(OSError, match="Input/output error"),
+    ):
+        train(stage, run, data, book)
+    told = "  the state after step 2 could not be saved (OSError: [Errno 28] No space left on device)"
+    assert [line for line in stage.said if line.startswith(told)]
+
+
+@pytest.mark.parametrize("in_background", [True, False])
+def test_an_error_of_saving_is_not_answered_by_saving_again(data, tmp_path, monkeypatch, in_background):
+    tried = []
+    monkeypatch.setattr(background, "save_checkpoint", lambda *given: tried.append(given) or no_space())
+    settings = SETTINGS.model_copy(update={"checkpoint_steps": 2, "background_saving": in_background})
+    run, stage = make_run(settings), BareStage(settings, tmp_path)
+    with open_logbook(tmp_path, run, False, settings, "test") as book, pytest.raises(OSError, match="No space left"):
+        train(stage, run, data, book)
+    assert len(tried) == 1 and not any("saved" in line for line in stage.said)
+
+
+def no_space(*_) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_step_whose_line_could_not_be_written_is_saved_with_it(data, tmp_path, monkeypatch):
+    """A checkpoint with a step behind it that has no line could not be continued."""
+    append = StepLines.append
+    monkeypatch.setattr(StepLines, "append", lambda self, line: no_space() if line["step"] == 3 else append(self, line))
+    settings = SETTINGS.model_copy(update={"max_steps": 5, "tensorboard": False})
+    run = make_run(settings)
+    with open_logbook(tmp_path, run, False, settings, "test") as book, pytest.raises(OSError, match="No space left"):
+        train(BareStage(settings, tmp_path), run, data, book)
+    monkeypatch.undo()
+    again = make_run(settings)
+    assert restore_run(again, tmp_path / "checkpoints", print).name == "step-00000003"
+    with open_logbook(tmp_path, again, True, settings, "test") as book:
+        train(BareStage(settings, tmp_path), again, data, book)
+    written = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert written == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw", "adamw_8bit"])

@@ -2,12 +2,17 @@
 
 import itertools
 import json
+import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny_training import SETTINGS, BareStage, make_run, open_data
 
 from pipeline_lib.checkpoints import BackgroundSaver, checkpoint_name, load_checkpoint, newest_valid_checkpoint
+from pipeline_lib.pretraining import saving
+from pipeline_lib.pretraining.distribution import Processes
 from pipeline_lib.pretraining.logbook import open_logbook
 from pipeline_lib.pretraining.loop import train
 from pipeline_lib.pretraining.run_state import restore_run
@@ -81,3 +86,39 @@ def test_a_run_without_memory_for_the_copy_of_a_checkpoint_saves_and_says_how(pa
     assert loaded.step == run.horizon.steps == 4
     assert all(torch.equal(loaded.tensors["model"][name], weight) for name, weight in run.model.state_dict().items())
     assert sum("no memory for a copy of weights and moments" in line for line in stage.said) == 1
+
+
+def no_book(sync=lambda: None) -> SimpleNamespace:
+    return SimpleNamespace(resumed_at=None, sync=sync)
+
+
+@pytest.mark.parametrize("slow", ["broken_weights", "checkpoint_content"])
+def test_time_in_which_the_state_is_looked_through_and_put_together_counts_as_a_stall(tmp_path, monkeypatch, slow):
+    whole = getattr(saving, slow)
+    monkeypatch.setattr(saving, slow, lambda run: time.sleep(0.3) or whole(run))
+    taken = saving.Saving(SETTINGS, tmp_path, no_book())
+    began = time.monotonic()
+    taken.start(make_run())
+    taken.saver.finish()
+    assert 0.3 <= taken.saver.stalled <= time.monotonic() - began
+
+
+def test_what_fsdp_puts_together_is_in_host_memory_once_and_later_updates_do_not_reach_it(tmp_path):
+    written = threading.Event()
+    run = make_run(processes=Processes(0, 1, "fsdp", torch.device("cpu")))
+    for parameter in run.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    for optimizer in run.optimizers.values():
+        optimizer.step()
+    before = {name: weight.clone() for name, weight in run.model.state_dict().items()}
+    taken = saving.Saving(SETTINGS, tmp_path, no_book(lambda: written.wait(10)))
+    taken.start(run)
+    for optimizer in run.optimizers.values():
+        optimizer.step()  # AdamW's count of steps is a tensor that FSDP does not cut
+    written.set()
+    taken.saver.finish()
+    assert not taken.saver._buffers
+    loaded = load_checkpoint(newest_valid_checkpoint(tmp_path)).tensors
+    assert all(torch.equal(loaded["model"][name], weight) for name, weight in before.items())
+    counts = {float(tensor) for name, tensor in loaded["optimizer_adamw"].items() if name.endswith("/step")}
+    assert counts == {1.0}

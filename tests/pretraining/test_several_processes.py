@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -193,6 +194,30 @@ def test_a_line_that_is_taken_back_at_a_shortened_horizon_is_taken_back_by_all(t
         process.join(60)
     assert [process.exitcode for process in both] == [0, 0]
     assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [written[-1]] * 2
+
+
+def meet(rank: int, port: int, restarts: int) -> None:
+    """Join as process `rank` of two in a start of torchrun, whose agent keeps the store at `port`."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    agent = {"GROUP_WORLD_SIZE": 1, "TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": restarts}
+    os.environ.update({name: str(value) for name, value in {**place, **agent}.items()})
+    if restarts and rank == 0:
+        time.sleep(1)  # so that the other one looks for it first
+    assert join("ddp").largest(rank) == 1
+    os._exit(0)
+
+
+def test_the_processes_of_a_restart_find_each_other_and_not_those_before_them():
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    context = get_context("fork")
+    for restarts in range(2):
+        both = [context.Process(target=meet, args=(rank, store.port, restarts)) for rank in range(2)]
+        for process in both:
+            process.start()
+        for process in both:
+            process.join(20)
+            process.kill()
+        assert [process.exitcode for process in both] == [0, 0]
 
 
 @pytest.mark.long

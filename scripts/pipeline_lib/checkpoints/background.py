@@ -10,7 +10,8 @@ and pruning follow in the same thread.
     saver.before_update()          the copy is complete from here on
     optimizer.step()               meanwhile the thread writes
 
-Cost: one copy of weights and moments in host memory (pinned on a machine with a GPU), kept for the next save.
+Cost: one copy of weights and moments in host memory (pinned on a machine with a GPU), kept for the next save. Tensors
+that the caller has made for the save (`owned`, as those put together from several processes) are written as they are.
 Where there is no memory for the copy, the thread writes from weights and moments themselves, and `before_update` waits
 until that is done; later saves are complete when `start` returns. So a save is slower then, and none is lost.
 Traps: a copy through torch would use its thread pool and take cores from the step, so CPU tensors are copied through
@@ -23,7 +24,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +42,10 @@ Groups = dict[str, dict[str, "Tensor"]]
 
 
 class BackgroundSaver:
-    """Writes the checkpoints of one run; `stalled` and `written` are seconds, of the loop and of the thread."""
+    """Writes the checkpoints of one run; `stalled` and `written` are seconds, of the loop and of the thread.
+
+    failure: the error of a save that this raised, by which the loop tells it from other errors of the same kind.
+    """
 
     def __init__(
         self, folder: Path, retention: Retention, background: bool = True, note: Callable[[str], None] = print
@@ -62,6 +67,7 @@ class BackgroundSaver:
         self._copied = threading.Event()
         self._copied.set()
         self._error: BaseException | None = None
+        self.failure: BaseException | None = None
         self._buffers: dict[tuple[str, str], Tensor] = {}
 
     @property
@@ -75,38 +81,50 @@ class BackgroundSaver:
         state: dict[str, Any],
         score: float | None = None,
         first: Callable[[], None] | None = None,
+        owned: bool = False,
     ) -> None:
         """Begin to save; waits for an earlier save to end. `first` is called in the thread before anything is written.
 
-        `state` must not be changed afterwards, and the tensors not before `before_update` returned. Raises what an
-        earlier save failed with, and without background what this one fails with.
+        `state` must not be changed afterwards, and the tensors not before `before_update` returned; owned: they are on
+        the CPU and nobody changes them at all, so they are not copied. Raises what an earlier save failed with, and
+        without background what this one fails with.
         """
-        began = time.perf_counter()
-        self._join()
-        self.last_step = state["step"]
-        self.saves += 1
-        if self.background:
-            self._copied.clear()
-            ready = _mark(tensors)
-            self._thread = threading.Thread(target=self._copy_and_write, args=(tensors, state, score, first, ready))
+        with self.stalling():
+            self._join()
+            self.last_step = state["step"]
+            self.saves += 1
+            if not self.background:
+                self._write_alone(tensors, state, score, first)
+                self._report()
+                return
+            if owned:
+                target, given = self._write_alone, (tensors, state, score, first)
+            else:
+                self._copied.clear()
+                target, given = self._copy_and_write, (tensors, state, score, first, _mark(tensors))
+            self._thread = threading.Thread(target=target, args=given)
             self._thread.start()
-        else:
-            self._write(tensors, state, score, first)
-        self.stalled += time.perf_counter() - began
 
     def before_update(self) -> None:
         """Wait until the weights and moments may be changed. Raises the error of a save that failed."""
         if not self._copied.is_set():
-            began = time.perf_counter()
-            self._copied.wait()
-            self.stalled += time.perf_counter() - began
+            with self.stalling():
+                self._copied.wait()
         self._report()
 
     def finish(self) -> None:
         """Wait for the save in hand. Raises what it failed with."""
+        with self.stalling():
+            self._join()
+
+    @contextmanager
+    def stalling(self) -> Iterator[None]:
+        """Count the time that the block takes as one in which saving holds up the loop; blocks must not be nested."""
         began = time.perf_counter()
-        self._join()
-        self.stalled += time.perf_counter() - began
+        try:
+            yield
+        finally:
+            self.stalled += time.perf_counter() - began
 
     def _join(self) -> None:
         if self._thread is not None:
@@ -122,6 +140,7 @@ class BackgroundSaver:
         if self._error is not None:
             error, self._error = self._error, None
             self.last_step = None
+            self.failure = error
             raise error
 
     def _copy_and_write(self, tensors: Groups, state: dict[str, Any], score: float | None, first: Any, ready: Any):
@@ -134,6 +153,12 @@ class BackgroundSaver:
             self._error = error
         finally:
             self._copied.set()
+
+    def _write_alone(self, tensors: Groups, state: dict[str, Any], score: float | None, first: Any) -> None:
+        try:
+            self._write(tensors, state, score, first)
+        except BaseException as error:
+            self._error = error
 
     def _copy_if_it_fits(self, tensors: Groups, step: int, ready: Any) -> Groups | None:
         """Return a copy of `tensors`, or None where there is no memory for it: no save is in the background then."""

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from pipeline_lib.stage import Stage, StageFailure, UserError
+from pipeline_lib.stage.torchrun import restart
 
 from .machine import choose_device
 
@@ -125,13 +126,21 @@ def whole(tensor: Tensor) -> Tensor:
 def whole_by_name(tensors: dict[str, Tensor], processes: Processes) -> dict[str, Tensor]:
     """Return {name: whole tensor} on the first process and {} on the others; all of them must ask.
 
-    One that FSDP has cut is put together alone and leaves the device before the next, so none holds more than one.
+    One that FSDP has cut is put together alone and leaves the device before the next, so none holds more than one. With
+    fsdp all are copies on the CPU, also those it has not cut (AdamW's count of steps), so that later updates leave them
+    alone; else all are the tensors themselves.
     """
     result = {}
     for name, tensor in tensors.items():
         gathered = whole(tensor)
-        if processes.first:
-            result[name] = gathered if gathered is tensor else gathered.cpu()
+        if not processes.first:
+            continue
+        if gathered is not tensor:
+            result[name] = gathered.cpu()
+        elif processes.strategy == "fsdp":
+            result[name] = tensor.detach().to("cpu", copy=True)
+        else:
+            result[name] = tensor
     return result
 
 
@@ -185,5 +194,19 @@ def join(strategy: str) -> Processes:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     if not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        torch.distributed.init_process_group(backend, timeout=PATIENCE, **_meeting_place())
     return Processes(rank, size, strategy, device)
+
+
+def _meeting_place() -> dict[str, Any]:
+    """Return where the processes of this start tell each other their addresses, as init_process_group takes it.
+
+    torchrun keeps one store for all its restarts, in which a restart may find the addresses of the processes before it,
+    and then fails or waits for ever (pytorch issue 135712). So each restart has names of its own there. With several
+    nodes the number of restarts is not the same on all of them, and docs/scale_out.md says what to set instead.
+    """
+    if os.environ.get("GROUP_WORLD_SIZE") != "1" or not restart():
+        return {}
+    store, rank, size = next(torch.distributed.rendezvous("env://", timeout=PATIENCE))
+    return {"store": torch.distributed.PrefixStore(f"restart {restart()}", store), "rank": rank, "world_size": size}

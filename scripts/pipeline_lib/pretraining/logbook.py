@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline_lib.config.pretrain import PretrainSettings
-from pipeline_lib.stage.workspace import read_json
 
 from .run_state import TrainingRun
 from .step_lines import StepLines, lines_of
-from .trackers import Curves, open_trackers
+from .trackers import Curves, lasting_identity, open_trackers
 
 
 @dataclass
@@ -91,27 +90,33 @@ class Logbook:
         return f"{origin}; step {line['step']} replayed, continues bit for bit: {answer}"
 
 
-def open_logbook(work: Path, run: TrainingRun, resumed: bool, settings: PretrainSettings, project: str) -> Logbook:
+def open_logbook(
+    work: Path,
+    run: TrainingRun,
+    resumed: bool,
+    settings: PretrainSettings,
+    project: str,
+    note: Callable[[str], object] = print,
+) -> Logbook:
     """Open the files below `work` at the step where `run` stands. Raises StageFailure when lines are missing.
 
-    resumed: whether the run was restored from a checkpoint; project: what trackers call it. Only the first process of
-    a run writes.
+    resumed: whether the run was restored from a checkpoint; project: what trackers call it; note: told of a tracker
+    that fails. Only the first process of a run writes.
     """
     taken_back = resumed and _take_back_the_last_line(work, run)
     last = -1 if not resumed else run.step - (run.unwritten is not None)
     resumed_at = last if resumed else None
     if not run.processes.first:
         return Logbook(None, None, None, resumed_at)
-    trackers = open_trackers(
-        settings.trackers, project, work / "trackers", _identity(work), settings.model_dump(mode="json")
-    )
+    identity = lasting_identity(work) if settings.trackers else ""
+    trackers = open_trackers(settings.trackers, project, work / "trackers", identity, settings.model_dump(mode="json"))
     metrics = StepLines(work / "metrics.jsonl", last)
     if taken_back:
         metrics.replay.pop(run.step, None)  # not a repeated step: the same one, with its validation
     return Logbook(
         metrics=metrics,
         timings=StepLines(work / "timings.jsonl", last),
-        curves=Curves(work / "tensorboard" if settings.tensorboard else None, last, trackers),
+        curves=Curves(work / "tensorboard" if settings.tensorboard else None, last, trackers, note),
         resumed_at=resumed_at,
     )
 
@@ -130,8 +135,3 @@ def _take_back_the_last_line(work: Path, run: TrainingRun) -> bool:
         return False
     run.unwritten = line
     return True
-
-
-def _identity(work: Path) -> str:
-    """Return a name that stays the same as long as the run can be continued: hexadecimal, W&B refuses colons."""
-    return str((read_json(work / "state.json") or {}).get("began", "")).rpartition(":")[2][:16]

@@ -48,7 +48,8 @@ def train(stage: Stage, run: TrainingRun, data: PackedData, book: Logbook) -> Sa
     """Bring `run` from where it stands to its horizon; return the record of its checkpoints.
 
     Raises StageInterrupted after saving when a signal or the time limit ends the run, StageFailure when the loss is not
-    finite. Any other exception passes through after a checkpoint of the last whole step was saved.
+    finite. Any other exception passes through after a checkpoint of the last whole step was saved, unless it is saving
+    that failed.
     """
     saving = Saving(stage.settings, stage.work / "checkpoints", book, stage.note)
     try:
@@ -56,14 +57,25 @@ def train(stage: Stage, run: TrainingRun, data: PackedData, book: Logbook) -> Sa
             _train(stage, run, data, book, saving)
     except MemoryRanOutInside as ran_out:
         raise StageFailure(leave_word(stage.work, ran_out)) from None
-    except (StageFailure, OSError, MemoryError):
-        raise  # saved where that was possible, or saving is what failed
-    except Exception:
-        # Cut tensors cannot be put together when this process fails alone: the others would not come.
-        if run.processes.strategy != "fsdp" and not broken_weights(run) and saving.emergency(run):
-            stage.say(f"  the state after step {run.step:,} was saved before the error")
+    except StageFailure:
+        raise  # saved where that was possible
+    except Exception as error:
+        if error is not saving.saver.failure:
+            _save_before_it_passes(stage, run, saving)
         raise
     return saving
+
+
+def _save_before_it_passes(stage: Stage, run: TrainingRun, saving: Saving) -> None:
+    """Save the last whole step before an error ends the run, and say what became of that beside the error."""
+    if run.processes.strategy == "fsdp":
+        return  # cut tensors cannot be put together when this process fails alone: the others would not come
+    try:
+        if not broken_weights(run) and saving.emergency(run):
+            stage.say(f"  the state after step {run.step:,} was saved before the error")
+    except Exception as second:
+        what = f"{type(second).__name__}: {second}"
+        stage.say(f"  the state after step {run.step:,} could not be saved ({what}); the checkpoint before it stands")
 
 
 def _train(stage: Stage, run: TrainingRun, data: PackedData, book: Logbook, saving: Saving) -> None:
@@ -203,6 +215,7 @@ def _next_step(
         line["micro_batch_raised_to"] = run.micro_batches.size(length)  # from the next step on
     if run.block_norms:
         line["block_grad_norms"] = run.block_norms
+    run.unwritten = line  # whatever ends the run before the line is written, a checkpoint of this step carries it
     return line
 
 
@@ -237,7 +250,7 @@ def _finish_step(
     if _validation_due(run, settings):
         size = min(run.micro_batches.size(data.context), data.validation_sequences)
         batches = data.validation_batches(size * run.processes.size)
-        run.unwritten = line  # whatever ends the run before the line is written, a checkpoint of this step carries it
+        run.unwritten = line
         with book.spending("validation"):
             stop = partial(interrupted, stage, run.processes)
             try:
@@ -258,8 +271,8 @@ def _finish_step(
         run.best_score = run.score if run.best_score is None else min(run.score, run.best_score)
         line.update(val_loss=result.loss, val_bits_per_byte=result.bits_per_byte)
         stage.say(f"  step {run.step:,}: validation {result.bits_per_byte:.4f} bits per byte, loss {result.loss:.4f}")
-    run.unwritten = None
     verdict = book.write(run, line)
+    run.unwritten = None
     if verdict is not None:
         stage.note(verdict)
 

@@ -86,7 +86,7 @@ class TrainingRun:
 def checkpoint_content(run: TrainingRun) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
     """Return what a checkpoint of `run` holds: the live tensors by group and name, and the JSON state.
 
-    With several processes all must call it, and the first one gets the tensors; those that FSDP has cut are copies.
+    With several processes all must call it, and the first one gets the tensors; with fsdp they are copies on the CPU.
     """
     tensors = {"model": run.model.state_dict()}
     optimizers = {}

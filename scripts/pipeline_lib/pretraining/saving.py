@@ -52,16 +52,22 @@ class Saving:
 
         Raises StageFailure, with what to do, when weights are not finite, and the error of an earlier save that failed.
         """
-        if broken := broken_weights(run):
+        cut = run.processes.strategy == "fsdp"
+        if cut:
+            self.saver.finish()  # the state it holds need not be in host memory beside the one put together next
+        with self.saver.stalling():
+            broken = broken_weights(run)
+        if broken:
             raise StageFailure(lost_weights(run, broken, self.saver))
         self._saved = time.monotonic()
         run.save_soon = False
-        tensors, state = checkpoint_content(run)
+        with self.saver.stalling():
+            tensors, state = checkpoint_content(run)
         if not run.processes.first:
             self.saver.last_step = run.step
             return
         # The metrics lines must be durable before the checkpoint that has them behind it.
-        self.saver.start(tensors, state, run.score, first=self._book.sync)
+        self.saver.start(tensors, state, run.score, first=self._book.sync, owned=cut)
 
     def emergency(self, run: TrainingRun, keep_older: bool = False) -> bool:
         """Save before the run ends early, and wait for it; return whether the state of `run` is on disk.

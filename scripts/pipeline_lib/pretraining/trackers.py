@@ -1,6 +1,7 @@
 """Curves while the run goes: TensorBoard, and any tracker that Accelerate knows (Weights & Biases, MLflow ...).
 
-metrics.jsonl is the record of a run; these are views of it that people like to watch. Nothing is read back from them.
+metrics.jsonl is the record of a run; these are views of it that people like to watch. Nothing is read back from them,
+and none can end a run: one that fails (a network that is gone) is noted and told nothing more by this start.
 A continued run overwrites TensorBoard's points after its checkpoint; other trackers get the repeated steps again, with
 the same values.
 """
@@ -9,27 +10,39 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterable
+import secrets
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline_lib.stage import UserError
+from pipeline_lib.stage import UserError, write_json_atomic
+from pipeline_lib.stage.workspace import read_json
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
 
+_IDENTITY = "tracker_identity.json"
+
+
 class Curves:
     """The open views of a run; with no TensorBoard folder and no trackers it does nothing."""
 
-    def __init__(self, tensorboard: Path | None, last_step: int, trackers: Iterable[GeneralTracker] = ()):
-        """Open for a run that stands at `last_step`; TensorBoard hides older points of later steps."""
-        self._writer = None
-        self._trackers = list(trackers)
-        if tensorboard is not None:
-            from torch.utils.tensorboard import SummaryWriter
+    def __init__(
+        self,
+        tensorboard: Path | None,
+        last_step: int,
+        trackers: Iterable[GeneralTracker] = (),
+        note: Callable[[str], object] = print,
+    ):
+        """Open for a run that stands at `last_step`; TensorBoard hides older points of later steps.
 
-            self._writer = SummaryWriter(str(tensorboard), purge_step=last_step + 1, flush_secs=30)
+        note: told, once, of a view that fails.
+        """
+        self._views: list[_TensorBoard | GeneralTracker] = list(trackers)
+        self._note = note
+        if tensorboard is not None:
+            self._views.insert(0, _TensorBoard(tensorboard, last_step + 1))
 
     def add(self, line: dict[str, Any], speeds: dict[str, float]) -> None:
         """Add the numbers of a metrics line and, for optimizer steps, the `speeds` of this machine."""
@@ -37,18 +50,41 @@ class Curves:
         values = _flatten({key: value for key, value in line.items() if key != "step"})
         if step:
             values.update({f"speed/{name}": value for name, value in speeds.items()})
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
-        for tracker in self._trackers:
-            tracker.log(values, step=step)
+        for view in list(self._views):
+            self._ask(view, f"at step {step:,}", lambda view=view: view.log(values, step=step))
 
     def close(self) -> None:
         """Write what is buffered."""
-        if self._writer is not None:
-            self._writer.close()
-        for tracker in self._trackers:
-            tracker.finish()
+        for view in list(self._views):
+            self._ask(view, "at the end", view.finish)
+
+    def _ask(self, view: _TensorBoard | GeneralTracker, when: str, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except Exception as error:
+            self._views.remove(view)
+            self._note(
+                f"the tracker {view.name} failed {when} ({type(error).__name__}: {error}) and shows no more of this"
+                " start; metrics.jsonl has every step"
+            )
+
+
+class _TensorBoard:
+    """TensorBoard's event files, asked like a tracker."""
+
+    name = "tensorboard"
+
+    def __init__(self, folder: Path, first_step: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=first_step, flush_secs=30)
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def finish(self) -> None:
+        self._writer.close()
 
 
 def _flatten(line: dict[str, Any]) -> dict[str, float]:
@@ -70,6 +106,20 @@ def _plain(settings: dict[str, Any], prefix: str = "") -> dict[str, int | float 
         else:
             values[prefix + key] = value if isinstance(value, (int, float, str)) else json.dumps(value)
     return values
+
+
+def lasting_identity(work: Path) -> str:
+    """Return the name of the run whose unfinished work lies in `work`: 16 random hexadecimal digits, written once.
+
+    It lasts as long as that work can be continued. A run begun anew from the same settings, after --force or elsewhere,
+    has another one: Weights & Biases would add its points to the old curve, and drop all those of steps it has.
+    """
+    path = work / _IDENTITY
+    known = read_json(path)
+    if known is None:
+        known = {"identity": secrets.token_hex(8)}
+        write_json_atomic(path, known)
+    return known["identity"]
 
 
 def open_trackers(names: Iterable[str], run: str, folder: Path, identity: str, settings: dict) -> list[GeneralTracker]:

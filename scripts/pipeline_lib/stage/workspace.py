@@ -1,7 +1,6 @@
 """The folder of an unfinished stage, its journal, and the move that turns it into the finished stage.
 
-    runs/<run>/<stage>/work/state.json      fingerprint of the attempt, that with which its work began, and
-                                            whether --force did
+    runs/<run>/<stage>/work/state.json      fingerprint of the attempt, and whether --force began it
     runs/<run>/<stage>/work/journal.jsonl   finished units
     runs/<run>/<stage>/work/notes.json      lines for the card, of every start that has been at this work
     runs/<run>/<stage>/work/...             files of finished units, training checkpoints
@@ -67,7 +66,7 @@ class Workspace:
                 say(f"unfinished work {whose} was discarded{nothing}")
         self.folder.mkdir(parents=True, exist_ok=True)
         if not mine:
-            self._write_state(self.fingerprint, fresh)
+            self._write_state(fresh)
         self.journal = Journal(self.folder / _JOURNAL)
         self.resuming = mine
 
@@ -84,20 +83,20 @@ class Workspace:
         names = (SUPERSEDED if number == 1 else f"{SUPERSEDED}-{number}" for number in count(1))
         return next(path for path in (self.stage_folder / name for name in names) if not path.exists())
 
-    def _write_state(self, began: str, forced: bool) -> None:
-        state = {"fingerprint": self.fingerprint, "began": began, "made_from": self.made_from_now, "forced": forced}
+    def _write_state(self, forced: bool) -> None:
+        state = {"fingerprint": self.fingerprint, "made_from": self.made_from_now, "forced": forced}
         write_json_atomic(self.folder / _STATE, state)
 
     def take_over(self) -> None:
         """Make the unfinished work that lies here, of another fingerprint, the work of this one."""
         state = read_json(self.folder / _STATE) or {}
-        self._write_state(state.get("began", self.fingerprint), state.get("forced", False))
+        self._write_state(state.get("forced", False))
 
     def give_up_force(self) -> None:
         """Forget that --force began this work: it failed, so what was published before stays the finished stage."""
         state = read_json(self.folder / _STATE)
         if state is not None and state.get("forced", False):
-            self._write_state(state["began"], False)
+            self._write_state(False)
 
     def begun_by_force(self) -> bool:
         """Say whether unfinished work of this very fingerprint lies here that a start with --force began."""
