@@ -4,6 +4,7 @@ import pytest
 
 from pipeline_lib.config import PROJECT_ROOT
 from pipeline_lib.config.task_files import read_task_file
+from pipeline_lib.evaluation.harness import lm_eval_config
 from pipeline_lib.stage import UserError
 
 FOLDER = PROJECT_ROOT / "configs" / "eval_tasks"
@@ -34,21 +35,21 @@ def write(tmp_path, text, name="quiz"):
 def test_every_task_file_of_the_project_is_valid(name):
     task = read_task_file(FOLDER, name)
     for chat in (False, True):
-        config = task.lm_eval_config(chat)
+        config = lm_eval_config(task, chat=chat)
         assert {metric["metric"] for metric in config["metric_list"]} == set(task.metrics.values())
 
 
 def test_the_chat_keys_replace_the_plain_ones_only_for_chat_models(tmp_path):
     task = read_task_file(write(tmp_path, GOOD + "chat: {doc_to_text: '{{question}}?'}\n"), "quiz")
-    assert task.lm_eval_config(chat=False)["doc_to_text"] == "question"
-    assert task.lm_eval_config(chat=True)["doc_to_text"] == "{{question}}?"
+    assert lm_eval_config(task, chat=False)["doc_to_text"] == "question"
+    assert lm_eval_config(task, chat=True)["doc_to_text"] == "{{question}}?"
 
 
 def test_lm_eval_gets_the_generation_settings_and_filters_as_they_are_written(tmp_path):
     filters = "filter_list: [{name: n, filter: [{function: regex, group_select: -1}, {function: take_first}]}]\n"
     chat = "chat: {generation_kwargs: {until: ['<|im_end|>']}}\n"
     task = read_task_file(write(tmp_path, GENERATED + filters + chat), "quiz")
-    plain, chatted = task.lm_eval_config(chat=False), task.lm_eval_config(chat=True)
+    plain, chatted = lm_eval_config(task, chat=False), lm_eval_config(task, chat=True)
     assert plain["generation_kwargs"] == {"max_gen_toks": 8}
     assert chatted["generation_kwargs"] == {"until": ["<|im_end|>"]}
     steps = [{"function": "regex", "group_select": -1}, {"function": "take_first"}]
@@ -58,14 +59,14 @@ def test_lm_eval_gets_the_generation_settings_and_filters_as_they_are_written(tm
 def test_an_empty_list_of_filters_is_none_so_that_a_task_can_leave_out_those_of_its_base(tmp_path):
     write(tmp_path, GENERATED + "filter_list: [{name: n, filter: [{function: take_first}]}]\n", "base")
     task = read_task_file(write(tmp_path, "base: base.yaml\nfilter_list: []\n"), "quiz")
-    assert "filter_list" not in task.lm_eval_config(chat=False)
+    assert "filter_list" not in lm_eval_config(task, chat=False)
 
 
 def test_bits_per_byte_is_declared_lower_is_better_and_accuracy_higher():
     directions = {
         metric["metric"]: metric["higher_is_better"]
         for name in ("heldout_docs", "domain", "python_choice", "arithmetic")
-        for metric in read_task_file(FOLDER, name).lm_eval_config(False)["metric_list"]
+        for metric in lm_eval_config(read_task_file(FOLDER, name), chat=False)["metric_list"]
     }
     assert directions == {"bits_per_byte": False, "acc_bytes": True, "exact_match": True}
 

@@ -11,8 +11,10 @@ from finished_download import document, finish_download
 from test_02_clean_stage import kept_by, prose, receipts_of, start
 
 from pipeline_lib.config.clean import CleanSettings
+from pipeline_lib.sources import units
 from pipeline_lib.stage import UserError
 from pipeline_lib.stage.manifest import MANIFEST, Manifest
+from pipeline_lib.text_cleaning import quality_examples
 from pipeline_lib.text_cleaning.quality_examples import train_on_examples
 from pipeline_lib.text_cleaning.quality_model import BUCKETS, QualityModel, train
 
@@ -140,3 +142,23 @@ def test_examples_that_are_not_there_are_named(tmp_path):
     settings = CleanSettings(quality_model={"examples": [str(tmp_path / "missing.jsonl")]})
     with pytest.raises(UserError, match=r"missing\.jsonl does not exist"):
         train_on_examples(settings, [], seed=0)
+
+
+def test_more_examples_than_are_read_are_taken_from_every_file_and_the_card_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(quality_examples, "MOST_BYTES", 4000)
+    monkeypatch.setattr(units, "FILES_PER_UNIT", 1)
+    sides = {"a_large": ("recipe salt butter flour", 500), "b": ("ledger balance", 3), "c": ("forest river", 90)}
+    for name, (text, count) in sides.items():
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{text}"}}\n' * count)
+    settings = CleanSettings(quality_model={"examples": [str(tmp_path / f"{name}.jsonl") for name in sides]})
+    notes = []
+    found = quality_examples.examples(settings.quality_model.examples, "examples", settings, notes.append).to_pylist()
+    counts = {name: found.count(text) for name, (text, _) in sides.items()}
+    assert counts == {"a_large": 56, "b": 3, "c": 90}  # a third, 1,333 bytes, of the first; c gets what b leaves over
+    assert notes == [
+        "clean.quality_model.examples: learned from 149 documents, the first of every 64 MiB of files, not from all"
+    ]
+    monkeypatch.setattr(quality_examples, "MOST_BYTES", 40_000)
+    notes.clear()
+    assert len(quality_examples.examples(settings.quality_model.examples, "examples", settings, notes.append)) == 593
+    assert notes == []

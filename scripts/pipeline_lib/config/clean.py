@@ -258,11 +258,13 @@ class CleanSettings(Section):
     datatrove_words: Literal["ours", "datatrove"] = "ours"
     """Words that datatrove's filters count: the compiled splitter's, or its own (English needs the package spacy)."""
     exempt_sources: list[str] = []
-    """Sources that neither the quality rules nor the language judge, such as program code and reference manuals."""
+    """Sources, such as program code and reference manuals, that neither the quality rules nor the language, the quality
+    model or toxicity judge; only validity, length, emptiness and contamination count, and duplicates go."""
     max_document_bytes: int | None = Field(default=20_000_000, ge=1000)
     """Greatest length of a document, in bytes of UTF-8: what bounds the memory of one document's scores."""
     max_ram: str | None = None
-    """Memory that the stage may reach, such as 2G: fewer processes, sorting on disk, the same result (none: half)."""
+    """Memory that the stage may reach, such as 2G: fewer processes, sorting on disk, the same result (none: no
+    bound, and sorting takes half of the memory that is free)."""
     url: UrlSettings = UrlSettings()
     """Lists of the group url."""
     gopher_quality: GopherQualitySettings = GopherQualitySettings()

@@ -9,7 +9,8 @@ class PackSettings(Section):
     """Settings of stage 03: the tokenizer, the packed cache and its plans."""
 
     tokenizer: str | None = None
-    """Existing Hugging Face tokenizer, a folder (with tokenizer.json) or an id on the hub; null trains one."""
+    """Existing Hugging Face tokenizer, a folder (with tokenizer.json) or an id on the hub; null trains one. Stages 06
+    to 10 need a chat template with generation markers and a pad_token of its own there."""
     reference_tokenizer: str | None = None
     """Tokenizer, a folder or an id on the hub, that tokenizer_report.json compares with: bytes per token by source."""
     vocab_size: int = Field(default=32768, ge=260, le=2**24)

@@ -1,7 +1,7 @@
-"""Task files: what is asked, in lm-eval's own keys, plus three of ours.
+"""Task files: what is asked, in ten of lm-eval's own keys, plus four of ours.
 
 A file in configs/eval_tasks/ is an lm-eval task (doc_to_text, doc_to_choice, generation_kwargs, filter_list ... as its
-task guide describes them) without a data set on the hub:
+task guide describes them) without a data set on the hub and without examples in the prompt:
 
     source     the evaluation source (download.sources, kind eval) whose records are the items
     metrics    {name in results.json: lm-eval metric}
@@ -13,7 +13,7 @@ Templates come from these files only; records are data and are never evaluated. 
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -168,37 +168,6 @@ class TaskFile(Section):
                 " and a metric has one value per item; keep one and write a task file for each of the others"
             )
         return self
-
-    def lm_eval_config(self, chat: bool) -> dict[str, Any]:
-        """Return the dict lm-eval builds its task from, without the data set."""
-        kinds = {
-            metric: {
-                "metric": metric,
-                "aggregation": "bits_per_byte" if metric == "bits_per_byte" else "mean",
-                "higher_is_better": metric != "bits_per_byte",
-            }
-            for metric in dict.fromkeys(self.metrics.values())
-        }
-        if "exact_match" in kinds:
-            kinds["exact_match"]["regexes_to_ignore"] = self.regexes_to_ignore or None
-        config: dict[str, Any] = {
-            "task": self.task,
-            "output_type": self.output_type,
-            "test_split": "test",
-            "num_fewshot": 0,
-            "doc_to_text": self.doc_to_text,
-            "doc_to_target": self.doc_to_target,
-            "target_delimiter": self.target_delimiter,
-            "description": self.description,
-            "metric_list": list(kinds.values()),
-        }
-        optional = {
-            "doc_to_choice": self.doc_to_choice,
-            "generation_kwargs": self.generation_kwargs and self.generation_kwargs.model_dump(exclude_unset=True),
-            "filter_list": [entry.model_dump() for entry in self.filter_list or []] or None,
-        }
-        changed = self.chat.model_dump(exclude_none=True, exclude_unset=True) if chat else {}
-        return config | {key: value for key, value in optional.items() if value is not None} | changed
 
 
 def task_path(settings: EvaluateSettings, name: str) -> Path:

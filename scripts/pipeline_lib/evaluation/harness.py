@@ -83,7 +83,7 @@ def build_task(
 
     from .local_task import LocalTask
 
-    config = task_file.lm_eval_config(chat)
+    config = lm_eval_config(task_file, chat)
     _check_records(config, records)
     try:
         dataset = datasets.Dataset.from_list(list(records))
@@ -93,6 +93,38 @@ def build_task(
         raise UserError(f"task {task_file.task}: its records do not fit its templates: {error!r}") from None
     task.set_fewshot_seed(0)
     return task
+
+
+def lm_eval_config(task_file: TaskFile, chat: bool) -> dict[str, Any]:
+    """Return the dict lm-eval builds its task from, without the data set."""
+    kinds = {
+        metric: {
+            "metric": metric,
+            "aggregation": "bits_per_byte" if metric == "bits_per_byte" else "mean",
+            "higher_is_better": metric != "bits_per_byte",
+        }
+        for metric in dict.fromkeys(task_file.metrics.values())
+    }
+    if "exact_match" in kinds:
+        kinds["exact_match"]["regexes_to_ignore"] = task_file.regexes_to_ignore or None
+    config: dict[str, Any] = {
+        "task": task_file.task,
+        "output_type": task_file.output_type,
+        "test_split": "test",
+        "num_fewshot": 0,
+        "doc_to_text": task_file.doc_to_text,
+        "doc_to_target": task_file.doc_to_target,
+        "target_delimiter": task_file.target_delimiter,
+        "description": task_file.description,
+        "metric_list": list(kinds.values()),
+    }
+    optional = {
+        "doc_to_choice": task_file.doc_to_choice,
+        "generation_kwargs": task_file.generation_kwargs and task_file.generation_kwargs.model_dump(exclude_unset=True),
+        "filter_list": [entry.model_dump() for entry in task_file.filter_list or []] or None,
+    }
+    changed = task_file.chat.model_dump(exclude_none=True, exclude_unset=True) if chat else {}
+    return config | {key: value for key, value in optional.items() if value is not None} | changed
 
 
 def _check_records(config: dict[str, Any], records: Sequence[dict[str, Any]]) -> None:

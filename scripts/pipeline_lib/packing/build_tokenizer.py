@@ -88,6 +88,8 @@ def check_encoder(stage: "Stage", encoder: TextEncoder, runs: list[Run]) -> None
         stage.note("the given tokenizer rewrites text: decoding does not give it back, bits per byte are approximate")
     if not chat_template_is_trainable(encoder.folder):
         stage.note("the given tokenizer has no chat template with generation markers: fine-tuning needs another one")
+    if encoder.special.pad == encoder.special.separator:
+        stage.note("the given tokenizer has no pad_token besides its eos_token: fine-tuning needs another one")
 
 
 def write_tokenizer_report(stage: "Stage", encoder: TextEncoder, runs: list[Run]) -> None:

@@ -59,8 +59,8 @@ def _opened(
 NEEDED_BY = {
     "text": "02 to 11",
     "sft": "06_prepare_sft_data, 07 and what follows",
-    "preference": "08 and 09",
-    "domain": "10",
+    "preference": "08_prepare_dpo_data, 09 and what follows",
+    "domain": "10_lora_finetune and what follows",
     "eval": "11 and 12",
 }
 """The stages that refuse to run without a source of a kind; kind reasoning is optional."""

@@ -100,7 +100,8 @@ def train_quality_model(stage: Stage, shards: list[Shard]) -> Path | None:
 
     for key in stage.todo([QUALITY_MODEL], "training the quality model"):
         with stage.unit(key) as unit:
-            model, unit.result = train_on_examples(stage.settings, [shard.source for shard in shards], stage.seed)
+            files = [shard.source for shard in shards]
+            model, unit.result = train_on_examples(stage.settings, files, stage.seed, stage.note)
             model.save(unit.path(QUALITY_MODEL))
     return stage.work / QUALITY_MODEL
 

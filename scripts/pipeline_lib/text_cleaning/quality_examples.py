@@ -6,7 +6,7 @@ Trap: against the corpus itself a score is relative. The good documents of a cor
 contrast and score about a third; choose the threshold by reading, or give a contrast.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,32 +34,52 @@ def example_files(settings: "CleanSettings") -> dict[str, Any]:
 
 
 def train_on_examples(
-    settings: "CleanSettings", shards: Sequence[Path], seed: int
+    settings: "CleanSettings", shards: Sequence[Path], seed: int, note: Callable[[str], None] = lambda line: None
 ) -> "tuple[QualityModel, dict[str, int]]":
     """Return the model that the settings ask for, and how many documents each side had.
 
-    shards: of the corpus, for the contrast. Raises UserError for paths that name no document.
+    shards: of the corpus, for the contrast; note: takes a line for the card. Raises UserError for paths that name no
+    document.
     """
     from .quality_model import train
 
     model = settings.quality_model
-    wanted = examples(model.examples, "examples", settings)
-    unwanted = examples(model.contrast, "contrast", settings) if model.contrast else corpus_sample(shards, settings)
+    wanted = examples(model.examples, "examples", settings, note)
+    if model.contrast:
+        unwanted = examples(model.contrast, "contrast", settings, note)
+    else:
+        unwanted = corpus_sample(shards, settings)
     return train(wanted, unwanted, seed), {"examples": len(wanted), "contrast": len(unwanted)}
 
 
-def examples(paths: Sequence[str], name: str, settings: "CleanSettings") -> "pyarrow.Array":
-    """The documents of these files, large_string, MOST_BYTES of them at most. Raises UserError when there is none."""
+def examples(
+    paths: Sequence[str], name: str, settings: "CleanSettings", note: Callable[[str], None]
+) -> "pyarrow.Array":
+    """The documents of these files, large_string, about MOST_BYTES at most, of every unit of reading an equal share.
+
+    `note` is told when there were more. Raises UserError when there is none.
+    """
     import pyarrow as pa
 
     from .normalise import normalise_batch
 
-    texts, size = [], 0
-    for text in _texts(_source(name, paths)):
-        texts.append(text)
-        size += len(text)
-        if size >= MOST_BYTES:
-            break
+    texts: list[str] = []
+    room, is_cut = MOST_BYTES, False
+    documents = _documents_of_units(_source(name, paths))
+    for number, unit in enumerate(documents):
+        share = room // (len(documents) - number)  # what the units before leave over goes to those behind them
+        for text in unit:
+            if share <= 0:
+                is_cut = True
+                break
+            texts.append(text)
+            share -= len(text)
+            room -= len(text)
+    if is_cut:
+        note(
+            f"clean.quality_model.{name}: learned from {len(texts):,} documents, the first of every 64 MiB of"
+            " files, not from all"
+        )
     if not texts:
         raise UserError(f"clean.quality_model.{name}: no document in {', '.join(paths)}; name other files")
     return normalise_batch(pa.array(texts, pa.large_string()), settings.normalise)[0]
@@ -93,10 +113,11 @@ def _source(name: str, paths: Sequence[str]) -> "LocalSource":
     return LocalSource(SourceSettings(name=name, kind="text", type="local", paths=list(paths)))
 
 
-def _texts(source: "LocalSource") -> Iterator[str]:
+def _documents_of_units(source: "LocalSource") -> list[Iterator[str]]:
+    """Return the texts of every unit, 64 MiB of files at most, read as far as they are asked for."""
     from pipeline_lib.sources.base import Dropped
 
-    for unit in source.units():
-        for record in source.read(unit):
-            if not isinstance(record, Dropped):
-                yield record["text"]
+    def texts(unit: str) -> Iterator[str]:
+        return (record["text"] for record in source.read(unit) if not isinstance(record, Dropped))
+
+    return [texts(unit) for unit in source.units()]
