@@ -1,19 +1,23 @@
 """Fuzzy dedup, parquet in and parquet out on two cores, against datatrove, datasketch and rensa, verification included.
 
+    python benchmarks/run_all.py dedup_speed                 12 MB, all peers
+    python benchmarks/run_all.py dedup_speed -- --large      72 MB, the peers that do not take minutes for them
+
 The corpus is real text that every machine has (Python sources of the interpreter and its packages) plus edited copies,
-about 3,000 documents. Truth is the exact Jaccard similarity of all pairs' word 5-gram sets (a sparse matrix product).
-Recall: of all pairs at 0.8 or more, the fraction of which at least one was removed. Precision: the fraction of removed
-documents that do resemble a document that stayed. Every run reads the shards and writes what stays; runs are
-interleaved. What a run costs before the first document (datatrove starts its workers in four stages) is measured on a
-few documents and taken out in a second ratio, because a larger corpus would hide it. What reading the shards and
-writing all of them costs, with nothing in between, is measured too: no deduplication can be faster. Peers as documented
-and at their best:
+about 3,000 documents (--large: 17,000, in ASCII, so that everybody's words are the same). Truth is the exact Jaccard
+similarity of all pairs' word 5-gram sets (a sparse matrix product). Recall: of all pairs at 0.8 or more, the fraction
+of which at least one was removed. Precision: the fraction of removed documents that do resemble a document that stayed.
+Every run reads the shards and writes what stays; runs are interleaved. What a run costs before the first document
+(datatrove starts its workers in four stages) is measured on a few documents and taken out in a second ratio, because a
+larger corpus would hide it. What reading the shards and writing all of them costs, with nothing in between, is measured
+too: no deduplication can be faster. Peers as documented and at their best:
 * datatrove 0.10.1, its four stages with 14 x 8 and word 5-grams, two tasks on two workers, with its own (spaCy) words
   and with words split by one regular expression, which is faster;
 * datasketch, update() per shingle as its documentation shows, and bulk with a fast hash and our number of permutations;
 * rensa, full-set R-MinHash with 128 permutations, 16 x 8 bands: keep what no bucket of an earlier document holds.
 """
 
+import argparse
 import json
 import random
 import re
@@ -39,6 +43,7 @@ from dedup.cpu_dedup import write_kept_shards
 RUNS = 5
 CORPUS_BYTES = 10_000_000
 """Of text; 12 MB with the copies, chosen so that datatrove should take about half a minute on two cores."""
+LARGE_BYTES = 60_000_000
 LONGEST = 12_000
 FEW = 40
 """Documents of the corpus on which the cost of starting is measured."""
@@ -51,19 +56,19 @@ THRESHOLD = 0.8
 WORD = re.compile(r"\w+")
 
 
-def real_texts() -> list[str]:
-    """Return Python sources of the standard library and the installed packages, about CORPUS_BYTES in all."""
+def real_texts(wanted: int = CORPUS_BYTES, only_ascii: bool = False) -> list[str]:
+    """Return Python sources of the standard library and the installed packages, about `wanted` bytes in all."""
     folders = [Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("purelib"))]
     files = [path for folder in folders for path in sorted(folder.rglob("*.py")) if path.stat().st_size <= LONGEST]
     random.Random(0).shuffle(files)
     texts, size = [], 0
     for path in files:
         text = path.read_text(encoding="utf-8", errors="replace")
-        if len(WORD.findall(text)) < SHORTEST_WORDS:
+        if len(WORD.findall(text)) < SHORTEST_WORDS or (only_ascii and not text.isascii()):
             continue
         texts.append(text)
         size += len(text)
-        if size >= CORPUS_BYTES:
+        if size >= wanted:
             return texts
     return texts
 
@@ -240,6 +245,7 @@ PEERS: dict[str, Callable[[Path, Path], None]] = {
     "datasketch, bulk, xxh32, 112 permutations": datasketch_bulk,
     "rensa, full set, 128 permutations": rensa_full_set,
 }
+FAST_PEERS = {name: run for name, run in PEERS.items() if run in (datasketch_bulk, rensa_full_set)}
 
 
 def write_corpus(folder: Path, texts: list[str]) -> None:
@@ -253,7 +259,11 @@ def write_corpus(folder: Path, texts: list[str]) -> None:
 
 def main() -> None:
     """Print one row per peer."""
-    texts = with_edited_copies(real_texts())
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--large", action="store_true")
+    is_large = parser.parse_args().large
+    peers = FAST_PEERS if is_large else PEERS
+    texts = with_edited_copies(real_texts(LARGE_BYTES, only_ascii=True) if is_large else real_texts())
     truth = exact_similarities(texts)
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     with tempfile.TemporaryDirectory() as temporary:
@@ -261,7 +271,7 @@ def main() -> None:
         write_corpus(folder, texts)
         few = Path(temporary) / "few"
         write_corpus(few, texts[:FEW])
-        runs = {"ours": ours, "copy": copy, **PEERS}
+        runs = {"ours": ours, "copy": copy, **peers}
         ours(folder, out)  # load the compiled kernels
         start = {name: min(timed(run, few, out) for _ in range(STARTS)) for name, run in runs.items()}
         times: dict[str, list[float]] = {name: [] for name in runs}
@@ -273,7 +283,7 @@ def main() -> None:
     medians = {name: statistics.median(values) for name, values in times.items()}
     speed = {name: megabytes / median for name, median in medians.items()}
     bare = {name: median - start[name] for name, median in medians.items()}
-    for name in PEERS:
+    for name in peers:
         row = {
             "claim": f"fuzzy dedup, parquet to parquet, {len(texts)} documents, {megabytes:.1f} MB, 2 cores",
             "ours": f"{speed['ours']:.1f} MB/s",
