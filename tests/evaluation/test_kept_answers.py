@@ -185,7 +185,7 @@ def test_nothing_is_left_behind_when_no_batch_was_answered(tmp_path):
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_a_batch_that_does_not_fit_into_memory_is_asked_in_halves(asked, tmp_path, monkeypatch, capsys, name):
+def test_a_batch_that_does_not_fit_into_memory_is_asked_in_pieces(asked, tmp_path, monkeypatch, capsys, name):
     model, batches = asked
     model.batch_tokens = model.scorer.batch_tokens = 400
     undisturbed = ask(model, name)
@@ -199,10 +199,43 @@ def test_a_batch_that_does_not_fit_into_memory_is_asked_in_halves(asked, tmp_pat
     monkeypatch.setattr(model.scorer, "_score_batch", lambda rows: limited(rows, lambda: score(rows)))
     monkeypatch.setattr(model.model, "generate", lambda ids, **more: limited(ids, lambda: generate(ids, **more)))
     batches.clear()
-    halves = ask(model, name, stage_in(tmp_path))
-    assert [sample.score for sample in halves] == pytest.approx([sample.score for sample in undisturbed], rel=1e-4)
+    pieces = ask(model, name, stage_in(tmp_path))
+    assert [sample.score for sample in pieces] == pytest.approx([sample.score for sample in undisturbed], rel=1e-4)
     assert batches and all(len(batch) == 1 for batch in batches)
-    assert f"sft.{name}: memory ran out, so batches were done in halves" in capsys.readouterr().out
+    assert f"sft.{name}: memory ran out, so batches were done in pieces" in capsys.readouterr().out
     largest = 0
     with pytest.raises(StageFailure, match=f"sft.{name}: not even one request fits; set evaluate.dtype"):
         ask(model, name, stage_in(tmp_path / "again"))
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_the_size_that_fits_is_kept_for_the_batches_that_follow(asked, tmp_path, monkeypatch, name):
+    """A quarter of a batch fits, in tokens: the first batch finds out, and no later one, long or short, fails again."""
+    model, batches = asked
+    undisturbed = ask(model, name)
+    new_tokens = 12 if name == "gsm8k" else 0
+    longest = new_tokens + max(len(row) for batch in batches for row in batch)
+    model.batch_tokens = model.scorer.batch_tokens = 4 * longest
+    whole = ask(model, name)
+    score, generate, tried = model.scorer._score_batch, model.model.generate, []
+
+    def limited(lengths, do):
+        tried.append(len(lengths) * (new_tokens + max(lengths)))
+        if tried[-1] > longest:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return do()
+
+    monkeypatch.setattr(
+        model.scorer, "_score_batch", lambda rows: limited([len(row.tokens) for row in rows], lambda: score(rows))
+    )
+    monkeypatch.setattr(
+        model.model, "generate", lambda ids, **more: limited([len(row) for row in ids], lambda: generate(ids, **more))
+    )
+    batches.clear()
+    pieces = ask(model, name, stage_in(tmp_path))
+    for expected in (undisturbed, whole):
+        assert [sample.score for sample in pieces] == pytest.approx([sample.score for sample in expected], rel=1e-4)
+    failed = [size > longest for size in tried]
+    assert 1 <= sum(failed) <= 2 and not any(failed[2:]) and len(tried) > 6
+    batches.clear()
+    assert ask(model, name, stage_in(tmp_path)) == pieces and batches == [], "whole batches were kept"

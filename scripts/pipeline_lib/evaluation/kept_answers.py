@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline_lib.oom_handler import in_halves
+from pipeline_lib.oom_handler import PiecesThatFit
 from pipeline_lib.stage import StageFailure, json_digest
 from pipeline_lib.stage.journal import Journal
 
@@ -33,15 +33,19 @@ Batch = Sequence[int]
 class Asking(Protocol):
     """How the batches of a list of requests are asked."""
 
-    def __call__(self, requests: Any, batches: Sequence[Batch], ask: Callable[[Batch], list]) -> list[list]:
+    def __call__(
+        self, requests: Any, lengths: Sequence[int], batches: Sequence[Batch], ask: Callable[[Batch], list]
+    ) -> list[list]:
         """Return what `ask` returns for each batch, in their order.
 
-        requests: JSON that tells these requests from any others; ask: gives a list of JSON values for a batch, for its
-        parts the parts of that list.
+        requests: JSON that tells these requests from any others; lengths: tokens that the model holds for what is at
+        each place; ask: gives a list of JSON values for a batch, for its parts the parts of that list.
         """
 
 
-def ask_all(requests: Any, batches: Sequence[Batch], ask: Callable[[Batch], list]) -> list[list]:
+def ask_all(
+    requests: Any, lengths: Sequence[int], batches: Sequence[Batch], ask: Callable[[Batch], list]
+) -> list[list]:
     """Ask every batch, and keep nothing."""
     return [ask(batch) for batch in batches]
 
@@ -63,9 +67,19 @@ class KeptAnswers:
                 answers.extend(record["answers"])
         self._written = {digest: len(answers) for digest, answers in self._known.items()}
         self._written_at = time.monotonic()
+        self._pieces = PiecesThatFit(
+            tell=lambda: stage.note(
+                f"{key}: memory ran out, so batches were done in pieces; only the rounding differs (a smaller"
+                " evaluate.batch_tokens avoids it)"
+            ),
+            alone=f"out of memory: {key}: not even one request fits; set evaluate.dtype to bfloat16, or"
+            " evaluate.device to cpu",
+        )
 
-    def __call__(self, requests: Any, batches: Sequence[Batch], ask: Callable[[Batch], list]) -> list[list]:
-        """See `Asking`; batches that were answered before are not asked, one that does not fit is asked in halves.
+    def __call__(
+        self, requests: Any, lengths: Sequence[int], batches: Sequence[Batch], ask: Callable[[Batch], list]
+    ) -> list[list]:
+        """See `Asking`; batches that were answered before are not asked, one that does not fit is asked in pieces.
 
         Raises StageInterrupted between batches, and StageFailure when not even a single request fits into memory, or
         when the journal holds more answers than there are batches.
@@ -78,7 +92,8 @@ class KeptAnswers:
         with self._stage.progress(len(batches), self._key, "batches") as bar:
             bar.skip(len(answers))
             for batch in batches[len(answers) :]:
-                answers.append(self._ask_in_halves(batch, ask))
+                parts = self._pieces.run(ask, batch, [lengths[place] for place in batch])
+                answers.append([answer for part in parts for answer in part])
                 if time.monotonic() - self._written_at >= WRITE_SECONDS:
                     self._write()
                 bar.advance(1)
@@ -89,19 +104,6 @@ class KeptAnswers:
                 " start again"
             )
         return list(answers)
-
-    def _ask_in_halves(self, batch: Batch, ask: Callable[[Batch], list]) -> list:
-        parts = in_halves(
-            ask,
-            batch,
-            tell=lambda: self._stage.note(
-                f"{self._key}: memory ran out, so batches were done in halves; only the rounding differs (a smaller"
-                " evaluate.batch_tokens avoids it)"
-            ),
-            alone=f"out of memory: {self._key}: not even one request fits; set evaluate.dtype to bfloat16, or"
-            " evaluate.device to cpu",
-        )
-        return [answer for part in parts for answer in part]
 
     def _write(self) -> None:
         for digest, answers in self._known.items():
