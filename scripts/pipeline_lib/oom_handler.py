@@ -1,8 +1,8 @@
 """Running out of memory as an event one recovers from: recognise it, free what can be freed, use smaller batches.
 
 What: a handler that halves the batch size (down to a minimum) each time memory runs out, a decorator that calls a
-function again with the smaller size, passes without a gradient in halves, a memory of the sizes that were safe, which
-also lets them grow back, and an estimate of the size to start with (memory_estimate.py).
+function again with the smaller size, passes without a gradient in pieces that fit, a memory of the sizes that were
+safe in training, which also lets them grow back, and an estimate of the size to start with (memory_estimate.py).
 Trap: a `with` block cannot run its body again, so `oom_recovery_context` only carries the handler and reports; the
 loop inside must ask `handler.handle_oom(error)` and repeat the same batch, or data is lost.
 """
@@ -35,27 +35,57 @@ def free_memory() -> None:
         torch.cuda.synchronize()
 
 
-def in_halves(
-    do: Callable[[Sequence[Item]], Result], batch: Sequence[Item], tell: Callable[[], None], alone: str
-) -> list[Result]:
-    """Return what `do` makes of a batch: one result, or one per piece, in order, where memory ran out.
+class PiecesThatFit:
+    """Batches of a long pass without a gradient in pieces that fit into memory; the size that fits is remembered.
 
-    For passes without a gradient whose items do not depend on each other. A batch that does not fit is done in halves,
-    down to single items; tell: called for each such batch; alone: message of the StageFailure when not even one item
-    fits.
+    For items that do not depend on each other. A size is what a padded batch computes: items x tokens of the longest,
+    so what ran out for long ones costs short ones nothing. It is halved when memory runs out, and stays so for the next
+    batches: a failure throws a computation away (a generation fails near its end) and empties the allocator's cache.
     """
-    try:
-        return [do(batch)]
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-    # Outside of the except block, whose traceback holds the activations.
-    free_memory()
-    if len(batch) == 1:
-        raise StageFailure(alone)
-    tell()
-    middle = (len(batch) + 1) // 2
-    return [*in_halves(do, batch[:middle], tell, alone), *in_halves(do, batch[middle:], tell, alone)]
+
+    def __init__(self, tell: Callable[[], None], alone: str):
+        """tell: called when memory ran out; alone: message of the StageFailure when not even one item fits."""
+        self._tell = tell
+        self._alone = alone
+        self._largest: int | None = None
+
+    def run(
+        self, do: Callable[[Sequence[Item]], Result], batch: Sequence[Item], lengths: Sequence[int]
+    ) -> list[Result]:
+        """Return what `do` makes of a batch: one result, or one per piece, in order.
+
+        lengths: tokens of each item of the batch. Raises StageFailure when not even one item fits into memory.
+        """
+        results, start = [], 0
+        while start < len(batch):
+            end = self._end(lengths, start)
+            try:
+                results.append(do(batch[start:end]))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            else:
+                start = end
+                continue
+            # Outside of the except block, whose traceback holds the activations.
+            free_memory()
+            if end - start == 1:
+                raise StageFailure(self._alone)
+            self._largest = (end - start) * max(lengths[start:end]) // 2
+            self._tell()
+        return results
+
+    def _end(self, lengths: Sequence[int], start: int) -> int:
+        """Return where the piece that begins at `start` ends: it has at least one item."""
+        if self._largest is None:
+            return len(lengths)
+        end, longest = start + 1, lengths[start]
+        while end < len(lengths):
+            longest = max(longest, lengths[end])
+            if (end + 1 - start) * longest > self._largest:
+                break
+            end += 1
+        return end
 
 
 class SafeBatchSizes:

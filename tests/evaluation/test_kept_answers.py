@@ -1,6 +1,9 @@
 """A task that is stopped between two batches goes on after them to the same scores, and no batch is asked twice."""
 
+import errno
+import os
 import signal
+import stat
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +16,7 @@ from pipeline_lib.evaluation.harness import run_task
 from pipeline_lib.evaluation.kept_answers import KeptAnswers
 from pipeline_lib.evaluation.language_model import EvaluatedModel
 from pipeline_lib.stage import StageFailure, StageInterrupted
+from pipeline_lib.stage.journal import Journal
 from pipeline_lib.stage.progress import progress
 
 FOLDER = PROJECT_ROOT / "configs" / "eval_tasks"
@@ -107,6 +111,57 @@ def test_a_line_that_a_kill_tore_is_asked_again(asked, tmp_path, monkeypatch):
     assert ask(model, "domain", stage_in(tmp_path)) == undisturbed and batches == expected[-1:]
 
 
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()], ids=["EIO", "ctrl-C"]
+)
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_write_that_failed_leaves_each_batch_its_own_answers(asked, tmp_path, monkeypatch, name, error):
+    """The second line is on the disk when its fsync fails or a second Ctrl-C cuts it short."""
+    model, batches = asked
+    undisturbed = ask(model, name)
+    expected = batches.copy()
+    batches.clear()
+    sync, lines = os.fsync, []
+
+    def fails_once(descriptor):
+        lines.extend([descriptor] * stat.S_ISREG(os.fstat(descriptor).st_mode))
+        if len(lines) == 2:
+            lines.append(None)
+            raise error
+        sync(descriptor)
+
+    monkeypatch.setattr(kept_answers, "WRITE_SECONDS", 0.0)
+    with pytest.raises(type(error)), monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fails_once)
+        ask(model, name, stage_in(tmp_path))
+    assert batches == expected[:2]
+    assert ask(model, name, stage_in(tmp_path)) == undisturbed and batches == expected
+
+
+def test_lines_that_repeat_batches_or_leave_some_out_are_not_taken(asked, tmp_path, monkeypatch):
+    model, batches = asked
+    monkeypatch.setattr(kept_answers, "WRITE_SECONDS", 0.0)
+    undisturbed = ask(model, "domain", stage_in(tmp_path))
+    expected = batches.copy()
+    path = tmp_path / "answers" / "sft.domain.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(lines) == len(expected) > 4
+    path.write_bytes(b"".join([lines[0], lines[0], lines[1], lines[3], lines[0]]))
+    batches.clear()
+    assert ask(model, "domain", stage_in(tmp_path)) == undisturbed and batches == expected[2:]
+    assert ask(model, "domain", stage_in(tmp_path)) == undisturbed and batches == expected[2:], "all are kept now"
+
+
+def test_more_answers_than_batches_are_a_failure(asked, tmp_path):
+    model, batches = asked
+    ask(model, "python_choice", stage_in(tmp_path))
+    journal = Journal(tmp_path / "answers" / "sft.python_choice.jsonl")
+    journal.append({**journal.records[0], "first": len(batches)})
+    journal.close()
+    with pytest.raises(StageFailure, match=r"sft\.python_choice\.jsonl: \d+ answers to \d+ batches.*; remove the file"):
+        ask(model, "python_choice", stage_in(tmp_path))
+
+
 def test_answers_to_other_batches_are_not_taken_for_these(asked, tmp_path):
     """Without shared prompts the same questions make other rows."""
     model, batches = asked
@@ -130,7 +185,7 @@ def test_nothing_is_left_behind_when_no_batch_was_answered(tmp_path):
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_a_batch_that_does_not_fit_into_memory_is_asked_in_halves(asked, tmp_path, monkeypatch, capsys, name):
+def test_a_batch_that_does_not_fit_into_memory_is_asked_in_pieces(asked, tmp_path, monkeypatch, capsys, name):
     model, batches = asked
     model.batch_tokens = model.scorer.batch_tokens = 400
     undisturbed = ask(model, name)
@@ -144,10 +199,43 @@ def test_a_batch_that_does_not_fit_into_memory_is_asked_in_halves(asked, tmp_pat
     monkeypatch.setattr(model.scorer, "_score_batch", lambda rows: limited(rows, lambda: score(rows)))
     monkeypatch.setattr(model.model, "generate", lambda ids, **more: limited(ids, lambda: generate(ids, **more)))
     batches.clear()
-    halves = ask(model, name, stage_in(tmp_path))
-    assert [sample.score for sample in halves] == pytest.approx([sample.score for sample in undisturbed], rel=1e-4)
+    pieces = ask(model, name, stage_in(tmp_path))
+    assert [sample.score for sample in pieces] == pytest.approx([sample.score for sample in undisturbed], rel=1e-4)
     assert batches and all(len(batch) == 1 for batch in batches)
-    assert f"sft.{name}: memory ran out, so batches were done in halves" in capsys.readouterr().out
+    assert f"sft.{name}: memory ran out, so batches were done in pieces" in capsys.readouterr().out
     largest = 0
     with pytest.raises(StageFailure, match=f"sft.{name}: not even one request fits; set evaluate.dtype"):
         ask(model, name, stage_in(tmp_path / "again"))
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_the_size_that_fits_is_kept_for_the_batches_that_follow(asked, tmp_path, monkeypatch, name):
+    """A quarter of a batch fits, in tokens: the first batch finds out, and no later one, long or short, fails again."""
+    model, batches = asked
+    undisturbed = ask(model, name)
+    new_tokens = 12 if name == "gsm8k" else 0
+    longest = new_tokens + max(len(row) for batch in batches for row in batch)
+    model.batch_tokens = model.scorer.batch_tokens = 4 * longest
+    whole = ask(model, name)
+    score, generate, tried = model.scorer._score_batch, model.model.generate, []
+
+    def limited(lengths, do):
+        tried.append(len(lengths) * (new_tokens + max(lengths)))
+        if tried[-1] > longest:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return do()
+
+    monkeypatch.setattr(
+        model.scorer, "_score_batch", lambda rows: limited([len(row.tokens) for row in rows], lambda: score(rows))
+    )
+    monkeypatch.setattr(
+        model.model, "generate", lambda ids, **more: limited([len(row) for row in ids], lambda: generate(ids, **more))
+    )
+    batches.clear()
+    pieces = ask(model, name, stage_in(tmp_path))
+    for expected in (undisturbed, whole):
+        assert [sample.score for sample in pieces] == pytest.approx([sample.score for sample in expected], rel=1e-4)
+    failed = [size > longest for size in tried]
+    assert 1 <= sum(failed) <= 2 and not any(failed[2:]) and len(tried) > 6
+    batches.clear()
+    assert ask(model, name, stage_in(tmp_path)) == pieces and batches == [], "whole batches were kept"

@@ -106,10 +106,10 @@ def test_the_held_out_figures_are_those_of_all_tokens_whatever_the_micro_batch(
 
 
 @pytest.mark.parametrize("batching", ["length", "pack"])
-def test_held_out_examples_that_do_not_fit_into_memory_together_are_measured_in_halves(
+def test_held_out_examples_that_do_not_fit_into_memory_together_are_measured_in_pieces(
     make_trainer, examples, monkeypatch, capsys, batching
 ):
-    part = examples.take(range(7))
+    part = examples.take(range(15))
     trainer = make_trainer(part, batching=batching, micro_batch=4)
     whole = trainer.evaluate_tokens(part)
     forward, tried, largest = trainer.model.forward, [], 2 * max(part.lengths)
@@ -121,12 +121,14 @@ def test_held_out_examples_that_do_not_fit_into_memory_together_are_measured_in_
         return forward(**inputs)
 
     monkeypatch.setattr(trainer.model, "forward", limited)
-    halves = trainer.evaluate_tokens(part)
-    assert halves == {
+    pieces = trainer.evaluate_tokens(part)
+    assert pieces == {
         "val_loss": pytest.approx(whole["val_loss"], rel=1e-6),
         "val_token_accuracy": whole["val_token_accuracy"],
     }
-    assert len(tried) > 4 and "held-out examples: memory ran out" in capsys.readouterr().out
+    failed = sum(tokens > largest for tokens in tried)
+    assert failed == 1 and len(tried) > 6, "the batches after the one that failed begin with the size that fits"
+    assert "held-out examples: memory ran out" in capsys.readouterr().out
     largest = 0
     with pytest.raises(StageFailure, match=r"held-out examples: not even one example fits; lower sft\.max_length"):
         trainer.evaluate_tokens(part)

@@ -54,9 +54,10 @@ def greedy_tokens(
         made = model.generate(tokens.to(device), attention_mask=mask.to(device), generation_config=settings)
         return [_until_stop(row, stop_tokens) for row in made[:, longest:].tolist()]
 
-    batches = token_batches([len(prompt) + max_new_tokens for prompt in prompts], batch_tokens)
+    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+    batches = token_batches(lengths, batch_tokens)
     answers: list[list[int]] = [[] for _ in prompts]
-    made = asking([max_new_tokens, list(stop_tokens), prompts], batches, ask)
+    made = asking([max_new_tokens, list(stop_tokens), prompts], lengths, batches, ask)
     for batch, rows in zip(batches, made, strict=True):
         for index, row in zip(batch, rows, strict=True):
             answers[index] = row

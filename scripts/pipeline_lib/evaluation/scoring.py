@@ -92,7 +92,8 @@ class TokenScorer:
         def ask(batch: Batch) -> list[tuple[int, float, int]]:
             return self._score_batch([rows[index] for index in batch])
 
-        for scored in asking([self._shares, pairs], self._batches(rows), ask):
+        lengths = [len(row.tokens) for row in rows]
+        for scored in asking([self._shares, pairs], lengths, self._batches(rows), ask):
             for owner, log_likelihood, missed in scored:
                 totals[owner] += log_likelihood
                 misses[owner] += missed

@@ -13,18 +13,18 @@ ends, and its size counts tokens. What the trainer's own metrics average is aver
 micro-batches.
 
 Passes without a gradient (held-out figures, the reference of DPO) need none of this: their examples are independent,
-so a batch that does not fit is done in halves.
+so a batch that does not fit, and those after it, are done in pieces (oom_handler.PiecesThatFit).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from pipeline_lib.oom_handler import Result, SafeBatchSizes, free_memory, in_halves, is_out_of_memory
+from pipeline_lib.oom_handler import PiecesThatFit, SafeBatchSizes, free_memory, is_out_of_memory
 from pipeline_lib.stage import Stage, StageFailure
 
 Inputs = dict[str, Any]
@@ -117,19 +117,15 @@ class OutOfMemoryRecovery:
             again = f"conversations were done again at most {self._size(inputs):,} tokens"
         self.stage.note(f"step {step}: memory ran out, its {again} at a time; the gradient is the same")
 
-    def measure_in_halves(
-        self, do: Callable[[Sequence[int]], Result], indices: Sequence[int], label: str, one: str
-    ) -> list[Result]:
-        """Return what a pass without a gradient makes of some examples, in the pieces that memory needs, and note it.
+    def pieces_that_fit(self, label: str, one: str) -> PiecesThatFit:
+        """Return what cuts the batches of a pass without a gradient into the pieces that memory needs, and notes it.
 
-        label: of the whole measurement; one: what an index stands for. Raises StageFailure when not even one fits.
+        label: of the whole pass; one: what an item of its batches is.
         """
         section = self.stage.spec.section
-        return in_halves(
-            do,
-            indices,
+        return PiecesThatFit(
             tell=lambda: self.stage.note(
-                f"{label}: memory ran out, so batches were done in halves; only the rounding differs"
+                f"{label}: memory ran out, so batches were done in pieces; only the rounding differs"
             ),
             alone=f"out of memory: {label}: not even one {one} fits; lower {section}.max_length",
         )

@@ -58,11 +58,12 @@ class PairTrainer(ResumableTrainer, DPOTrainer):
         """Return log p(chosen), log p(rejected) under the present model, float32 [pairs, 2].
 
         Batches are made of pairs of similar length. The first ones, which `slices` holds, are not computed again, and
-        the others are added to it. Where memory runs out a batch is done in halves. Raises StageInterrupted between
+        the others are added to it. Where memory runs out batches are done in pieces. Raises StageInterrupted between
         batches when a signal arrived, and StageFailure when not even one pair fits into memory.
         """
         size = self.args.per_device_train_batch_size
-        order = epoch_order(pair_lengths(dataset), size, by_length=True, seed=0, epoch=0)
+        lengths, pieces = pair_lengths(dataset), self.pieces_that_fit(label, "pair")
+        order = epoch_order(lengths, size, by_length=True, seed=0, epoch=0)
         logps = numpy.empty((len(dataset), 2), dtype=numpy.float32)
 
         def judge(indices: Sequence[int]) -> numpy.ndarray:
@@ -77,7 +78,8 @@ class PairTrainer(ResumableTrainer, DPOTrainer):
             bar.skip(len(known))
             for start in range(len(known), len(order), size):
                 indices = order[start : start + size]
-                logps[indices] = batch = numpy.concatenate(self.measure_in_halves(judge, indices, label, "pair"))
+                judged = pieces.run(judge, indices, [lengths[index] for index in indices])
+                logps[indices] = batch = numpy.concatenate(judged)
                 if slices is not None:
                     slices.add(batch)
                 bar.advance(len(indices))

@@ -33,14 +33,15 @@ class ConversationTrainer(ResumableTrainer, SFTTrainer):
         """Return the loss of assistant tokens (nats) and the share predicted first, on held-out examples.
 
         Both are sums over the tokens of all examples divided by their number. TRL takes the mean over micro-batches of
-        the mean in each, which changes with the micro-batch. Where memory runs out a batch is done in halves. Raises
+        the mean in each, which changes with the micro-batch. Where memory runs out batches are done in pieces. Raises
         StageInterrupted between batches when a signal arrived, and StageFailure when not even one example fits into
         memory.
         """
         if not len(examples):
             return {}
         size, dataset = self.args.per_device_eval_batch_size, examples.dataset()
-        order = epoch_order(examples.lengths, size, by_length=True, seed=0, epoch=0)
+        lengths, pieces = examples.lengths, self.pieces_that_fit("held-out examples", "example")
+        order = epoch_order(lengths, size, by_length=True, seed=0, epoch=0)
 
         def score(indices: Sequence[int]) -> tuple[float, int, int]:
             inputs = self._prepare_inputs(self.data_collator([dataset[index] for index in indices]))
@@ -55,7 +56,7 @@ class ConversationTrainer(ResumableTrainer, SFTTrainer):
         with self.stage.progress(len(order), "held-out examples", "examples") as bar:
             for start in range(0, len(order), size):
                 indices = order[start : start + size]
-                for loss, hits, scored in self.measure_in_halves(score, indices, "held-out examples", "example"):
+                for loss, hits, scored in pieces.run(score, indices, [lengths[index] for index in indices]):
                     total, first, tokens = total + loss, first + hits, tokens + scored
                 bar.advance(len(indices))
                 self.stage.stop_if_interrupted()
