@@ -48,11 +48,10 @@ class LogpSlices:
     def _write(self) -> None:
         if not self._waiting:
             return
-        logps = numpy.concatenate(self._waiting)
+        logps, self._waiting = numpy.concatenate(self._waiting), []  # what fails is not tried again on leaving
         with atomic_path(self._folder / f"{self._written:08d}.parquet") as temporary:
             parquet.write_table(pyarrow.table(dict(zip(REFERENCE, logps.T, strict=True))), temporary)
         self._written += len(logps)
-        self._waiting = []
         self._written_at = time.monotonic()
 
     def __enter__(self) -> LogpSlices:
