@@ -44,9 +44,12 @@ def why(context: "ActionContext", identity: str) -> None:
 
 
 def explore(context: "ActionContext", rule: str) -> None:
-    from pipeline_lib.text_cleaning.explore import explore_thresholds
+    from pipeline_lib.text_cleaning.explore import explore_thresholds, texts_that_are_there
 
-    print("\n".join(explore_thresholds(context.stage_folder, context.settings, context.fingerprint(), rule)))
+    config = context.config
+    texts = texts_that_are_there(context.run_folder, config.packed is not None)
+    now = {"inputs": texts, "seed": config.seed, "data": describe_inputs(config)}
+    print("\n".join(explore_thresholds(context.stage_folder, context.settings, now, rule)))
 
 
 def estimate(stage: "Stage") -> Estimate:

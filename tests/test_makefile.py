@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -60,8 +61,9 @@ def test_what_python_compiles_is_kept_also_where_the_shell_forbids_it(make):
 
 
 VENV_THAT_FAILS_ONCE = """#!/bin/sh
-[ "$1" = -m ] || exit 0
+[ "$1" = -m ] || { echo "$0"; exit 0; }
 mkdir -p "$3/bin"
+touch "$3/pyvenv.cfg"
 if [ -e "$0.failed" ]; then
     printf '#!/bin/sh\\necho "$@"\\n' > "$3/bin/python"
     chmod +x "$3/bin/python"
@@ -95,6 +97,79 @@ def test_an_environment_from_before_the_stamp_is_neither_made_nor_installed_agai
     assert done.returncode == 0, done.stderr
     assert done.stdout == "-m pipeline_lib.reporting.report --config configs/demo.yaml\n"
     assert (tmp_path / "venv" / ".made").exists()
+
+
+WITHOUT_PIP = "#!/bin/sh\nexit 1\n"
+BASE = """#!/bin/sh
+[ "$1" = -m ] || { echo "$0"; exit 0; }
+echo made >> "$0.log"
+mkdir -p "$3/bin"
+touch "$3/pyvenv.cfg"
+sleep 0.5
+[ ! -e "$3/bin/python" ] || exit 1
+printf '#!/bin/sh\\necho "$@"\\n' > "$3/bin/python"
+chmod +x "$3/bin/python"
+"""
+REPORT = "-m pipeline_lib.reporting.report --config configs/demo.yaml\n"
+
+
+def program(path: Path, text: str) -> Path:
+    """Write a script that can be started."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def test_an_interpreter_that_venv_did_not_make_is_left_alone(make, tmp_path: Path):
+    python = program(tmp_path / "venv" / "bin" / "python", WITHOUT_PIP)
+    base = program(tmp_path / "python-for-make", BASE)
+    done = make("report", f"PYTHON={base}")
+    assert done.returncode != 0 and python.read_text() == WITHOUT_PIP
+    assert "was not made by venv, and pip is missing there" in done.stderr.splitlines()[0]
+    assert not Path(f"{base}.log").exists()
+
+
+def test_the_python_of_the_very_environment_makes_it_again(make, tmp_path: Path):
+    base = program(tmp_path / "python-for-make", BASE)
+    program(tmp_path / "venv" / "bin" / "python", WITHOUT_PIP)
+    active = program(tmp_path / "venv" / "bin" / "python3", f'#!/bin/sh\n[ "$1" = -c ] && echo {base}\n')
+    (tmp_path / "venv" / "pyvenv.cfg").touch()
+    done = make("report", f"PYTHON={active}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(REPORT) and not active.exists()
+
+
+@pytest.mark.parametrize("stamped", [True, False])
+def test_an_environment_whose_python_has_gone_is_made_and_filled_again(make, tmp_path: Path, stamped: bool):
+    python, base = tmp_path / "venv" / "bin" / "python", program(tmp_path / "python-for-make", BASE)
+    python.unlink()
+    python.symlink_to(tmp_path / "gone")
+    (tmp_path / "venv" / "pyvenv.cfg").touch()
+    if stamped:
+        (tmp_path / "venv" / ".made").touch()
+    done = make("report", f"PYTHON={base}")
+    assert done.returncode == 0, done.stderr
+    assert "-m pip install" in done.stdout and done.stdout.endswith(REPORT)
+    assert make("report", "PYTHON=false").stdout == REPORT
+
+
+def test_a_complete_environment_that_takes_no_stamp_is_used(make, tmp_path: Path):
+    (tmp_path / "venv" / ".made").symlink_to(tmp_path / "nowhere" / "stamp")  # refused to root as well
+    done = make("report", "PYTHON=false")
+    assert done.returncode == 0 and done.stdout == REPORT, done.stderr
+
+
+@pytest.mark.skipif(shutil.which("flock") is None, reason="flock is not installed")
+def test_two_makes_at_once_make_one_environment(make, tmp_path: Path):
+    shutil.rmtree(tmp_path / "venv")
+    base = program(tmp_path / "python-for-make", BASE)
+    with ThreadPoolExecutor() as pool:
+        both = list(pool.map(lambda _: make("report", f"PYTHON={base}"), range(2)))
+    assert [done.returncode for done in both] == [0, 0], [done.stderr for done in both]
+    assert all(done.stdout.endswith(REPORT) for done in both)
+    assert Path(f"{base}.log").read_text() == "made\n"
+    assert sorted(done.stderr for done in both) == ["", "waiting for another make\n"]
 
 
 @pytest.mark.slow

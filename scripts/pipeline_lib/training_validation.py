@@ -5,12 +5,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from .data_file_names import DOCUMENT_READERS, is_readable, split_suffix
 from .stage.lock import LOCK
 from .stage.manifest import MANIFEST, Manifest
+from .stage.workspace import Workspace
 
 _WEIGHTS = "model.safetensors"
 _WEIGHTS_INDEX = "model.safetensors.index.json"
-_DATA_SUFFIXES = (".parquet", ".arrow", ".lz4", ".jsonl", ".jsonl.gz", ".jsonl.zst")
+_NO_SOURCE_READS = (".arrow", ".lz4")  # of a saved data set, of a packed cache
 
 
 def _json_object(path: Path) -> dict[str, Any] | None:
@@ -55,20 +57,33 @@ def _weight_faults(folder: Path) -> list[str]:
     return faults
 
 
-def _holds_data(path: Path) -> bool:
-    """Whether `path` is a file with something in it, or holds a finished stage or a data file that is not empty.
+def _is_complete(stage: Manifest, folder: Path) -> bool:
+    """Whether all outputs of a finished stage are there in their sizes; their content is verified when it is read."""
+    paths = {folder / name: entry.bytes for name, entry in stage.files.items()}
+    return all(path.is_file() and path.stat().st_size == size for path, size in paths.items())
 
-    What lies in the folder of an unfinished stage (a lock and no valid manifest) is that stage's log and work.
+
+def _is_data_file(name: str) -> bool:
+    """Whether a file of this name holds records or tokens. Running text is none: a README.md, a LICENSE.txt."""
+    return name.endswith(_NO_SOURCE_READS) or (is_readable(name) and split_suffix(name)[0] not in DOCUMENT_READERS)
+
+
+def _holds_data(path: Path) -> bool:
+    """Whether `path` is a file with something in it, or holds a complete stage or a data file that is not empty.
+
+    What lies in the folder of an unfinished stage (its lock or its work) is that stage's log and work, and what is left
+    of a finished one whose outputs are gone is no data either.
     """
     if path.is_file():
         return path.stat().st_size > 0
     for place, folders, names in os.walk(path):
-        if Manifest.read(Path(place, MANIFEST)) is not None:
+        stage = Manifest.read(Path(place, MANIFEST))
+        if stage is not None and _is_complete(stage, Path(place)):
             return True
-        if LOCK in names:
+        if stage is not None or LOCK in names or Workspace.made_from(Path(place)) is not None:
             folders.clear()
             continue
-        files = [Path(place, name) for name in names if name.endswith(_DATA_SUFFIXES)]
+        files = [Path(place, name) for name in names if _is_data_file(name)]
         if any(file.is_file() and file.stat().st_size > 0 for file in files):
             return True
     return False

@@ -15,7 +15,7 @@ from pipeline_lib.reporting.plots import training_curve
 from pipeline_lib.reporting.report import render
 from pipeline_lib.reporting.run_card import print_run_card
 from pipeline_lib.reporting.run_facts import gather, short
-from pipeline_lib.stage import Ledger, UserError
+from pipeline_lib.stage import Ledger, StageFailure, UserError
 from pipeline_lib.stage.digests import bytes_digest
 from pipeline_lib.stage.manifest import FileEntry, Manifest
 
@@ -322,6 +322,69 @@ def test_the_oldest_exchange_makes_room_and_that_is_said(turn_ender: Path, capsy
     assert [message["content"][0] for message in conversation.messages] == ["b", "<", "c", "<"]
     assert (
         capsys.readouterr().err.count("the oldest words no longer fit into the model's context and are forgotten") == 1
+    )
+
+
+def out_of_memory(*_, **__):
+    """What torch raises."""
+    import torch
+
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def test_running_out_of_memory_costs_the_question_alone(
+    turn_ender: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    conversation = Conversation(turn_ender, 4, 0.0, "cpu")
+    capsys.readouterr()  # the bar of loading
+    generate, lines = conversation._model.generate, iter(["first", "too much", "last", ""])
+
+    def generating(**inputs):
+        return out_of_memory() if said[-1] == "too much" else generate(**inputs)
+
+    said = []
+    monkeypatch.setattr("builtins.input", lambda prompt: said.append(next(lines)) or said[-1])
+    monkeypatch.setattr(conversation._model, "generate", generating)
+    chat.talk(conversation)
+    assert [message["content"] for message in conversation.messages if message["role"] == "user"] == ["first", "last"]
+    out, err = capsys.readouterr()
+    assert out.count("</turn>") == 2
+    assert err == "error: out of memory; ask shorter or lower --max-new-tokens (it ran on cpu)\n"
+    conversation._device = "cuda"
+    monkeypatch.setattr(conversation, "_answer", out_of_memory)
+    with pytest.raises(StageFailure, match="out of memory; run it on the CPU with --device cpu or ask shorter"):
+        conversation.ask("again")
+
+
+@pytest.mark.parametrize("broken", ["load_pretrained", "Conversation._answer"])
+def test_running_out_of_memory_without_a_conversation_is_one_line(
+    turn_ender: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, broken: str
+):
+    monkeypatch.setattr(chat, "choose_folder", lambda *_: turn_ender)
+    monkeypatch.setattr(f"pipeline_lib.reporting.chat.{broken}", out_of_memory)
+    with pytest.raises(SystemExit, match="1"):
+        chat.main(["--prompt", "hello", "--device", "cpu"])
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("error: ") and "memory; " in last
+
+
+def test_the_device_of_the_command_line_comes_before_that_of_the_configuration(
+    turn_ender: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(chat, "choose_folder", lambda *_: turn_ender)
+    (tmp_path / "mine.yaml").write_text("evaluate: {device: cuda}")
+    ask = ["--config", str(tmp_path / "mine.yaml"), "--prompt", "hello", "--max-new-tokens", "4"]
+    chat.main([*ask, "--device", "cpu"])
+    assert capsys.readouterr().out == "</turn>\n"
+    with pytest.raises(SystemExit, match="2"):
+        chat.main([*ask, "--device", "cuda"])
+    assert (
+        capsys.readouterr()
+        .err.rpartition("error: ")[2]
+        .startswith("--device is cuda and this machine has no usable GPU")
     )
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -330,7 +331,7 @@ def ready(tiny_model, tmp_path: Path) -> Callable[[Path], bool]:
 
 
 def test_data_is_a_finished_stage_or_a_data_file_that_is_not_empty(ready, tmp_path: Path, capsys):
-    from pipeline_lib.stage.manifest import Manifest
+    from pipeline_lib.stage.manifest import FileEntry, Manifest
 
     stage = tmp_path / "03_packed"
     (stage / "work").mkdir(parents=True)
@@ -342,8 +343,21 @@ def test_data_is_a_finished_stage_or_a_data_file_that_is_not_empty(ready, tmp_pa
     assert capsys.readouterr().out.count("03_tokenize_and_pack.py") == 2
     (stage / "manifest.json").write_text('{"stage": "03_packed"')
     assert not ready(stage), "a manifest that was cut off"
-    Manifest("03_packed", {}, {}, {}, {}, [], 0).write(stage / "manifest.json")
+    (stage / ".lock").unlink()
+    (stage / "manifest.json").unlink()
+    (stage / "work" / "state.json").write_text('{"made_from": {"inputs": {}}}')
+    assert not ready(stage), "interrupted, and the lock given back"
+    shutil.rmtree(stage / "work")
+    (stage / "chunks").mkdir()
+    (stage / "chunks" / "0.lz4").write_bytes(b"whole")
+    (stage / "index.json").write_text("{}")
+    files = {"chunks/0.lz4": FileEntry(5, ""), "index.json": FileEntry(2, "")}
+    Manifest("03_packed", {}, files, {}, {}, [], 0).write(stage / "manifest.json")
     assert ready(stage) and ready(tmp_path)
+    (stage / "chunks" / "0.lz4").write_bytes(b"half")
+    assert not ready(stage), "an output that was cut off"
+    (stage / "chunks" / "0.lz4").unlink()
+    assert not ready(stage), "finished, and its outputs deleted since"
 
     mine = tmp_path / "mine"
     (mine / "deeper").mkdir(parents=True)
@@ -352,6 +366,15 @@ def test_data_is_a_finished_stage_or_a_data_file_that_is_not_empty(ready, tmp_pa
     assert not ready(mine) and not ready(mine / "deeper" / "a.parquet")
     (mine / "deeper" / "b.jsonl").write_text("{}\n")
     assert ready(mine) and ready(mine / "deeper" / "b.jsonl")
+
+
+@pytest.mark.parametrize("name", ["alpaca.json", "train.csv", "x.jsonl.bz2", "x.ndjson.xz", "x.PARQUET", "x.arrow"])
+def test_what_stage_01_reads_records_from_is_data_for_training_too(ready, tmp_path: Path, name: str):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "LICENSE.txt").write_text("words")
+    assert not ready(tmp_path / "data")
+    (tmp_path / "data" / name).write_text("something")
+    assert ready(tmp_path / "data")
 
 
 def test_kernels_are_refused_rather_than_ignored():

@@ -252,6 +252,20 @@ def test_texts_of_stage_01_that_have_changed_make_scores_old(finished, tmp_path)
     refused = start(tmp_path, "--explore")
     assert refused.returncode == 2 and "made from other texts" in refused.stderr and refused.stderr.count("\n") == 1
     assert "effect  unknown: texts" in start(tmp_path, "--plan").stdout
+    config = configuration(tmp_path, 1)
+    config.write_text(f"{config.read_text()}\npacked: {tmp_path}\n")
+    packed = run_script(SCRIPT.name, config, tmp_path, "--explore")
+    assert "pass all rules" in packed.stdout and "not here to be compared" in packed.stdout, "not cleaned in this run"
+
+
+def test_thresholds_are_explored_where_the_texts_of_stage_01_are_gone(finished, tmp_path):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    with_texts = start(tmp_path, "--explore").stdout
+    shutil.rmtree(tmp_path / "01_download")
+    done = start(tmp_path, "--explore")
+    assert done.returncode == 0, done.stderr
+    first, compared, *rules = done.stdout.splitlines()
+    assert [first, *rules] == with_texts.splitlines() and "not here to be compared" in compared
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def choose_device(wanted: str) -> str:
-    """Return cpu or cuda for auto, cpu or cuda. Raises UserError when a GPU is demanded and there is none."""
+def choose_device(wanted: str, setting: str = "evaluate.device") -> str:
+    """Return cpu or cuda for auto, cpu or cuda. Raises UserError when a GPU is demanded and there is none.
+
+    setting: what asks for it, for the message.
+    """
     import torch
 
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("evaluate.device is cuda and this machine has no usable GPU; set it to auto or cpu")
+        raise UserError(f"{setting} is cuda and this machine has no usable GPU; set it to auto or cpu")
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 

@@ -4,8 +4,9 @@
 
 The conversation goes through the tokenizer's own chat template, and an answer ends where the model's generation
 settings say, or where that template ends a turn if they say nothing. Without `--prompt` it is interactive; an empty
-line or the end of the input leaves, and Ctrl-C during an answer drops the question alone. The model runs where stage 11
-evaluates it and in that number format: `evaluate.device` and `evaluate.dtype` of the configuration.
+line or the end of the input leaves; Ctrl-C during an answer, or running out of memory, costs the question alone. The
+model runs where stage 11 evaluates it and in that number format: `evaluate.device` and `evaluate.dtype` of the
+configuration. `--device` says another place, without a change to the configuration, which would evaluate anew.
 """
 
 import argparse
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING
 
 from pipeline_lib.config.run_choice import read_run_choice
 from pipeline_lib.evaluation.placement import choose_device, load_pretrained
+from pipeline_lib.oom_handler import free_memory, is_out_of_memory
 from pipeline_lib.post_training.chat_tokens import end_of_turn_id, load_chat_tokenizer
-from pipeline_lib.stage.errors import UserError
+from pipeline_lib.stage.errors import StageFailure, UserError
 from pipeline_lib.stage.inputs import StageInput, repairing_command
 
 from .run_facts import MODEL_FOLDERS, gather
@@ -32,6 +34,7 @@ def _flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--temperature", type=_not_negative, default=0.0, metavar="float", help="0 takes the likeliest token"
     )
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="where it runs (default: evaluate.device)")
 
 
 def _positive(text: str) -> int:
@@ -68,12 +71,18 @@ class Conversation:
     def __init__(
         self, folder: Path, max_new_tokens: int, temperature: float, device: str = "auto", dtype: str = "auto"
     ):
-        """Load the model in `folder`; device and dtype are those of the section `evaluate`.
+        """Load the model in `folder`; device and dtype are as in the section `evaluate`.
 
-        Raises UserError for a device that is not there, and when the tokenizer cannot spell a conversation or its end.
+        Raises UserError for a device that is not there, and when the tokenizer cannot spell a conversation or its end;
+        StageFailure when the model does not fit into memory.
         """
         self._device = choose_device(device)
-        model, self._tokenizer = load_pretrained(folder, self._device, dtype)
+        try:
+            model, self._tokenizer = load_pretrained(folder, self._device, dtype)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise StageFailure(f"{folder} does not fit into memory; {self._remedy('free some memory')}") from None
         if not self._tokenizer.chat_template:
             raise UserError(f"{folder}: the tokenizer has no chat template; give it one (chat_template.jinja)")
         self._model = model.eval()
@@ -82,6 +91,11 @@ class Conversation:
         self._max_new_tokens = max_new_tokens
         self._temperature = temperature
         self.messages: list[dict[str, str]] = []
+
+    def _remedy(self, smaller: str) -> str:
+        """Say what to do when memory ran out; smaller: what helps wherever the model runs."""
+        elsewhere = "run it on the CPU with --device cpu or " if self._device == "cuda" else ""
+        return f"{elsewhere}{smaller} (it ran on {self._device})"
 
     def _encode(self, messages: list[dict[str, str]]) -> "BatchEncoding":
         """Return the conversation as ids; the oldest exchanges that leave no room for an answer are taken out of it."""
@@ -108,9 +122,24 @@ class Conversation:
     def ask(self, text: str) -> str:
         """Return the model's answer to the user's words and remember both; without an answer nothing is remembered.
 
-        Raises UserError when these words alone leave no room in the model's context for an answer.
+        Raises UserError when these words alone leave no room in the model's context for an answer, StageFailure when
+        memory runs out.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
+        try:
+            answer = self._answer(messages)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            answer = None
+        if answer is None:  # Outside of the except block, whose traceback holds the activations.
+            free_memory()
+            raise StageFailure(f"out of memory; {self._remedy('ask shorter or lower --max-new-tokens')}")
+        self.messages = [*messages, {"role": "assistant", "content": answer}]
+        return answer
+
+    def _answer(self, messages: list[dict[str, str]]) -> str:
+        """Return the model's answer to the last of the messages; what does not fit is taken out of the list."""
         inputs = self._encode(messages)
         sampling = (
             {"do_sample": True, "temperature": self._temperature} if self._temperature > 0 else {"do_sample": False}
@@ -121,9 +150,7 @@ class Conversation:
             pad_token_id=self._tokenizer.pad_token_id,
             **sampling,
         )
-        answer = self._tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-        self.messages = [*messages, {"role": "assistant", "content": answer}]
-        return answer
+        return self._tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
 def main(argv: list[str]) -> None:
@@ -133,13 +160,14 @@ def main(argv: list[str]) -> None:
         folder = choose_folder(choice.run_folder, choice.flags.model, choice.arguments)
         place = choice.config.evaluate
         flags = choice.flags
-        conversation = Conversation(folder, flags.max_new_tokens, flags.temperature, place.device, place.dtype)
+        device = choose_device(flags.device, "--device") if flags.device else place.device
+        conversation = Conversation(folder, flags.max_new_tokens, flags.temperature, device, place.dtype)
         if choice.flags.prompt is not None:
             print(conversation.ask(choice.flags.prompt))
             return
-    except UserError as error:
+    except (UserError, StageFailure) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, StageFailure) else 2)
     except KeyboardInterrupt:
         sys.exit(130)
     print(f"{folder}; an empty line leaves")
@@ -157,7 +185,7 @@ def talk(conversation: Conversation) -> None:
             break
         try:
             print(conversation.ask(text))
-        except UserError as error:
+        except (UserError, StageFailure) as error:
             print(f"error: {error}", file=sys.stderr)
         except KeyboardInterrupt:
             print("\n(interrupted; the question is forgotten, the conversation before it is not)", file=sys.stderr)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..stage import UserError
 from .base import Dropped
-from .file_kinds import open_bytes
+from .compressed import open_bytes
 from .rows import MAX_ROW_BYTES, Row
 
 MAX_PAGE_BYTES = 16 << 20

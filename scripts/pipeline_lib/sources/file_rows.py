@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..config.sources import FORMATS_WITH_LISTS, SourceSettings
+from ..data_file_names import DOCUMENT_READERS, split_suffix
 from ..stage import UserError
 from .base import Dropped
 from .document_rows import read_html, read_text
-from .file_kinds import DOCUMENT_READERS, split_suffix
 from .json_rows import read_json, read_json_lines
 from .rows import WHOLE, Row, Share
 from .table_rows import read_csv, read_parquet

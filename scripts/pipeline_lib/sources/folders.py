@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
+from ..data_file_names import COMPRESSIONS
 from ..stage import UserError
-from .file_kinds import COMPRESSIONS
 
 _SUFFIXES_SHOWN = 5
 

@@ -13,10 +13,10 @@ from typing import Any
 from urllib.parse import quote
 
 from ..config.sources import SourceSettings
+from ..data_file_names import split_suffix
 from ..stage import write_json_atomic
 from .base import Dropped, Record, Workbench
 from .downloads import Downloads
-from .file_kinds import split_suffix
 from .file_rows import check_readable, parquet_fields, rows_of_file, shares_of
 from .growth import BORDERS, unit_borders
 from .hub_listing import HubFile, Listing, endpoint, list_data_files, refuse_offline

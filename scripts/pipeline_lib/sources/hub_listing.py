@@ -14,8 +14,8 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ..config.sources import SourceSettings
+from ..data_file_names import is_readable, split_suffix
 from ..stage import StageFailure, UserError
-from .file_kinds import is_readable, split_suffix
 from .patience import Patience, TryAgain, retry_after
 from .transfer import Expected
 

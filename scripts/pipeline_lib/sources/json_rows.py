@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from .base import Dropped
-from .file_kinds import open_bytes
+from .compressed import open_bytes
 from .rows import MAX_ROW_BYTES, WHOLE, Row, Share, damaged
 
 _CHUNK = 1 << 18

@@ -11,9 +11,9 @@ import xxhash
 from ..config import PROJECT_ROOT, resolve_path
 from ..config.base import expand_user
 from ..config.sources import SourceSettings
+from ..data_file_names import is_readable
 from ..stage import UserError
 from .base import Dropped, Record, Workbench
-from .file_kinds import is_readable
 from .file_rows import check_readable, rows_of_file
 from .folders import describe_left_out, files_below
 from .growth import BORDERS, unit_borders

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from ..stage import UserError
 from .base import Dropped
-from .file_kinds import open_bytes
+from .compressed import open_bytes
 from .rows import MAX_ROW_BYTES, WHOLE, Row, Share, damaged
 
 _BATCH_ROWS = 128

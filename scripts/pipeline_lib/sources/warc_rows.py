@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .base import Dropped
+from .compressed import open_bytes
 from .document_rows import MAX_PAGE_BYTES, page_row
-from .file_kinds import open_bytes
 from .rows import WHOLE, Row, Share, damaged
 
 HTML_TYPES = ("text/html", "application/xhtml+xml")

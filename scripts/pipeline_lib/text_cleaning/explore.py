@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline_lib.stage import UserError
+from pipeline_lib.stage.catalog import BY_NAME
 from pipeline_lib.stage.manifest import MANIFEST, Manifest
 
 from .receipts import EXACT, NEAR
@@ -165,9 +166,20 @@ def about_rules(
     return passing, undecided, lines + [f"{name}: not scored in this run" for name in unknown]
 
 
+def texts_that_are_there(run_folder: Path, starts_packed: bool) -> dict[str, str]:
+    """Return the input of stage 02 as in a manifest, {stage: digest}, as far as it lies in the run.
+
+    starts_packed: the run begins with a packed cache, so whatever its stage 01 reads, stage 02 does not clean it.
+    """
+    read = [] if starts_packed else BY_NAME["02_clean"].needs
+    found = {name: Manifest.read(run_folder / name / MANIFEST) for name in read}
+    return {name: manifest.outputs_digest for name, manifest in found.items() if manifest is not None}
+
+
 def explore_thresholds(stage_folder: Path, settings: "CleanSettings", now: dict[str, Any], wanted: str) -> list[str]:
     """Return the lines for one rule or "all" of them; now: what a run would be made from, as in the manifest.
 
+    Without "inputs" in it nothing tells whether the texts have changed since; that they are not compared is a line.
     Raises UserError for an unknown rule, without scores, and for scores of other settings, texts or data.
     """
     path = stage_folder / SCORES
@@ -185,17 +197,21 @@ def explore_thresholds(stage_folder: Path, settings: "CleanSettings", now: dict[
         )
     passing, undecided, lines = about_rules(scores, rules, settings, wanted)
     passing_all = f"{passing} pass all rules before deduplication{_spell_unscored(undecided)}"
-    return [f"{scores.rows} documents; {passing_all}", *lines]
+    unproved = [] if now["inputs"] else ["the texts of stage 01 that these scores are of are not here to be compared"]
+    return [f"{scores.rows} documents; {passing_all}", *unproved, *lines]
 
 
 def _scores_of_today(stage_folder: Path, settings: "CleanSettings", now: dict[str, Any]) -> ScoreFile | None:
     """Return the scores of the finished run, None when what decides texts or scores has changed.
 
     That is what stage 01 made, the seed of stand-ins and examples, and, under "data", the user's lists and examples and
-    what the tasks ask: the manifest says what those were. Settings are compared by what the file says itself.
+    what the tasks ask: the manifest says what those were. Settings are compared by what the file says itself. Inputs
+    that `now` leaves out are not there, which proves no change.
     """
     manifest = Manifest.read(stage_folder / MANIFEST)
-    if manifest is None or any(manifest.fingerprint[part] != now[part] for part in ("inputs", "seed", "data")):
+    if manifest is None or any(manifest.fingerprint[part] != now[part] for part in ("seed", "data")):
+        return None
+    if any(manifest.fingerprint["inputs"].get(name) != digest for name, digest in now["inputs"].items()):
         return None
     return open_scores(stage_folder / SCORES, settings)
 

@@ -95,7 +95,21 @@ def test_what_is_asked_for_and_not_there_is_named_as_far_as_it_was_to_be_read(si
     assert what_is_not_installed(DownloadSettings(sources=[elsewhere])) == []
 
 
-@pytest.mark.parametrize("line", ["-r more.txt", "-e .", "./wheels/thing.whl", "two words"])
+NO_REQUIREMENTS = ["two words", "thing>=>1", 'thing; python_version ~= "abc"']
+
+
+@pytest.mark.parametrize("line", NO_REQUIREMENTS)
+def test_invalid_metadata_of_an_installed_package_is_one_line_that_names_it(site: Path, requirements: Path, line: str):
+    put(site, "first-demo", "second-demo")
+    put(site, "second-demo", line)
+    requirements.write_text("first-demo\n")
+    with pytest.raises(UserError, match=r"second-demo .*set download\.python_docs\.distributions") as error:
+        environment(DEFAULT)
+    assert f"'Requires-Dist: {line}'" in str(error.value) and "\n" not in str(error.value)
+    assert names("first-demo") == {"first-demo"}, "read only where it is asked for"
+
+
+@pytest.mark.parametrize("line", ["-r more.txt", "-e .", "./wheels/thing.whl", *NO_REQUIREMENTS])
 def test_a_line_that_names_no_package_is_refused_with_its_place(requirements: Path, line: str):
     requirements.write_text(f"torch\n{line}\n")
     with pytest.raises(UserError, match=r"requirements\.txt:2: .*set download\.python_docs\.distributions") as error:

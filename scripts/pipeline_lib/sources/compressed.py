@@ -1,7 +1,4 @@
-"""Which reader a file name asks for, and the byte stream behind a compressed one.
-
-Only names decide, never the content: a wrong guess about content would turn a broken download into "text".
-"""
+"""The byte stream behind a compressed file."""
 
 import bz2
 import gzip
@@ -11,55 +8,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..stage import UserError
 from .rows import damaged
 
-READER_OF_SUFFIX = {
-    ".jsonl": "json_lines",
-    ".ndjson": "json_lines",
-    ".json": "json",
-    ".parquet": "parquet",
-    ".csv": "csv",
-    ".txt": "text",
-    ".md": "text",
-    ".html": "html",
-    ".htm": "html",
-    ".warc": "warc",
-    ".wet": "warc",
-    ".arc": "warc",
-}
-COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 _DECOMPRESSORS = {".bz2": bz2.BZ2Decompressor, ".xz": partial(lzma.LZMADecompressor, lzma.FORMAT_XZ)}
 _BUFFER = 1 << 20
-UNCOMPRESSED_ONLY = ("parquet",)
-DOCUMENT_READERS = ("text", "html", "warc")
-"""Readers of running text: their files hold documents, not records, and so serve only sources of kind text."""
-
-
-def split_suffix(name: str) -> tuple[str, str]:
-    """Return (reader, compression suffix or "") for a file name. Raises UserError for one that no reader takes."""
-    suffixes = [suffix.lower() for suffix in PurePosixPath(name).suffixes]
-    compression = suffixes.pop() if suffixes and suffixes[-1] in COMPRESSIONS else ""
-    reader = READER_OF_SUFFIX.get(suffixes[-1]) if suffixes else None
-    if reader is None or (compression and reader in UNCOMPRESSED_ONLY):
-        known = " ".join(READER_OF_SUFFIX)
-        raise UserError(
-            f"{name}: no reader for this suffix; use one of {known}"
-            f" (all but .parquet may end in {', '.join(COMPRESSIONS[:-1])} or {COMPRESSIONS[-1]})"
-        )
-    return reader, compression
-
-
-def is_readable(name: str) -> bool:
-    """Whether some reader takes a file of this name."""
-    try:
-        split_suffix(name)
-    except UserError:
-        return False
-    return True
 
 
 @contextmanager
