@@ -77,37 +77,27 @@ clean:  ## Delete one run: make clean RUN=demo
 	@[ -d "runs/$(RUN)" ] || { echo "there is no runs/$(RUN)" >&2; exit 2; }
 	rm -rf "runs/$(RUN)"
 
-# Of two makes that find something to install the second waits, where there is flock, and then looks again. The packages
-# are asked about by a make that starts when the environment is there: an environment made anew has none of them. One
-# whose Python has gone since, with the Python that it was made from, is made anew too.
-install install-dev:
-	@[ -x "$(PY)" ] || rm -f "$(VENV)/.made"; made="$(VENV)/.made"; stamp="$(VENV)/$(subst install,.installed,$@)"; \
-	bring() { $(MAKE) --no-print-directory -q "$$1" || $(MAKE) --no-print-directory "$$1"; }; \
-	$(MAKE) --no-print-directory -q "$$made" "$$stamp" || { \
-	exec 9<Makefile; ! command -v flock >/dev/null || flock -n 9 || { echo "waiting for another make" >&2; flock 9; }; \
-	bring "$$made" && bring "$$stamp"; }
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
 
-# venv links bin/python first and installs pip last, so only the stamp says that it came to its end. An environment whose
-# pip has its file list, which is written last of all, is used as it is: one made by hand, or before there was a stamp.
-# venv keeps the links it finds, which may be those of another Python: they go first. Only those that venv made, which
-# writes pyvenv.cfg before anything else: elsewhere bin/python is the interpreter itself. PYTHON may be one of the links.
-# A stamp saves time and no more, so where none can be written, as in a read-only image, that is no failure.
+# venv links bin/python first and installs pip last, so only the stamp says that it came to its end. What it left undone is
+# made anew; a folder that it did not make is used as it is where pip is whole (its file list is written last), or not at
+# all. PYTHON may be the very one that is removed, so it names the one that it was made from. A stamp saves time and no
+# more: where none can be written, as in a read-only image, that is no failure.
 $(VENV)/.made:
 	@$(PY) -c 'import importlib.metadata as m, sys; sys.exit(not m.distribution("pip").read_text("RECORD"))' >/dev/null 2>&1 || { \
-	base=$$($(PYTHON) -c 'import sys; print(sys._base_executable) if sys.version_info[:2] in ((3, 11), (3, 12)) else sys.exit("Python 3.11 or 3.12 is needed: make PYTHON=python3.11 ...")') || exit 2; \
-	if [ -e "$(VENV)/pyvenv.cfg" ]; then rm -f "$(VENV)"/bin/python* "$(VENV)"/.installed "$(VENV)"/.installed-dev || exit 2; \
-	elif compgen -G "$(VENV)/bin/python*" >/dev/null; then \
-	echo "$(VENV) was not made by venv, and pip is missing there: install it, or choose another environment: make VENV=.venv ..." >&2; exit 2; fi; \
-	echo "$$base -m venv $(VENV)" && "$$base" -m venv "$(VENV)"; }
+	[ ! -e "$(VENV)" ] || [ -e "$(VENV)/pyvenv.cfg" ] || { echo "$(VENV) was not made by venv, and pip is missing there: choose another folder: make VENV=.venv ..." >&2; exit 2; }; \
+	base=$$($(PYTHON) -c 'import sys; print(sys._base_executable) if sys.version_info[:2] in ((3, 11), (3, 12)) else sys.exit("Python 3.11 or 3.12 is needed: make PYTHON=python3.11 ...")') && \
+	rm -rf "$(VENV)" && echo "$$base -m venv $(VENV)" && "$$base" -m venv "$(VENV)"; }
 	@touch $@ 2>/dev/null || true
 
 # Without compiling every module there is, which takes longer than the rest: Python compiles what is imported, once.
-$(VENV)/.installed: requirements.txt | $(VENV)/.made
+$(VENV)/.installed: requirements.txt $(VENV)/.made
 	$(PY) -m pip install --quiet --no-compile -r requirements.txt
 	@touch $@ 2>/dev/null || true
 
 # torchao lies beside the packages: among them, every process that loads a transformers model would import it.
-$(VENV)/.installed-dev: requirements-dev.txt requirements.txt requirements-gpu.txt | $(VENV)/.made
+$(VENV)/.installed-dev: requirements-dev.txt requirements.txt requirements-gpu.txt $(VENV)/.made
 	$(PY) -m pip install --quiet --no-compile -r requirements-dev.txt
 	$(PY) -m pip install --quiet --no-compile --no-deps --upgrade --target $(VENV)/torchao "$$(grep ^torchao requirements-gpu.txt)"
 	@touch $(VENV)/.installed $@
