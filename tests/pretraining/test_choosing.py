@@ -115,10 +115,18 @@ def test_a_probe_too_large_for_the_memory_is_halved_until_it_fits(monkeypatch):
 
 
 class SlowMachine:
-    """Stands for a slow machine: a forward and backward pass of a sequence takes `seconds`; counts what is asked."""
+    """Stands for a slow machine: a forward and backward pass of a sequence takes `seconds`; counts what is asked.
 
-    def __init__(self, monkeypatch, seconds: float):
-        self.now, self.passes, self.sequences, self.seconds = 0.0, 0, 0, seconds
+    cold: what the first pass of a network, and the first one after compiling it, takes more; compiled: what a pass of a
+    sequence takes then.
+    """
+
+    def __init__(self, monkeypatch, seconds: float, cold: float = 0.0, compiled: float | None = None):
+        self.now, self.passes, self.sequences = 0.0, 0, 0
+        self.eager, self.compiled, self.cold = seconds, compiled or seconds, cold
+        self.seconds, self.owed = seconds, 0.0
+        monkeypatch.setattr(choosing, "compile_body", lambda *_: self.begin(self.compiled))
+        monkeypatch.setattr(choosing, "uncompile_body", lambda *_: self.begin(self.eager))
         for module in (choosing, cost, machine):
             monkeypatch.setattr(module, "timed", self.timed)
         monkeypatch.setattr(choosing.time, "perf_counter", lambda: self.now)
@@ -129,11 +137,16 @@ class SlowMachine:
         self.now += 1e-6  # an action that is no pass
         return self.now - began
 
+    def begin(self, seconds: float) -> None:
+        self.seconds, self.owed = seconds, self.cold
+
     def watch(self, network):
         def count(_, arguments):
             self.passes, self.sequences = self.passes + 1, self.sequences + len(arguments[0])
-            self.now += self.seconds * len(arguments[0])
+            self.now += self.seconds * len(arguments[0]) + self.owed
+            self.owed = 0.0
 
+        self.begin(self.eager)
         network.register_forward_pre_hook(count)
         return network
 
@@ -159,12 +172,22 @@ def peak_at_which_a_sequence_takes(seconds: float) -> float:
 def test_the_probe_of_a_slow_machine_asks_for_few_passes_of_few_sequences(packed_run, monkeypatch):
     """Eight sequences a micro-batch at 5.5 s each: all eleven passes of all of them would take eight minutes."""
     slow = SlowMachine(monkeypatch, 5.5)
-    monkeypatch.setattr(choosing, "compile_body", lambda *_: None)
     settings = SETTINGS.model_copy(update={"compile": "auto", "tokens": 512 * 10_000})
     run, _, made = plan_on(slow, packed_run, monkeypatch, peak_at_which_a_sequence_takes(2.75), settings)
-    assert slow.now < 40 and slow.sequences <= 5  # eager, compiled twice, the probe of the cost, and what it keeps
+    assert slow.now < 40 and slow.sequences <= 7  # eager, compiled and the cost twice each, and what a pass keeps
     assert made.seconds == pytest.approx(run.horizon.steps * 8 * 5.5, rel=0.01)
-    assert "1 of 8 sequences were probed, once" in made.basis
+    assert "1 of 8 sequences were timed, once" in made.basis
+
+
+@pytest.mark.parametrize(("compiled", "pays"), [(5.6, False), (5.0, True)])
+def test_the_first_pass_on_a_slow_machine_is_neither_predicted_nor_held_against_a_later_one(
+    packed_run, monkeypatch, compiled, pays
+):
+    slow = SlowMachine(monkeypatch, 5.5, cold=30.0, compiled=compiled)
+    settings = SETTINGS.model_copy(update={"compile": "auto", "tokens": 512 * 10_000})
+    run, _, made = plan_on(slow, packed_run, monkeypatch, peak_at_which_a_sequence_takes(2.75), settings)
+    assert run.choices.compiled == pays
+    assert made.seconds == pytest.approx(run.horizon.steps * 8 * 5.5, rel=0.01)
 
 
 def test_the_probe_of_a_small_model_stays_what_it_was(packed_run, monkeypatch):
@@ -172,7 +195,7 @@ def test_the_probe_of_a_small_model_stays_what_it_was(packed_run, monkeypatch):
     settings = SETTINGS.model_copy(update={"compile": "auto"})
     run, _, made = plan_on(quick, packed_run, monkeypatch, peak_at_which_a_sequence_takes(0.005), settings)
     assert (quick.passes, quick.sequences) == (1 + 3 + 1 + 2, 8 * 7)
-    assert made.seconds == pytest.approx(run.horizon.steps * 8 * 0.01, rel=0.1) and "probed" not in made.basis
+    assert made.seconds == pytest.approx(run.horizon.steps * 8 * 0.01, rel=0.1) and "timed, once" not in made.basis
 
 
 def test_the_time_of_a_part_scaled_up_is_that_of_the_whole():
