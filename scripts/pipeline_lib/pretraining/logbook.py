@@ -109,7 +109,8 @@ def open_logbook(
     if not run.processes.first:
         return Logbook(None, None, None, resumed_at)
     identity = lasting_identity(work) if settings.trackers else ""
-    trackers = open_trackers(settings.trackers, project, work / "trackers", identity, settings.model_dump(mode="json"))
+    shown, folder = settings.model_dump(mode="json"), work / "trackers"
+    trackers = open_trackers(settings.trackers, project, folder, identity, shown, note)
     metrics = StepLines(work / "metrics.jsonl", last)
     if run.unwritten is not None:
         metrics.replay.pop(run.step, None)  # no proof: it may be in the file too, and is written again as it is
