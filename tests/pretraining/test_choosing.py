@@ -1,5 +1,9 @@
 """compile: auto compiles when the run ends sooner for it, compiling included; a probe takes the memory there is."""
 
+import json
+from dataclasses import asdict
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny_training import SETTINGS, SPECIAL, make_model, make_run, open_data
@@ -8,13 +12,16 @@ from pipeline_lib.config.model import ModelSettings
 from pipeline_lib.config.pretrain import PretrainSettings
 from pipeline_lib.models.initialise import build_model
 from pipeline_lib.models.shapes import resolve_shape
-from pipeline_lib.pretraining import choosing, cost, machine
+from pipeline_lib.pretraining import choosing, cost, machine, outcome, setup
 from pipeline_lib.pretraining.attention import use_attention
 from pipeline_lib.pretraining.batches import Batch
-from pipeline_lib.pretraining.distribution import alone
+from pipeline_lib.pretraining.choices import Choices
+from pipeline_lib.pretraining.distribution import Processes, alone
 from pipeline_lib.pretraining.forward import TokenLoss
 from pipeline_lib.pretraining.horizon import resolve_horizon
 from pipeline_lib.pretraining.inputs import TrainingInputs
+from pipeline_lib.pretraining.logbook import open_logbook
+from pipeline_lib.pretraining.step_lines import lines_of
 from pipeline_lib.stage import StageFailure
 
 CPU = torch.device("cpu")
@@ -229,3 +236,30 @@ def test_a_slow_matrix_product_is_not_timed_six_times(monkeypatch):
     asked = []
     monkeypatch.setattr(machine, "timed", lambda action, device: asked.append(1) or 2.0)
     assert machine.measure_matmul(CPU, 8, 4).float32 > 0 and len(asked) == 4  # both formats, twice
+
+
+@pytest.mark.parametrize(("began_with", "peak"), [((2, 1), 7e9), ((1, 1), 3e9), ((2, 4), 3e9)])
+def test_the_peak_is_measured_again_where_other_processes_have_another_number_of_threads(
+    tmp_path, monkeypatch, began_with, peak
+):
+    """Of a run that goes on as one process with four threads; one process keeps the threads that it began with."""
+    processes, threads = began_with
+    began = Choices(processes=processes, threads=threads, peak_flops=3e9, device="cpu", dtype="bfloat16")
+    (tmp_path / "choices.json").write_text(json.dumps(asdict(began)))
+    asked = []
+    monkeypatch.setattr(setup, "measure_peak", lambda device, dtype, _: asked.append((device, dtype)) or 7e9)
+    stage = SimpleNamespace(work=tmp_path, note=lambda _: None)
+    choices = setup._choices_of_the_first(stage, Processes(0, 1, "single", CPU), 4, make=None)
+    assert choices.peak_flops == json.loads((tmp_path / "choices.json").read_text())["peak_flops"] == peak
+    assert asked == [(CPU, torch.bfloat16)] * (peak == 7e9)
+
+
+def test_a_step_is_held_against_the_peak_of_the_start_that_did_it(tmp_path):
+    run = make_run()
+    run.choices = Choices(peak_flops=7e9)
+    with open_logbook(tmp_path, run, False, SETTINGS.model_copy(update={"tensorboard": False}), "test") as book:
+        book.write(run, {"step": 0})
+    [line] = lines_of(tmp_path / "timings.jsonl")
+    run.choices = Choices(peak_flops=3e9)  # the next start has fewer threads
+    assert outcome._possible_flops(line, run) == 7e9 * line["seconds"]
+    assert outcome._possible_flops({"seconds": 3.0, "loader": 1.0}, run) == 6e9

@@ -55,7 +55,8 @@ class Logbook:
             return None
         self.metrics.append(line)
         at = {"at": time.time(), "seconds": seconds}
-        self.timings.append({"step": run.step, **at, "processes": run.processes.size, **spent})
+        machine = {"processes": run.processes.size, "peak_flops": run.choices.peak_flops}
+        self.timings.append({"step": run.step, **at, **machine, **spent})
         self.curves.add(line, {"tokens_per_second": run.horizon.step_tokens_at(run.step) / seconds})
         return self._verdict(line)
 
