@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from pipeline_lib.checkpoints import load_state, newest_valid_checkpoint
+from pipeline_lib.checkpoints import newest_step_at_a_glance
 from pipeline_lib.config.pretrain import PretrainSettings
 from pipeline_lib.oom_handler import is_out_of_memory
 from pipeline_lib.stage import Estimate, Stage, StageFailure, write_json_atomic
@@ -162,10 +162,10 @@ def _after_what_is_done(work: Path, horizon: Horizon, prediction: Prediction) ->
 
     prediction: of the whole run. What was waited for stage 03 is not part of the time, as in the card.
     """
-    newest = newest_valid_checkpoint(work / "checkpoints")
-    if newest is None:
+    # Before a start goes on from a checkpoint it reads every byte of it, minutes for a large one: not here once more.
+    step = newest_step_at_a_glance(work / "checkpoints")
+    if step is None:
         return prediction
-    step = load_state(newest)["step"]
     past = [line for line in lines_of(work / "timings.jsonl") if line["step"] <= step]
     spent = sum(line["seconds"] - line.get("text", 0.0) for line in past)
     rest = max(0.0, 1 - horizon.tokens_until(step) / horizon.tokens)
