@@ -17,7 +17,9 @@ from pipeline_lib.checkpoints import (
     CheckpointError,
     Retention,
     checkpoint_name,
+    folders,
     load_checkpoint,
+    newest_step_at_a_glance,
     newest_valid_checkpoint,
     prune,
     save_checkpoint,
@@ -143,6 +145,18 @@ def test_prune_keeps_the_newest_intact_ones_and_nothing_else(tmp_path):
     (tmp_path / "notes").mkdir()
     prune(tmp_path, Retention(2))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes", "step-00000003", "step-00000004"]
+
+
+def test_the_newest_step_at_a_glance_is_that_of_the_newest_whole_checkpoint_and_no_tensor_is_read(
+    tmp_path, monkeypatch
+):
+    assert newest_step_at_a_glance(tmp_path / "missing") is None
+    for step in (3, 7, 8, 9):
+        save(tmp_path, step)
+    (tmp_path / checkpoint_name(8) / "model.safetensors").write_bytes(b"short")
+    (tmp_path / checkpoint_name(9) / "complete.json").unlink()
+    monkeypatch.setattr(folders, "_fingerprint", lambda path: pytest.fail(f"read {path}"))
+    assert newest_step_at_a_glance(tmp_path) == 7
 
 
 def test_a_damaged_checkpoint_of_a_later_step_does_not_take_the_place_of_the_newest(tmp_path):

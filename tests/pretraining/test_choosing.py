@@ -1,5 +1,9 @@
 """compile: auto compiles when the run ends sooner for it, compiling included; a probe takes the memory there is."""
 
+import json
+from dataclasses import asdict
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny_training import SETTINGS, SPECIAL, make_model, make_run, open_data
@@ -8,13 +12,16 @@ from pipeline_lib.config.model import ModelSettings
 from pipeline_lib.config.pretrain import PretrainSettings
 from pipeline_lib.models.initialise import build_model
 from pipeline_lib.models.shapes import resolve_shape
-from pipeline_lib.pretraining import choosing, cost, machine
+from pipeline_lib.pretraining import choosing, cost, machine, outcome, setup
 from pipeline_lib.pretraining.attention import use_attention
 from pipeline_lib.pretraining.batches import Batch
-from pipeline_lib.pretraining.distribution import alone
+from pipeline_lib.pretraining.choices import Choices
+from pipeline_lib.pretraining.distribution import Processes, alone
 from pipeline_lib.pretraining.forward import TokenLoss
 from pipeline_lib.pretraining.horizon import resolve_horizon
 from pipeline_lib.pretraining.inputs import TrainingInputs
+from pipeline_lib.pretraining.logbook import open_logbook
+from pipeline_lib.pretraining.step_lines import lines_of
 from pipeline_lib.stage import StageFailure
 
 CPU = torch.device("cpu")
@@ -115,10 +122,18 @@ def test_a_probe_too_large_for_the_memory_is_halved_until_it_fits(monkeypatch):
 
 
 class SlowMachine:
-    """Stands for a slow machine: a forward and backward pass of a sequence takes `seconds`; counts what is asked."""
+    """Stands for a slow machine: a forward and backward pass of a sequence takes `seconds`; counts what is asked.
 
-    def __init__(self, monkeypatch, seconds: float):
-        self.now, self.passes, self.sequences, self.seconds = 0.0, 0, 0, seconds
+    cold: what the first pass of a network, and the first one after compiling it, takes more; compiled: what a pass of a
+    sequence takes then.
+    """
+
+    def __init__(self, monkeypatch, seconds: float, cold: float = 0.0, compiled: float | None = None):
+        self.now, self.passes, self.sequences = 0.0, 0, 0
+        self.eager, self.compiled, self.cold = seconds, compiled or seconds, cold
+        self.seconds, self.owed = seconds, 0.0
+        monkeypatch.setattr(choosing, "compile_body", lambda *_: self.begin(self.compiled))
+        monkeypatch.setattr(choosing, "uncompile_body", lambda *_: self.begin(self.eager))
         for module in (choosing, cost, machine):
             monkeypatch.setattr(module, "timed", self.timed)
         monkeypatch.setattr(choosing.time, "perf_counter", lambda: self.now)
@@ -129,11 +144,16 @@ class SlowMachine:
         self.now += 1e-6  # an action that is no pass
         return self.now - began
 
+    def begin(self, seconds: float) -> None:
+        self.seconds, self.owed = seconds, self.cold
+
     def watch(self, network):
         def count(_, arguments):
             self.passes, self.sequences = self.passes + 1, self.sequences + len(arguments[0])
-            self.now += self.seconds * len(arguments[0])
+            self.now += self.seconds * len(arguments[0]) + self.owed
+            self.owed = 0.0
 
+        self.begin(self.eager)
         network.register_forward_pre_hook(count)
         return network
 
@@ -159,12 +179,22 @@ def peak_at_which_a_sequence_takes(seconds: float) -> float:
 def test_the_probe_of_a_slow_machine_asks_for_few_passes_of_few_sequences(packed_run, monkeypatch):
     """Eight sequences a micro-batch at 5.5 s each: all eleven passes of all of them would take eight minutes."""
     slow = SlowMachine(monkeypatch, 5.5)
-    monkeypatch.setattr(choosing, "compile_body", lambda *_: None)
     settings = SETTINGS.model_copy(update={"compile": "auto", "tokens": 512 * 10_000})
     run, _, made = plan_on(slow, packed_run, monkeypatch, peak_at_which_a_sequence_takes(2.75), settings)
-    assert slow.now < 40 and slow.sequences <= 5  # eager, compiled twice, the probe of the cost, and what it keeps
+    assert slow.now < 40 and slow.sequences <= 7  # eager, compiled and the cost twice each, and what a pass keeps
     assert made.seconds == pytest.approx(run.horizon.steps * 8 * 5.5, rel=0.01)
-    assert "1 of 8 sequences were probed, once" in made.basis
+    assert "1 of 8 sequences were timed, once" in made.basis
+
+
+@pytest.mark.parametrize(("compiled", "pays"), [(5.6, False), (5.0, True)])
+def test_the_first_pass_on_a_slow_machine_is_neither_predicted_nor_held_against_a_later_one(
+    packed_run, monkeypatch, compiled, pays
+):
+    slow = SlowMachine(monkeypatch, 5.5, cold=30.0, compiled=compiled)
+    settings = SETTINGS.model_copy(update={"compile": "auto", "tokens": 512 * 10_000})
+    run, _, made = plan_on(slow, packed_run, monkeypatch, peak_at_which_a_sequence_takes(2.75), settings)
+    assert run.choices.compiled == pays
+    assert made.seconds == pytest.approx(run.horizon.steps * 8 * 5.5, rel=0.01)
 
 
 def test_the_probe_of_a_small_model_stays_what_it_was(packed_run, monkeypatch):
@@ -172,7 +202,7 @@ def test_the_probe_of_a_small_model_stays_what_it_was(packed_run, monkeypatch):
     settings = SETTINGS.model_copy(update={"compile": "auto"})
     run, _, made = plan_on(quick, packed_run, monkeypatch, peak_at_which_a_sequence_takes(0.005), settings)
     assert (quick.passes, quick.sequences) == (1 + 3 + 1 + 2, 8 * 7)
-    assert made.seconds == pytest.approx(run.horizon.steps * 8 * 0.01, rel=0.1) and "probed" not in made.basis
+    assert made.seconds == pytest.approx(run.horizon.steps * 8 * 0.01, rel=0.1) and "timed, once" not in made.basis
 
 
 def test_the_time_of_a_part_scaled_up_is_that_of_the_whole():
@@ -206,3 +236,30 @@ def test_a_slow_matrix_product_is_not_timed_six_times(monkeypatch):
     asked = []
     monkeypatch.setattr(machine, "timed", lambda action, device: asked.append(1) or 2.0)
     assert machine.measure_matmul(CPU, 8, 4).float32 > 0 and len(asked) == 4  # both formats, twice
+
+
+@pytest.mark.parametrize(("began_with", "peak"), [((2, 1), 7e9), ((1, 1), 3e9), ((2, 4), 3e9)])
+def test_the_peak_is_measured_again_where_other_processes_have_another_number_of_threads(
+    tmp_path, monkeypatch, began_with, peak
+):
+    """Of a run that goes on as one process with four threads; one process keeps the threads that it began with."""
+    processes, threads = began_with
+    began = Choices(processes=processes, threads=threads, peak_flops=3e9, device="cpu", dtype="bfloat16")
+    (tmp_path / "choices.json").write_text(json.dumps(asdict(began)))
+    asked = []
+    monkeypatch.setattr(setup, "measure_peak", lambda device, dtype, _: asked.append((device, dtype)) or 7e9)
+    stage = SimpleNamespace(work=tmp_path, note=lambda _: None)
+    choices = setup._choices_of_the_first(stage, Processes(0, 1, "single", CPU), 4, make=None)
+    assert choices.peak_flops == json.loads((tmp_path / "choices.json").read_text())["peak_flops"] == peak
+    assert asked == [(CPU, torch.bfloat16)] * (peak == 7e9)
+
+
+def test_a_step_is_held_against_the_peak_of_the_start_that_did_it(tmp_path):
+    run = make_run()
+    run.choices = Choices(peak_flops=7e9)
+    with open_logbook(tmp_path, run, False, SETTINGS.model_copy(update={"tensorboard": False}), "test") as book:
+        book.write(run, {"step": 0})
+    [line] = lines_of(tmp_path / "timings.jsonl")
+    run.choices = Choices(peak_flops=3e9)  # the next start has fewer threads
+    assert outcome._possible_flops(line, run) == 7e9 * line["seconds"]
+    assert outcome._possible_flops({"seconds": 3.0, "loader": 1.0}, run) == 6e9

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from tiny_training import SETTINGS, BareStage, make_run, open_data
@@ -11,7 +12,9 @@ from tiny_training import SETTINGS, BareStage, make_run, open_data
 from pipeline_lib.packing.reader import PackedCache
 from pipeline_lib.pretraining import incidents, loop
 from pipeline_lib.pretraining.logbook import open_logbook
+from pipeline_lib.pretraining.run_state import restore_run
 from pipeline_lib.pretraining.spikes import CALM, HISTORY_NEEDED, SpikeDetector
+from pipeline_lib.stage import StageFailure
 
 SPIKING = ("--spike_deviations", "0.01", "--tokens", "24576", "--schedule.name", "wsd")
 SPIKING += ("--optimizer.lr", "0.5", "--optimizer.head_lr", "1", "--optimizer.embedding_lr", "5")
@@ -75,16 +78,18 @@ def test_a_spike_leaves_a_bundle_of_the_state_before_it_and_training_goes_on(fre
     assert missing.code == 2 and "no bundle of step 1" in missing.output and "Traceback" not in missing.output
 
 
+def rising(run, batch, settings, before_update):
+    """Stands for a step: the loss rises at step 21 and stays there."""
+    loss = (3.0 if run.step < 20 else 9.0) + 0.01 * (run.step % 5)
+    before_update(loss, 1.0)
+    run.step += 1
+    return loss, 1.0
+
+
 def test_a_loss_that_rises_and_stays_leaves_one_bundle_that_of_its_first_step(packed_run, monkeypatch, tmp_path):
     settings = SETTINGS.model_copy(update={"tokens": 84 * 512, "tensorboard": False, "validation_tokens": 500})
     run, written = make_run(settings), []
     run.spikes = SpikeDetector(settings.spike_deviations)
-
-    def rising(run, batch, settings, before_update):
-        loss = (3.0 if run.step < 20 else 9.0) + 0.01 * (run.step % 5)
-        before_update(loss, 1.0)
-        run.step += 1
-        return loss, 1.0
 
     save = incidents.save_checkpoint
     monkeypatch.setattr(incidents, "save_checkpoint", lambda *bundle: (written.append(bundle[0].name), save(*bundle)))
@@ -95,6 +100,42 @@ def test_a_loss_that_rises_and_stays_leaves_one_bundle_that_of_its_first_step(pa
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 85
     assert [line["step"] for line in lines if "spikes" in line] == list(range(21, 21 + HISTORY_NEEDED))
+
+
+@pytest.mark.parametrize(
+    ("error", "ends_as", "words"),
+    [
+        (OSError(28, "No space left on device"), OSError, "No space left"),
+        (MemoryError(), StageFailure, "out of memory at step 21, which is a spike, while its bundle was written"),
+    ],
+)
+def test_a_bundle_that_could_not_be_written_is_written_when_the_run_goes_on(
+    packed_run, monkeypatch, tmp_path, error, ends_as, words
+):
+    settings = SETTINGS.model_copy(update={"tokens": 24 * 512, "tensorboard": False, "validation_tokens": 500})
+    data = open_data(packed_run[1] / "03_packed")
+
+    def start(work: Path, resumed: bool) -> SpikeDetector:
+        run = make_run(settings)
+        run.spikes = SpikeDetector(settings.spike_deviations)
+        assert (restore_run(run, work / "checkpoints", print) is not None) == resumed
+        with open_logbook(work, run, resumed, settings, "test") as book:
+            loop.train(BareStage(settings, work), run, data, book)
+        return run.spikes
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(loop, "optimizer_step", rising)
+    whole = start(tmp_path / "whole", resumed=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(incidents, "save_checkpoint", fail)
+        with pytest.raises(ends_as, match=words):
+            start(tmp_path / "failed", resumed=False)
+    assert start(tmp_path / "failed", resumed=True).state() == whole.state()
+    for work in ("whole", "failed"):
+        assert [path.name for path in (tmp_path / work / "incidents").iterdir()] == ["step-00000021"]
+    assert (tmp_path / "failed" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
 
 
 @pytest.mark.slow

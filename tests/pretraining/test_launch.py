@@ -35,11 +35,15 @@ def test_a_process_that_alone_does_not_see_the_files_says_so(packed_run, tmp_pat
     assert said.startswith("process 9: ") and str(run if missing == "03_packed" else config) in said, said
 
 
-def test_only_a_restart_of_the_torchrun_whose_start_left_leaves_at_once(tmp_path, monkeypatch):
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """Return a function that starts the stage in one folder; `start.began` are those that did not leave at once."""
     stage, began = SimpleNamespace(name="05_pretrain", work=tmp_path, say=print), []
 
-    def start(torchrun: str | None, restarts: int, signal_number: int | None = None) -> int | None:
-        """Return the number of the signal that the start leaves with."""
+    def start(
+        torchrun: str | None, restarts: int, signal_number: int | None = None, process: int = 7, queued_again: int = 0
+    ) -> int | None:
+        """Return the number of the signal that the start leaves with. process: torchrun's number."""
 
         def run(_):
             began.append((torchrun, restarts))
@@ -49,20 +53,47 @@ def test_only_a_restart_of_the_torchrun_whose_start_left_leaves_at_once(tmp_path
         monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
         if torchrun is not None:
             monkeypatch.setenv("TORCHELASTIC_RUN_ID", torchrun)
+        monkeypatch.setenv("SLURM_RESTART_COUNT", str(queued_again))
+        monkeypatch.setattr(os, "getppid", lambda: process)
         try:
             launch._unless_it_left(stage, restarts, run)
         except StageInterrupted as interruption:
             return interruption.signal_number
         return None
 
+    start.began = began
+    return start
+
+
+def test_only_a_restart_of_the_torchrun_whose_start_left_leaves_at_once(start, tmp_path):
     assert start("job-1", 0, signal.SIGINT) == start("job-1", 1) == start("job-1", 2) == signal.SIGINT
-    assert began == [("job-1", 0)]
+    assert start.began == [("job-1", 0)]
     assert start("job-1", 0) is None  # the job was queued again under its name
     assert start("job-1", 1) is None  # and failed otherwise
     assert start("job-1", 1, signal.SIGTERM) == signal.SIGTERM
     assert start("job-2", 1) is None
     assert start(None, 0, signal.SIGTERM) == signal.SIGTERM and start(None, 0) is None
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("other", [{"process": 8}, {"queued_again": 1}])
+def test_a_job_queued_again_whose_first_start_failed_before_it_saw_the_word_goes_on(start, other):
+    assert start("job-1", 0, signal.SIGTERM) == signal.SIGTERM
+    assert start("job-1", 1, **other) is None
+    assert start("job-1", 2, **other) is None and len(start.began) == 3
+
+
+def test_a_start_because_a_node_joined_after_a_failure_goes_on(start):
+    """torchrun stops the healthy processes with a signal, and does not count the start that follows."""
+    assert start("job-1", 1, signal.SIGTERM) == signal.SIGTERM
+    assert start("job-1", 1) is None
+    assert start("job-1", 2) is None  # a failure after it
+    assert start("job-1", 2, signal.SIGTERM) == start("job-1", 3) == signal.SIGTERM
+
+
+def test_a_word_that_an_older_version_left_is_removed(start, tmp_path):
+    (tmp_path / "left.json").write_text('{"torchrun": "job-1", "signal": 15}')
+    assert start("job-1", 1) is None and not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from test_05_pretrain import lines, metrics_of_unfinished, notes
 from fork_launcher import run_script
 from pipeline_lib.checkpoints import (
     checkpoint_name,
+    folders,
     load_checkpoint,
     load_state,
     newest_valid_checkpoint,
@@ -103,13 +104,14 @@ def test_a_run_that_goes_on_as_another_one_is_predicted_again_and_one_that_just_
     assert "4 micro-batches" in told["basis"] and "; the first 4 steps took " in told["basis"]
 
 
-def test_what_was_done_before_counts_as_it_was_in_a_prediction_that_is_made_again(tmp_path):
+def test_what_was_done_before_counts_as_it_was_in_a_prediction_that_is_made_again(tmp_path, monkeypatch):
     steps, waited = 10, 5.0
     seconds = [{"step": step, "seconds": 3.0 + waited * (step == 2), "text": waited * (step == 2)} for step in range(9)]
     (tmp_path / "timings.jsonl").write_text("".join(json.dumps(line) + "\n" for line in seconds))
     save_checkpoint(tmp_path / "checkpoints" / checkpoint_name(4), {"model": {"w": torch.ones(1)}}, {"step": 4})
     horizon = Horizon(steps, 8, 64, LearningRates(1.0, 1.0, 1.0))
     whole = cost.Prediction(100.0, 1, 1, 1.0, "a probe")
+    monkeypatch.setattr(folders, "_fingerprint", lambda path: pytest.fail(f"every byte of {path} was read"))
     made = cost._after_what_is_done(tmp_path, horizon, whole)
     assert made.seconds == pytest.approx(5 * 3.0 + 100.0 * 6 / 10)  # steps 0 to 4, and those after the checkpoint
     assert cost._after_what_is_done(tmp_path / "nothing", horizon, whole) is whole

@@ -16,6 +16,7 @@ from pipeline_lib.pretraining.distribution import Processes
 from pipeline_lib.pretraining.logbook import open_logbook
 from pipeline_lib.pretraining.loop import train
 from pipeline_lib.pretraining.run_state import restore_run
+from pipeline_lib.pretraining.step_lines import StepLines
 from pipeline_lib.stage import StageFailure
 
 
@@ -56,6 +57,45 @@ def test_a_step_whose_validation_a_signal_interrupted_can_still_be_the_best(pack
     [written] = [line for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if '"step": 4,' in line]
     assert json.loads((folder / "complete.json").read_text())["score"] == json.loads(written)["val_bits_per_byte"]
     assert (tmp_path / "checkpoints" / checkpoint_name(5)).exists()
+
+
+def test_a_line_that_the_checkpoint_carries_because_its_wall_time_could_not_be_written_is_no_proof(
+    packed_run, monkeypatch, tmp_path
+):
+    data, settings = open_data(packed_run[1] / "03_packed"), SETTINGS.model_copy(update={"tensorboard": False})
+    run, whole = make_run(settings), StepLines.append
+
+    def full_at_step_4(self, line):
+        if self.path.name == "timings.jsonl" and line["step"] == 4:
+            raise OSError(28, "No space left on device")
+        whole(self, line)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepLines, "append", full_at_step_4)
+        with open_logbook(tmp_path, run, False, settings, "test") as book, pytest.raises(OSError, match="No space"):
+            train(BareStage(settings, tmp_path), run, data, book)
+    assert '"step": 4,' in (tmp_path / "metrics.jsonl").read_text()
+    again, stage = make_run(settings), BareStage(settings, tmp_path)
+    restore_run(again, tmp_path / "checkpoints", print)
+    assert again.unwritten["step"] == again.step == 4
+    with open_logbook(tmp_path, again, True, settings, "test") as book:
+        train(stage, again, data, book)
+    assert not [said for said in stage.said if "bit for bit" in said]
+    written = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert written == list(range(again.horizon.steps + 1))
+
+
+@pytest.mark.parametrize(("loss", "answer"), [(2.0, "yes"), (3.0, "no (loss 2.0 -> 3.0)")])
+def test_after_a_line_that_the_checkpoint_carries_the_next_one_is_the_proof(tmp_path, loss, answer):
+    run, settings = make_run(), SETTINGS.model_copy(update={"tensorboard": False})
+    for name in ("metrics.jsonl", "timings.jsonl"):
+        (tmp_path / name).write_text("".join(f'{{"step": {step}, "loss": 2.0}}\n' for step in range(7)))
+    run.step, run.unwritten = 4, {"step": 4, "loss": 2.0}
+    with open_logbook(tmp_path, run, True, settings, "test") as book:
+        said = []
+        for run.step in (4, 5, 6):
+            said.append(book.write(run, {"step": run.step, "loss": loss}))
+    assert said == [None, f"continued after step 4; step 5 replayed, continues bit for bit: {answer}", None]
 
 
 @pytest.mark.parametrize(("every", "words"), [(1, "after step 3"), (2, "before the step already")])

@@ -4,9 +4,10 @@ import json
 import sys
 from types import SimpleNamespace
 
+import pytest
 from tiny_training import SETTINGS, BareStage, make_run, open_data
 
-from pipeline_lib.pretraining import logbook
+from pipeline_lib.pretraining import logbook, trackers
 from pipeline_lib.pretraining.loop import train
 from pipeline_lib.pretraining.trackers import Curves
 from pipeline_lib.stage.workspace import Workspace
@@ -63,6 +64,29 @@ def test_a_tracker_that_fails_is_noted_once_and_training_goes_on_without_it(pack
     said = capsys.readouterr().out
     assert said.count("the tracker lost failed at step 2 (ConnectionError: the network is gone)") == 1
     assert said.count("the tracker late failed at the end") == 1 and "whole" not in said
+
+
+@pytest.mark.parametrize("fails", ["__init__", "start", "store_init_configuration"])
+def test_a_tracker_that_cannot_start_is_noted_and_the_others_start(tmp_path, monkeypatch, fails):
+    def gone(*_):
+        raise ConnectionError("the network is gone")
+
+    lost = type("Lost", (), {"start": lambda _: None, "store_init_configuration": lambda *_: None, fails: gone})
+    own = SimpleNamespace(Lost=lost, Whole=lambda: Failing("whole", 99))
+    monkeypatch.setitem(sys.modules, "own", own)
+    said = []
+    started = trackers.open_trackers(["own:Lost", "own:Whole"], "demo", tmp_path, "id", {}, said.append)
+    assert [tracker.name for tracker in started] == ["whole"]
+    assert len(said) == 1 and said[0].startswith("the tracker own:Lost failed at its start (ConnectionError: the net")
+
+
+def test_a_tensorboard_that_cannot_start_is_noted_and_the_run_goes_on(tmp_path):
+    (tmp_path / "tensorboard").write_text("a file where its folder would be")
+    settings, said = SETTINGS.model_copy(update={"tensorboard": True}), []
+    run = make_run(settings)
+    with logbook.open_logbook(tmp_path, run, False, settings, "test", said.append) as book:
+        assert book.write(run, {"step": 0, "val_loss": 6.0}) is None
+    assert len(said) == 1 and said[0].startswith("the tracker tensorboard failed at its start (FileExistsError")
 
 
 def test_a_tensorboard_whose_disk_is_full_is_dropped_too(tmp_path, monkeypatch):

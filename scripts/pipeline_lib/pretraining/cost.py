@@ -7,10 +7,10 @@ update with a learning rate of zero (it allocates the moments and moves nothing)
     memory   the peak of the probe, and on a CPU the copy of weights and moments that is written in the background
     disk     the kept checkpoints, the best and every n-th among them, and the final model
 
-Where a micro-batch takes seconds, a part of its sequences is probed, once: time goes with their number, and so does the
-memory that the forward pass keeps for the backward pass.
+Where a micro-batch takes seconds, a part of its sequences is probed, and timed once: time goes with their number, and
+so does the memory that the forward pass keeps for the backward pass.
 
-Compiling is in the time only if it is chosen; what other programs do on the machine meanwhile is not.
+What other programs do on the machine meanwhile is not in the time, and neither is compiling.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from pipeline_lib.checkpoints import load_state, newest_valid_checkpoint
+from pipeline_lib.checkpoints import newest_step_at_a_glance
 from pipeline_lib.config.pretrain import PretrainSettings
 from pipeline_lib.oom_handler import is_out_of_memory
 from pipeline_lib.stage import Estimate, Stage, StageFailure, write_json_atomic
@@ -88,12 +88,10 @@ def predict(run: TrainingRun, inputs: TrainingInputs, settings: PretrainSettings
     """
     horizon, whole = run.horizon, inputs.probe()
     probe, slow = timing_piece(whole, matmul_parameters(run.model), run.choices.peak_flops)
-    probe, micro = fitting_probe(run.network, probe, settings.loss_chunk, run.device)
-    missing = 0
-    if slow:
-        missing = (len(whole.inputs) - len(probe.inputs)) * saved_bytes(run, probe, settings.loss_chunk)
-    else:
-        micro = measure_micro_batch(run.network, probe, settings.loss_chunk, run.device, warm=0)
+    probe, _ = fitting_probe(run.network, probe, settings.loss_chunk, run.device)  # the first pass may be compiling
+    repeats = 1 if slow else 2
+    micro = measure_micro_batch(run.network, probe, settings.loss_chunk, run.device, warm=0, repeats=repeats)
+    missing = (len(whole.inputs) - len(probe.inputs)) * saved_bytes(run, probe, settings.loss_chunk) if slow else 0
     micro_batches = horizon.sequences / len(probe.inputs)
     try:
         update = _update_seconds(run)
@@ -125,7 +123,7 @@ def predict(run: TrainingRun, inputs: TrainingInputs, settings: PretrainSettings
         f" matmul {run.choices.peak_flops / 1e9:,.0f} GFLOP/s"
     )
     if missing:
-        basis += f"; a pass is slow here: {len(probe.inputs)} of {len(whole.inputs)} sequences were probed, once"
+        basis += f"; a pass is slow here: {len(probe.inputs)} of {len(whole.inputs)} sequences were timed, once"
     return Prediction(seconds, memory, disk, horizon.step_tokens / step, basis)
 
 
@@ -164,10 +162,10 @@ def _after_what_is_done(work: Path, horizon: Horizon, prediction: Prediction) ->
 
     prediction: of the whole run. What was waited for stage 03 is not part of the time, as in the card.
     """
-    newest = newest_valid_checkpoint(work / "checkpoints")
-    if newest is None:
+    # Before a start goes on from a checkpoint it reads every byte of it, minutes for a large one: not here once more.
+    step = newest_step_at_a_glance(work / "checkpoints")
+    if step is None:
         return prediction
-    step = load_state(newest)["step"]
     past = [line for line in lines_of(work / "timings.jsonl") if line["step"] <= step]
     spent = sum(line["seconds"] - line.get("text", 0.0) for line in past)
     rest = max(0.0, 1 - horizon.tokens_until(step) / horizon.tokens)

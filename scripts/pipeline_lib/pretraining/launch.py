@@ -80,7 +80,7 @@ def _unless_it_left(stage: Stage, restarts: int, run: Callable[[Stage], None]) -
     try:
         run(stage)
     except StageInterrupted as interruption:
-        leave_word(stage.work, interruption.signal_number)
+        leave_word(stage.work, interruption.signal_number, restarts)
         raise
 
 

@@ -55,7 +55,8 @@ class Logbook:
             return None
         self.metrics.append(line)
         at = {"at": time.time(), "seconds": seconds}
-        self.timings.append({"step": run.step, **at, "processes": run.processes.size, **spent})
+        machine = {"processes": run.processes.size, "peak_flops": run.choices.peak_flops}
+        self.timings.append({"step": run.step, **at, **machine, **spent})
         self.curves.add(line, {"tokens_per_second": run.horizon.step_tokens_at(run.step) / seconds})
         return self._verdict(line)
 
@@ -80,12 +81,11 @@ class Logbook:
 
     def _verdict(self, line: dict[str, Any]) -> str | None:
         before = self.metrics.replay.get(line["step"])
-        first = 0 if self.resumed_at is None else self.resumed_at + 1
-        if before is None or line["step"] != first:
+        if before is None or line["step"] != min(self.metrics.replay):
             return None
         changed = [key for key in {**line, **before} if line.get(key) != before.get(key)]
         details = ", ".join(f"{key} {before.get(key)} -> {line.get(key)}" for key in changed)
-        origin = "began again at the start" if self.resumed_at is None else f"continued after step {self.resumed_at}"
+        origin = "began again at the start" if self.resumed_at is None else f"continued after step {line['step'] - 1}"
         answer = f"no ({details})" if changed else "yes"
         return f"{origin}; step {line['step']} replayed, continues bit for bit: {answer}"
 
@@ -103,16 +103,18 @@ def open_logbook(
     resumed: whether the run was restored from a checkpoint; project: what trackers call it; note: told of a tracker
     that fails. Only the first process of a run writes.
     """
-    taken_back = resumed and _take_back_the_last_line(work, run)
+    if resumed:
+        _take_back_the_last_line(work, run)
     last = -1 if not resumed else run.step - (run.unwritten is not None)
     resumed_at = last if resumed else None
     if not run.processes.first:
         return Logbook(None, None, None, resumed_at)
     identity = lasting_identity(work) if settings.trackers else ""
-    trackers = open_trackers(settings.trackers, project, work / "trackers", identity, settings.model_dump(mode="json"))
+    shown, folder = settings.model_dump(mode="json"), work / "trackers"
+    trackers = open_trackers(settings.trackers, project, folder, identity, shown, note)
     metrics = StepLines(work / "metrics.jsonl", last)
-    if taken_back:
-        metrics.replay.pop(run.step, None)  # not a repeated step: the same one, with its validation
+    if run.unwritten is not None:
+        metrics.replay.pop(run.step, None)  # no proof: it may be in the file too, and is written again as it is
     return Logbook(
         metrics=metrics,
         timings=StepLines(work / "timings.jsonl", last),
@@ -121,17 +123,15 @@ def open_logbook(
     )
 
 
-def _take_back_the_last_line(work: Path, run: TrainingRun) -> bool:
+def _take_back_the_last_line(work: Path, run: TrainingRun) -> None:
     """Take the line of a step back that is the last one only now, because the horizon was shortened to it.
 
-    It was no end when it was written, so it has no validation; written again it gets one. Says whether it was so. The
-    first process looks for all of them: it then writes the file anew, and who looks later would not find the line.
+    It was no end when it was written, so it has no validation; written again it gets one. The first process looks for
+    all of them: it then writes the file anew, and who looks later would not find the line.
     """
     if run.step != run.horizon.steps or run.unwritten is not None:
-        return False
+        return
     lines = lines_of(work / "metrics.jsonl") if run.processes.first else []
     line = run.processes.share(next((line for line in lines if line["step"] == run.step), None))
-    if line is None or "val_loss" in line:
-        return False
-    run.unwritten = line
-    return True
+    if line is not None and "val_loss" not in line:
+        run.unwritten = line

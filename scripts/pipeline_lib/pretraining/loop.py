@@ -181,10 +181,15 @@ def _next_step(
 
     def before_update(loss: float, norm: float) -> None:
         saving.saver.before_update()
+        without_this_step = run.spikes.state()
         spikes.update(run.spikes.find({"loss": loss, "grad_norm": norm}))
         if run.spikes.begins_episode:  # its later steps are less worth a replay, and would push the first one out
             what = {"kind": f"spike of {', '.join(spikes)}", "loss": loss, "grad_norm": norm, "deviations": spikes}
-            incidents.record(run, data, batch, settings, folder, what)
+            try:
+                incidents.record(run, data, batch, settings, folder, what)
+            except Exception:
+                run.spikes.restore(without_this_step)  # which is not done: what is saved now is the step before
+                raise
 
     try:
         loss, norm = optimizer_step(run, batch, settings, before_update)
@@ -201,7 +206,7 @@ def _next_step(
         drop_gradients(run)
         if run.processes.strategy != "fsdp":  # where putting the tensors together would wait for the others
             saving.emergency(run)
-        raise StageFailure(_out_of_memory(run, step, batch)) from None
+        raise StageFailure(_out_of_memory(run, step, batch, recording=bool(spikes))) from None
     run.data = data_state
     run.score = None
     run.tokens.add(batch)
@@ -226,12 +231,17 @@ def _out_of_memory_in_validation(run: TrainingRun, context: int) -> str:
     )
 
 
-def _out_of_memory(run: TrainingRun, step: int, batch: Batch) -> str:
-    """Say what to change when memory ran out for good."""
+def _out_of_memory(run: TrainingRun, step: int, batch: Batch, recording: bool) -> str:
+    """Say what to change when memory ran out for good; recording: the passes went well, and the step is a spike."""
     if not run.between_steps:
         return (
             f"out of memory in the update at step {step}; the last checkpoint stands: use a smaller model or"
             " an optimizer with smaller moments"
+        )
+    if recording:
+        return (
+            f"out of memory at step {step}, which is a spike, while its bundle was written; with"
+            " pretrain.keep_incidents 0 none is"
         )
     return (
         f"out of memory at step {step}: not even one sequence of {batch.inputs.shape[1]:,} tokens fits; shorten"

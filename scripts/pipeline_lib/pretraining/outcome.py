@@ -66,8 +66,7 @@ class Outcome:
         flops = flop_count(inputs.parameters["matmul"], inputs.layers, inputs.attention_width).of(run.tokens)
         spent = {name: sum(line.get(name, 0.0) for line in times[1:]) for name in NO_STEP}
         stepping = sum(_stepping(line) for line in times[1:])
-        # Another start may have had another number of processes.
-        used = sum(_stepping(line) * line.get("processes", run.processes.size) for line in times[1:])
+        possible = sum(_possible_flops(line, run) for line in times[1:])
         counts, useful = run.tokens, self.text.predicted_once
         return {
             "steps": run.step,
@@ -102,7 +101,7 @@ class Outcome:
                 "seconds": run.seconds,
                 "tokens_per_second": counts.total / run.seconds,
                 "model_flops_per_second": flops / run.seconds,
-                "step_mfu": round(flops / used / run.choices.peak_flops, 4),
+                "step_mfu": round(flops / possible, 4),
                 "loader_share": round(spent["loader"] / (stepping + spent["loader"]), 5),
                 "text_wait_seconds": round(spent["text"], 4),
                 "checkpoints_saved": self.saving.saver.saves,
@@ -127,6 +126,15 @@ class Outcome:
 def _stepping(line: dict[str, Any]) -> float:
     """Return the seconds of a step without its waiting and its validation."""
     return line["seconds"] - sum(line.get(name, 0.0) for name in NO_STEP)
+
+
+def _possible_flops(line: dict[str, Any], run: TrainingRun) -> float:
+    """Return the FLOPs that products at their peak would have done in a step; another start may have had another one.
+
+    Lines of older versions do not say their processes, or their peak.
+    """
+    peak = line.get("peak_flops", run.choices.peak_flops)
+    return _stepping(line) * line.get("processes", run.processes.size) * peak
 
 
 def _bytes_below(folder: Path) -> int:

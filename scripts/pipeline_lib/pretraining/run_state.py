@@ -9,7 +9,7 @@
     spikes       what ordinary steps look like
     micro_batches  how many sequences fit into memory at once, by context length
     best_score   best validation so far
-    unwritten    the metrics line of `step` if a signal came while its validation was still running
+    unwritten    the metrics line of `step` while it is not written: its validation was cut short, or writing failed
 
 The rest is either fixed by settings and inputs, whose digests guard the work folder, or a choice made by measurement,
 which is kept in choices.json beside the checkpoints and repeated in each of them.

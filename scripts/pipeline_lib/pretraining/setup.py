@@ -29,7 +29,8 @@ from .forward import TokenLoss
 from .fp8 import use_fp8
 from .horizon import Horizon
 from .inputs import TrainingInputs
-from .machine import device_kind
+from .machine import device_kind, timed
+from .meters import measure_peak
 from .optimizers import make_optimizers
 from .run_state import TrainingRun
 from .spikes import SpikeDetector
@@ -105,7 +106,7 @@ def _choices_of_the_first(stage: Stage, processes: Processes, threads: int, make
     """Return what the first process remembers or chooses, on all of them.
 
     What was chosen on another kind of device cannot run on this one, or would be slow on it: it is chosen anew. With
-    another number of processes each takes the `threads` that are its share of the machine now.
+    another number of processes each takes the `threads` that are its share of the machine now, which torch has to use.
     """
     made = None
     if processes.first:
@@ -126,6 +127,7 @@ def _choices_of_the_first(stage: Stage, processes: Processes, threads: int, make
                     f"goes on on {_crew(processes.size, threads)} after {_crew(made['processes'], made['threads'])}, so"
                     " this is not bit for bit the run that it would have been there"
                 )
+                made["peak_flops"] = measure_peak(processes.device, getattr(torch, made["dtype"]), timed)
             made.update(processes=processes.size, threads=threads)
             write_json_atomic(path, made)
     return Choices(**processes.share(made))

@@ -1,7 +1,8 @@
 """Curves while the run goes: TensorBoard, and any tracker that Accelerate knows (Weights & Biases, MLflow ...).
 
 metrics.jsonl is the record of a run; these are views of it that people like to watch. Nothing is read back from them,
-and none can end a run: one that fails (a network that is gone) is noted and told nothing more by this start.
+and none can end a run: one that fails or cannot start (a network that is gone) is noted and told nothing more by this
+start.
 A continued run overwrites TensorBoard's points after its checkpoint; other trackers get the repeated steps again, with
 the same values.
 """
@@ -37,12 +38,15 @@ class Curves:
     ):
         """Open for a run that stands at `last_step`; TensorBoard hides older points of later steps.
 
-        note: told, once, of a view that fails.
+        note: told, once, of a view that fails, TensorBoard's at its start too.
         """
         self._views: list[_TensorBoard | GeneralTracker] = list(trackers)
         self._note = note
         if tensorboard is not None:
-            self._views.insert(0, _TensorBoard(tensorboard, last_step + 1))
+            try:
+                self._views.insert(0, _TensorBoard(tensorboard, last_step + 1))
+            except Exception as error:
+                note(_failed("tensorboard", "at its start", error))
 
     def add(self, line: dict[str, Any], speeds: dict[str, float]) -> None:
         """Add the numbers of a metrics line and, for optimizer steps, the `speeds` of this machine."""
@@ -63,10 +67,14 @@ class Curves:
             action()
         except Exception as error:
             self._views.remove(view)
-            self._note(
-                f"the tracker {view.name} failed {when} ({type(error).__name__}: {error}) and shows no more of this"
-                " start; metrics.jsonl has every step"
-            )
+            self._note(_failed(view.name, when, error))
+
+
+def _failed(name: str, when: str, error: Exception) -> str:
+    return (
+        f"the tracker {name} failed {when} ({type(error).__name__}: {error}) and shows no more of this start;"
+        " metrics.jsonl has every step"
+    )
 
 
 class _TensorBoard:
@@ -122,20 +130,33 @@ def lasting_identity(work: Path) -> str:
     return known["identity"]
 
 
-def open_trackers(names: Iterable[str], run: str, folder: Path, identity: str, settings: dict) -> list[GeneralTracker]:
+def open_trackers(
+    names: Iterable[str],
+    run: str,
+    folder: Path,
+    identity: str,
+    settings: dict,
+    note: Callable[[str], object] = print,
+) -> list[GeneralTracker]:
     """Start the trackers `names`: names that Accelerate knows, or "module:Class" for a GeneralTracker of your own.
 
     run: the project's name; folder: where trackers that write files put them; identity: a name that stays the same when
-    the run continues, so that Weights & Biases continues its curve; settings: shown beside the curves. Raises
-    UserError for an unknown name or a package that is not installed.
+    the run continues, so that Weights & Biases continues its curve; settings: shown beside the curves; note: told of
+    a tracker that cannot start, which is left out. Raises UserError for an unknown name or a package that is not
+    installed.
     """
     started = []
     for name in names:
-        tracker = _make(name, run, folder, identity)
-        if hasattr(tracker, "start"):
-            tracker.start()
-        tracker.store_init_configuration(_plain(settings))
-        started.append(tracker)
+        try:
+            tracker = _make(name, run, folder, identity)
+            if hasattr(tracker, "start"):
+                tracker.start()
+            tracker.store_init_configuration(_plain(settings))
+            started.append(tracker)
+        except UserError:
+            raise
+        except Exception as error:
+            note(_failed(name, "at its start", error))
     return started
 
 
