@@ -190,14 +190,40 @@ def test_a_resource_is_a_page_by_its_own_type_and_the_crawlers_notes_are_none(tm
 
 
 @pytest.mark.parametrize("content_type", ["text/html", "text/plain"])
-@pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, br"])
-def test_a_page_whose_encoding_cannot_be_undone_is_a_drop_that_names_it(tmp_path, monkeypatch, encoding, content_type):
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [("br", "br"), ("zstd", "zstd"), ("X-Compress", "compress"), ("gzip, br", "gzip, br"), ("BR,UTF-8 ,br", "br")],
+)
+def test_a_page_whose_encoding_cannot_be_undone_is_a_drop_that_names_it(
+    tmp_path, monkeypatch, said, named, content_type
+):
     monkeypatch.delitem(BufferedReader.DECOMPRESSORS, "br", raising=False)  # as without the package brotli
-    http = [("Content-Encoding", encoding)]
+    http = [("Content-Encoding", said)]
     body = b"\x0bthese bytes stand for compressed ones"
     found = one_record(tmp_path / "x.warc.gz", "response", "http://a.org/", content_type, body, http)
-    assert reasons(found) == [f"content encoding {encoding} is not supported"] and len(found) == 1
+    assert reasons(found) == [f"content encoding {named} is not supported"] and len(found) == 1
     assert found[0].bytes == len(body)
+
+
+@pytest.mark.parametrize("said", ["UTF-8", "none", "aws-chunked", "Identity", "deflate_alt", "a word of my own " * 9])
+def test_a_word_that_is_no_encoding_leaves_the_page_as_it_is(tmp_path, said):
+    def rows_of(content_type, body):
+        http = [("Content-Encoding", said)]
+        return one_record(tmp_path / "x.warc.gz", "response", "http://a.org/", content_type, body, http)
+
+    assert texts(rows_of("text/html", PAGE.encode())) == [STORY.strip()]
+    assert texts(rows_of("text/plain", b"plain words")) == ["plain words"]
+
+
+@pytest.mark.parametrize("said", ["x-gzip", "X-GZIP", "aws-chunked, gzip", "gzip,gzip"])
+def test_gzip_is_undone_under_its_old_name_and_beside_words_that_say_nothing(tmp_path, said):
+    def rows_of(body):
+        http = [("Content-Encoding", said)]
+        return one_record(tmp_path / "x.warc.gz", "response", "http://a.org/", "text/plain", body, http)
+
+    assert texts(rows_of(gzip.compress(b"plain words"))) == ["plain words"]
+    for bad in (gzip.compress(STORY.encode())[:-9], gzip.compress(gzip.compress(b"twice"))):
+        assert reasons(rows_of(bad)) == ["content encoding gzip is broken"]
 
 
 @pytest.mark.parametrize("chunked", [False, True])

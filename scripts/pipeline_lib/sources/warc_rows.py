@@ -27,6 +27,10 @@ PAGE_SCHEMES = ("http:", "https:", "ftp:", "file:")
 """Beginnings of the addresses of resources that somebody published; others hold the crawler's own notes."""
 TRUNCATION_REASONS = ("length", "time", "disconnect", "unspecified")
 """What WARC-Truncated may say (WARC 1.1, section 5.13); a crawler may have words of its own."""
+CONTENT_CODINGS = ("gzip", "deflate", "br", "zstd", "compress", "dcb", "dcz", "aes128gcm", "exi", "pack200-gzip")
+"""What a body can be encoded with (IANA's registry of HTTP content codings). Servers say other words, like `none` and
+`UTF-8`, of bodies that are not encoded."""
+_OLD_NAMES = {"x-gzip": "gzip", "x-compress": "compress"}  # RFC 9110, section 8.4.1
 _GZIP_MAGIC = b"\x1f\x8b\x08"
 _WINDOW, _HEAD = 1 << 18, 4096
 
@@ -131,16 +135,19 @@ def _record_row(record: Any, label: str, offset: int) -> Row | Dropped | None:
     if record.rec_type not in ("response", "conversion") and not published:
         return None
     where = f"{label}, byte {offset}"
+    encoding = _content_encoding(record)
+    if encoding:
+        record.http_headers.replace_header("Content-Encoding", encoding)  # where warcio looks what to undo
     stream = record.content_stream()
     body = stream.read(MAX_PAGE_BYTES + 1)
-    if problem := _problem(record, stream, body):
+    if problem := _problem(record, encoding, stream, body):
         return Dropped(problem, bytes=len(body), where=where)
     if record.rec_type == "conversion" or _content_type(record) == PLAIN_TYPE:
         return _plain_text(body, url, f"@{offset}", where)
     return page_row(body, url, f"@{offset}", where)
 
 
-def _problem(record: Any, stream: Any, body: bytes) -> str | None:
+def _problem(record: Any, encoding: str, stream: Any, body: bytes) -> str | None:
     """Why the record, whose `body` was read from `stream`, is no document; None when it may be one."""
     from warcio.bufferedreaders import BufferedReader
 
@@ -154,17 +161,24 @@ def _problem(record: Any, stream: Any, body: bytes) -> str | None:
         return "neither HTML nor plain text"
     if truncated := (record.rec_headers.get_header("WARC-Truncated") or "").strip().lower():
         return f"cut by the crawler ({truncated if truncated in TRUNCATION_REASONS else 'unspecified'})"
-    encoding = (answer.get_header("Content-Encoding") or "").lower() if answer else ""
-    if not encoding or encoding == "identity":
+    if not encoding:
         return None
     if encoding not in BufferedReader.get_supported_decompressors():
-        return f"content encoding {encoding[:40]} is not supported"
+        return f"content encoding {encoding} is not supported"
     return f"content encoding {encoding} is broken" if whole and _is_undecoded(stream, body) else None
 
 
 def _content_type(record: Any) -> str:
     headers = record.http_headers if record.rec_type == "response" else record.rec_headers
     return (headers.get_header("Content-Type") or "").partition(";")[0].strip().lower()
+
+
+def _content_encoding(record: Any) -> str:
+    """The codings of the body, each once, in the order in which they were applied; empty when it has none."""
+    said = (record.http_headers.get_header("Content-Encoding") or "") if record.http_headers else ""
+    words = (word.strip() for word in said.lower().split(","))
+    names = dict.fromkeys(_OLD_NAMES.get(word, word) for word in words)
+    return ", ".join(name for name in names if name in CONTENT_CODINGS)
 
 
 def _is_undecoded(stream: Any, body: bytes) -> bool:
