@@ -6,9 +6,12 @@ import json
 import lzma
 import random
 import re
+import sys
+import zlib
+from types import SimpleNamespace
 
 import pytest
-from warcio.bufferedreaders import BufferedReader
+from warcio.bufferedreaders import BufferedReader, try_brotli_init
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
@@ -245,6 +248,56 @@ def test_a_page_whose_gzip_encoding_breaks_is_a_drop_and_a_whole_one_a_document(
     in_front[100:200] = bytes(100)
     for bad in (whole[:-9], whole[: len(whole) // 2], bytes(broken), bytes(in_front)):
         assert reasons(rows_of(bad)) == ["content encoding gzip is broken"]
+
+
+class StandInForBrotli:
+    """What `brotli.Decompressor` has, and nothing that it does not take, around the deflate of zlib."""
+
+    __slots__ = ("_inner", "_failed")
+
+    def __init__(self):
+        self._inner, self._failed = zlib.decompressobj(wbits=-15), False
+
+    def process(self, data):
+        if self._failed:
+            raise ValueError("brotli: decoder is unhealthy")
+        try:
+            return self._inner.decompress(data)
+        except zlib.error:
+            self._failed = True
+            raise
+
+    def is_finished(self):
+        if self._failed:
+            raise ValueError("brotli: decoder is unhealthy")
+        return self._inner.eof
+
+
+@pytest.mark.parametrize("genuine", [False, True])
+def test_a_page_whose_br_encoding_breaks_is_a_drop_and_a_whole_one_a_document(tmp_path, monkeypatch, genuine):
+    if genuine:
+        compress = pytest.importorskip("brotli").compress
+    else:
+        monkeypatch.setitem(sys.modules, "brotli", SimpleNamespace(Decompressor=StandInForBrotli))
+        monkeypatch.setitem(BufferedReader.DECOMPRESSORS, "br", None)
+        try_brotli_init()  # warcio finds brotli, as when it is imported
+
+        def compress(data):
+            return zlib.compress(data, wbits=-15)
+
+    def rows_of(body):
+        http = [("Content-Encoding", "br")]
+        return one_record(tmp_path / "x.warc.gz", "response", "http://a.org/", "text/html", body, http)
+
+    paragraphs = "".join(f"<p>{STORY} {random.Random(n).randbytes(200).hex()}</p>" for n in range(400))
+    whole = compress(f"<html><body><article>{paragraphs}</article></body></html>".encode())
+    assert len(whole) > 3 * 16384, "more than what warcio decompresses at once"
+    assert len(texts(rows_of(whole))[0]) > 400 * len(STORY)
+    assert texts(rows_of(PAGE.encode())) == texts(rows_of(compress(PAGE.encode()))) == [STORY.strip()]
+    broken, in_front = bytearray(whole), bytearray(whole)
+    broken[40_000:40_100] = in_front[100:200] = bytes(100)
+    for bad in (whole[:-9], whole[: len(whole) // 2], bytes(broken), bytes(in_front)):
+        assert reasons(rows_of(bad)) == ["content encoding br is broken"]
 
 
 @pytest.mark.parametrize(("said", "named"), [("length", "length"), ("Time", "time"), ("my own word", "unspecified")])

@@ -58,8 +58,11 @@ def read_warc(path: Path, label: str, compression: str, share: Share = WHOLE) ->
 def _records(stream: BinaryIO, label: str, gzipped: bool) -> Iterator[tuple[int, Any]]:
     """Yield (byte where it begins, record) to the end of the archive, which must be the end of a record."""
     from warcio.archiveiterator import ArchiveIterator
+    from warcio.bufferedreaders import BufferedReader
     from warcio.exceptions import ArchiveLoadFailed
 
+    if "br" in BufferedReader.DECOMPRESSORS:  # brotli is installed
+        BufferedReader.DECOMPRESSORS["br"] = BrotliStream
     records = ArchiveIterator(stream, arc2warc=True)
     records.reader = _reader_of_whole_members()(records.fh, label)
     record, begin = None, 0
@@ -105,6 +108,35 @@ def _reader_of_whole_members() -> type:
             return super()._decompress(data)
 
     return WholeMembers
+
+
+class BrotliStream:
+    """A brotli decompressor with the names that those of zlib have.
+
+    Trap: warcio calls methods and sets attributes that objects of brotli do not have, and after an error they do not
+    even say whether they have finished.
+    """
+
+    unused_data = b""
+
+    def __init__(self):
+        import brotli
+
+        self._decompressor = brotli.Decompressor()
+        self._broken = False
+
+    @property
+    def eof(self) -> bool:
+        """Whether the end of the stream was seen."""
+        return not self._broken and self._decompressor.is_finished()
+
+    def decompress(self, data: bytes) -> bytes:
+        """Return what these bytes add to the page. Raises brotli.error."""
+        try:
+            return b"" if self._broken else self._decompressor.process(data)
+        except Exception:
+            self._broken = True
+            raise
 
 
 def next_member(stream: BinaryIO, start: int, end: int) -> int:
@@ -184,10 +216,12 @@ def _content_encoding(record: Any) -> str:
 def _is_undecoded(stream: Any, body: bytes) -> bool:
     """Whether some of the body was not decoded: none of it, or what is behind the place where the encoding breaks.
 
-    A body that is not encoded at all, whatever the header says, makes warcio give up its decompressor.
+    A body that is not encoded at all, whatever the header says, makes warcio give up its decompressor. So does one that
+    breaks before anything came of it; there is no zero byte in a page, and hardly an encoded one without.
     """
-    ended = stream.decompressor is None or getattr(stream.decompressor, "eof", True)
-    return body.startswith(_GZIP_MAGIC) or (bool(body) and not ended)
+    if stream.decompressor is None:
+        return body.startswith(_GZIP_MAGIC) or b"\0" in body
+    return body.startswith(_GZIP_MAGIC) or (bool(body) and not stream.decompressor.eof)
 
 
 def _plain_text(body: bytes, url: str, key: str, where: str) -> Row | Dropped:
