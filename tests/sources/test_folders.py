@@ -75,6 +75,40 @@ def test_a_source_says_what_it_leaves_out_of_folders_and_globs(quick, bench, tmp
     assert len(notes) == 1
 
 
+@pytest.mark.parametrize("pattern", ["data/*", "data/**", "data/**/*", "dat*", "data/[a-z2]*"])
+def test_folders_that_a_glob_matches_give_the_files_of_the_folder_each_once(quick, bench, tmp_path, pattern):
+    data, outside = tmp_path / "data", tmp_path / "outside"
+    visible = ["2019/b.jsonl", "2019/deep/c.jsonl", "2019/log.tsv", "a.jsonl", "z.parquet/d.jsonl", "z.tsv"]
+    for file in (*(data / name for name in (*visible, "2019/.hidden.jsonl", ".git/x.jsonl")), outside / "far.jsonl"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"text": str(file)}) + "\n")
+    (data / "again").symlink_to(data / "2019")  # sorts between the others, and gives nothing that they do not
+    (data / "m").symlink_to(outside)
+    (data / "n").symlink_to(outside)
+    if "**" not in pattern:  # there the glob itself follows the link, as often as the system lets it
+        (data / "up").symlink_to(data)
+    notes = []
+    noting = type(bench)(bench.scratch, note=notes.append)
+    [of_the_glob, of_the_folder] = [
+        LocalSource(quick(type="local", paths=[str(tmp_path / path)]), noting) for path in (pattern, "data")
+    ]
+    read = [entry["path"] for entry in of_the_glob.fingerprint()["files"]]
+    readable = sorted(data / name for name in (*visible, "m/far.jsonl") if not name.endswith(".tsv"))
+    assert read == [file.as_posix() for file in readable]
+    assert of_the_glob.fingerprint() == of_the_folder.fingerprint()
+    assert notes == [f"source sample: 2 files left out (.tsv 2), first {data}/2019/log.tsv"] * 2
+
+
+def test_a_hidden_file_or_folder_is_read_when_the_glob_asks_for_it(quick, tmp_path):
+    for name in (".a.jsonl", ".b/c.jsonl", ".b/.d.jsonl", "e.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps({"text": name}) + "\n")
+    source = LocalSource(quick(type="local", paths=[str(tmp_path / ".*")]))
+    assert [entry["path"] for entry in source.fingerprint()["files"]] == [
+        f"{tmp_path}/{name}" for name in (".a.jsonl", ".b/c.jsonl")
+    ]
+
+
 def test_the_card_tells_what_was_left_out_in_words_that_are_utf8(tmp_path, scripts):
     data = tmp_path / "data"
     data.mkdir()

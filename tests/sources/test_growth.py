@@ -60,15 +60,16 @@ def test_a_border_stays_while_the_files_before_it_are_the_same(tmp_path, known, 
     assert len(asked) <= len(known), "a digest costs reading the file"
     later = Workbench(tmp_path, reader="another process")
     assert unit_borders(later, "text", "x", iter(()), len(today)) == expected
+    assert unit_borders(bench, "eval", "x", iter(entries(today)), len(today)) == []
 
 
 class GrowingRun:
     """A run of stage 01 over a folder of small files, in this process."""
 
-    def __init__(self, tmp_path, monkeypatch):
+    def __init__(self, tmp_path, monkeypatch, **fields):
         self.data, self.config, self._monkeypatch = tmp_path / "data", tmp_path / "config.yaml", monkeypatch
         self.data.mkdir()
-        source = {"name": "mine", "kind": "text", "type": "local", "paths": [str(self.data)]}
+        source = {"name": "mine", "kind": "text", "type": "local", "paths": [str(self.data)], **fields}
         other = {"name": "other", "kind": "text", "type": "local", "paths": [str(tmp_path / "other.txt")]}
         (tmp_path / "other.txt").write_text("another source behind the one that grows")
         self.config.write_text(json.dumps({"threads": 1, "download": {"sources": [source, other]}}))
@@ -78,10 +79,13 @@ class GrowingRun:
         for number in numbers:
             (self.data / f"{number:03d}.jsonl").write_text(json.dumps({"text": f"{word} {number}"}) + "\n")
 
+    def start(self, *flags, folder=None):
+        flags = ["--config", str(self.config), "--run-dir", str(folder or self.folder), *flags]
+        return in_process.run_script(self._monkeypatch, SCRIPT, *flags)
+
     def run(self, *flags, folder=None):
         folder = folder or self.folder
-        flags = ["--config", str(self.config), "--run-dir", str(folder), *flags]
-        assert in_process.run_script(self._monkeypatch, SCRIPT, *flags) == 0
+        assert self.start(*flags, folder=folder) == 0
         manifest = Manifest.read(folder / "01_download" / MANIFEST)
         shards = [entry.digest for name, entry in sorted(manifest.files.items()) if name.startswith("part-")]
         return shards[:-1], shards[-1], manifest
@@ -114,6 +118,33 @@ def test_ten_files_and_one_and_one_more_leave_every_older_shard_as_it_is(growing
     growing.add(10, word="other words of")
     fourth, _, _ = growing.run()
     assert fourth[:1] == first and len(fourth) == 2 and growing.provenance()["borders"] == [10]
+
+
+@pytest.mark.parametrize("kind", [{"kind": "eval"}, {"kind": "sft", "format": "alpaca"}])
+def test_a_source_of_another_kind_that_grows_stays_one_file(tmp_path, monkeypatch, kind):
+    growing = GrowingRun(tmp_path, monkeypatch, **kind)
+    growing.add(*range(10))
+    growing.run()
+    growing.add(10)
+    _, _, manifest = growing.run()
+    assert [name for name in manifest.files if "mine" in name] == [f"{kind['kind']}/mine.jsonl"]
+    lines = (growing.folder / "01_download" / kind["kind"] / "mine.jsonl").read_text().splitlines()
+    assert len(lines) == 11 and "borders" not in growing.provenance()
+
+
+def test_a_source_that_grew_and_is_refused_at_once_leaves_no_work(growing):
+    growing.add(*range(10))
+    growing.run()
+    growing.add(10)
+    good = growing.config.read_text()
+    settings = json.loads(good)
+    settings["download"]["sources"][0]["text_field"] = "words"
+    growing.config.write_text(json.dumps(settings))
+    assert growing.start() == 2
+    assert not (growing.folder / "01_download" / "work").exists()
+    growing.config.write_text(good)
+    growing.run()
+    assert growing.provenance()["borders"] == [10]
 
 
 def test_work_that_a_power_cut_ended_goes_on_with_the_borders_it_began_with(growing, monkeypatch):

@@ -6,9 +6,12 @@ import json
 import lzma
 import random
 import re
+import sys
+import zlib
+from types import SimpleNamespace
 
 import pytest
-from warcio.bufferedreaders import BufferedReader
+from warcio.bufferedreaders import BufferedReader, try_brotli_init
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
@@ -190,14 +193,40 @@ def test_a_resource_is_a_page_by_its_own_type_and_the_crawlers_notes_are_none(tm
 
 
 @pytest.mark.parametrize("content_type", ["text/html", "text/plain"])
-@pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, br"])
-def test_a_page_whose_encoding_cannot_be_undone_is_a_drop_that_names_it(tmp_path, monkeypatch, encoding, content_type):
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [("br", "br"), ("zstd", "zstd"), ("X-Compress", "compress"), ("gzip, br", "gzip, br"), ("BR,UTF-8 ,br", "br")],
+)
+def test_a_page_whose_encoding_cannot_be_undone_is_a_drop_that_names_it(
+    tmp_path, monkeypatch, said, named, content_type
+):
     monkeypatch.delitem(BufferedReader.DECOMPRESSORS, "br", raising=False)  # as without the package brotli
-    http = [("Content-Encoding", encoding)]
+    http = [("Content-Encoding", said)]
     body = b"\x0bthese bytes stand for compressed ones"
     found = one_record(tmp_path / "x.warc.gz", "response", "http://a.org/", content_type, body, http)
-    assert reasons(found) == [f"content encoding {encoding} is not supported"] and len(found) == 1
+    assert reasons(found) == [f"content encoding {named} is not supported"] and len(found) == 1
     assert found[0].bytes == len(body)
+
+
+@pytest.mark.parametrize("said", ["UTF-8", "none", "aws-chunked", "Identity", "deflate_alt", "a word of my own " * 9])
+def test_a_word_that_is_no_encoding_leaves_the_page_as_it_is(tmp_path, said):
+    def rows_of(content_type, body):
+        http = [("Content-Encoding", said)]
+        return one_record(tmp_path / "x.warc.gz", "response", "http://a.org/", content_type, body, http)
+
+    assert texts(rows_of("text/html", PAGE.encode())) == [STORY.strip()]
+    assert texts(rows_of("text/plain", b"plain words")) == ["plain words"]
+
+
+@pytest.mark.parametrize("said", ["x-gzip", "X-GZIP", "aws-chunked, gzip", "gzip,gzip"])
+def test_gzip_is_undone_under_its_old_name_and_beside_words_that_say_nothing(tmp_path, said):
+    def rows_of(body):
+        http = [("Content-Encoding", said)]
+        return one_record(tmp_path / "x.warc.gz", "response", "http://a.org/", "text/plain", body, http)
+
+    assert texts(rows_of(gzip.compress(b"plain words"))) == ["plain words"]
+    for bad in (gzip.compress(STORY.encode())[:-9], gzip.compress(gzip.compress(b"twice"))):
+        assert reasons(rows_of(bad)) == ["content encoding gzip is broken"]
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -219,6 +248,56 @@ def test_a_page_whose_gzip_encoding_breaks_is_a_drop_and_a_whole_one_a_document(
     in_front[100:200] = bytes(100)
     for bad in (whole[:-9], whole[: len(whole) // 2], bytes(broken), bytes(in_front)):
         assert reasons(rows_of(bad)) == ["content encoding gzip is broken"]
+
+
+class StandInForBrotli:
+    """What `brotli.Decompressor` has, and nothing that it does not take, around the deflate of zlib."""
+
+    __slots__ = ("_inner", "_failed")
+
+    def __init__(self):
+        self._inner, self._failed = zlib.decompressobj(wbits=-15), False
+
+    def process(self, data):
+        if self._failed:
+            raise ValueError("brotli: decoder is unhealthy")
+        try:
+            return self._inner.decompress(data)
+        except zlib.error:
+            self._failed = True
+            raise
+
+    def is_finished(self):
+        if self._failed:
+            raise ValueError("brotli: decoder is unhealthy")
+        return self._inner.eof
+
+
+@pytest.mark.parametrize("genuine", [False, True])
+def test_a_page_whose_br_encoding_breaks_is_a_drop_and_a_whole_one_a_document(tmp_path, monkeypatch, genuine):
+    if genuine:
+        compress = pytest.importorskip("brotli").compress
+    else:
+        monkeypatch.setitem(sys.modules, "brotli", SimpleNamespace(Decompressor=StandInForBrotli))
+        monkeypatch.setitem(BufferedReader.DECOMPRESSORS, "br", None)
+        try_brotli_init()  # warcio finds brotli, as when it is imported
+
+        def compress(data):
+            return zlib.compress(data, wbits=-15)
+
+    def rows_of(body):
+        http = [("Content-Encoding", "br")]
+        return one_record(tmp_path / "x.warc.gz", "response", "http://a.org/", "text/html", body, http)
+
+    paragraphs = "".join(f"<p>{STORY} {random.Random(n).randbytes(200).hex()}</p>" for n in range(400))
+    whole = compress(f"<html><body><article>{paragraphs}</article></body></html>".encode())
+    assert len(whole) > 3 * 16384, "more than what warcio decompresses at once"
+    assert len(texts(rows_of(whole))[0]) > 400 * len(STORY)
+    assert texts(rows_of(PAGE.encode())) == texts(rows_of(compress(PAGE.encode()))) == [STORY.strip()]
+    broken, in_front = bytearray(whole), bytearray(whole)
+    broken[40_000:40_100] = in_front[100:200] = bytes(100)
+    for bad in (whole[:-9], whole[: len(whole) // 2], bytes(broken), bytes(in_front)):
+        assert reasons(rows_of(bad)) == ["content encoding br is broken"]
 
 
 @pytest.mark.parametrize(("said", "named"), [("length", "length"), ("Time", "time"), ("my own word", "unspecified")])

@@ -1,8 +1,9 @@
-"""What lies below a folder of a local source, behind links too, and words for the part of it that is not read."""
+"""What lies below the folders of a local source, behind links too, and words for the part of it that is not read."""
 
 import os
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
@@ -12,7 +13,23 @@ from ..stage import UserError
 _SUFFIXES_SHOWN = 5
 
 
-def files_below(folder: Path) -> list[Path]:
+def files_among(paths: Sequence[Path]) -> list[Path]:
+    """Every file among the paths and below the folders among them, each once, in the order of their names.
+
+    A file that is one of the paths may be hidden, and is called so whatever links in the folders lead to it. Raises
+    UserError like `files_below`.
+    """
+    folders = [path for path in paths if path.is_dir()]
+    below = set(files_below(*folders))
+    named = set(paths).difference(folders)
+    real = cache(os.path.realpath)
+    names: dict[tuple[str, str], Path] = {}
+    for file in sorted(below | named, key=lambda file: (file not in named, len(file.parts), file not in below, file)):
+        names.setdefault((real(file.parent), file.name), file)
+    return sorted(names.values())
+
+
+def files_below(*tops: Path) -> list[Path]:
     """Every file below, in the order of their names; what is hidden (its name begins with a dot) is left out.
 
     Linked folders are entered, each folder once: under its own name if it has one here, else that of the first link.
@@ -21,7 +38,7 @@ def files_below(folder: Path) -> list[Path]:
     """
     found: list[Path] = []
     seen: set[tuple[int, int]] = set()
-    waiting = [folder]
+    waiting = sorted(tops, key=lambda top: (top.is_symlink(), len(top.parts), top))  # a link back is longer
     while waiting:
         links: list[Path] = []
         for top in waiting:

@@ -5,8 +5,11 @@ stage 03 would pack anew all that was packed with it. So a unit ends where the l
 published: a border, counted in files. A border stays one while the files in front of it are the same, whatever comes
 behind them; sources.json says where the borders are, so that a source can grow as often as it likes.
 
+Only text has borders: stages 02 and 03 go on shard by shard, and the files of the other kinds are read whole.
+
 The units must not change while work is unfinished, whatever becomes of the published list, and tasks on other machines
-must see the same ones: what was found out when the work began lies in the scratch folder.
+must see the same ones: what was found out when the work began lies in the scratch folder. Without a finished unit it
+is nothing, so it goes with the work of a source that was refused at once.
 """
 
 import json
@@ -16,6 +19,7 @@ from typing import Any
 
 from ..stage import Stage, file_digest, write_json_atomic
 from ..stage.manifest import MANIFEST, Manifest
+from ..stage.workspace import BEGINNING
 from .base import CATALOG, Workbench
 
 BORDERS = "borders"
@@ -37,12 +41,14 @@ def published_provenance(stage: Stage) -> dict[str, dict[str, Any]]:
 
 
 def unit_borders(bench: Workbench, kind: str, name: str, files: Iterable[dict[str, Any]], count: int) -> list[int]:
-    """Return before which files of the source, counted from 0, a unit must end.
+    """Return before which files of the source, counted from 0, a unit must end: none in other kinds than text.
 
     files: as `provenance` describes each of them, and no more of them are asked for than were published; count: how
     many there are.
     """
-    record = bench.scratch / f"{kind}-{name}" / f"{BORDERS}.json"
+    if kind != "text":
+        return []
+    record = bench.scratch / f"{kind}-{name}" / BEGINNING
     if record.exists():
         return json.loads(record.read_bytes())[BORDERS]
     published = bench.published.get(f"{kind}/{name}", {})

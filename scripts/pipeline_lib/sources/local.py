@@ -15,7 +15,7 @@ from ..data_file_names import is_readable
 from ..stage import UserError
 from .base import Dropped, Record, Workbench
 from .file_rows import check_readable, rows_of_file
-from .folders import describe_left_out, files_below
+from .folders import describe_left_out, files_among, files_below
 from .growth import BORDERS, unit_borders
 from .records import records_of
 from .units import Piece, plan_units, unit_names
@@ -105,8 +105,7 @@ def _files_of_entry(entry: str, settings: SourceSettings) -> tuple[list[Path], l
         candidates = files_below(path)
     elif glob.has_magic(entry):
         matches = glob.glob(str(expand_user(entry)), root_dir=PROJECT_ROOT, recursive=True)
-        paths = sorted(Path(os.path.normpath(PROJECT_ROOT / match)) for match in matches)
-        candidates = [path for path in paths if not path.is_dir()]
+        candidates = files_among([Path(os.path.normpath(PROJECT_ROOT / match)) for match in matches])
     else:
         raise UserError(f"{where} does not exist; correct `paths` in the configuration")
     readable = [file for file in candidates if is_readable(file.name) and file.is_file()]

@@ -27,6 +27,10 @@ PAGE_SCHEMES = ("http:", "https:", "ftp:", "file:")
 """Beginnings of the addresses of resources that somebody published; others hold the crawler's own notes."""
 TRUNCATION_REASONS = ("length", "time", "disconnect", "unspecified")
 """What WARC-Truncated may say (WARC 1.1, section 5.13); a crawler may have words of its own."""
+CONTENT_CODINGS = ("gzip", "deflate", "br", "zstd", "compress", "dcb", "dcz", "aes128gcm", "exi", "pack200-gzip")
+"""What a body can be encoded with (IANA's registry of HTTP content codings). Servers say other words, like `none` and
+`UTF-8`, of bodies that are not encoded."""
+_OLD_NAMES = {"x-gzip": "gzip", "x-compress": "compress"}  # RFC 9110, section 8.4.1
 _GZIP_MAGIC = b"\x1f\x8b\x08"
 _WINDOW, _HEAD = 1 << 18, 4096
 
@@ -54,8 +58,11 @@ def read_warc(path: Path, label: str, compression: str, share: Share = WHOLE) ->
 def _records(stream: BinaryIO, label: str, gzipped: bool) -> Iterator[tuple[int, Any]]:
     """Yield (byte where it begins, record) to the end of the archive, which must be the end of a record."""
     from warcio.archiveiterator import ArchiveIterator
+    from warcio.bufferedreaders import BufferedReader
     from warcio.exceptions import ArchiveLoadFailed
 
+    if "br" in BufferedReader.DECOMPRESSORS:  # brotli is installed
+        BufferedReader.DECOMPRESSORS["br"] = BrotliStream
     records = ArchiveIterator(stream, arc2warc=True)
     records.reader = _reader_of_whole_members()(records.fh, label)
     record, begin = None, 0
@@ -103,6 +110,35 @@ def _reader_of_whole_members() -> type:
     return WholeMembers
 
 
+class BrotliStream:
+    """A brotli decompressor with the names that those of zlib have.
+
+    Trap: warcio calls methods and sets attributes that objects of brotli do not have, and after an error they do not
+    even say whether they have finished.
+    """
+
+    unused_data = b""
+
+    def __init__(self):
+        import brotli
+
+        self._decompressor = brotli.Decompressor()
+        self._broken = False
+
+    @property
+    def eof(self) -> bool:
+        """Whether the end of the stream was seen."""
+        return not self._broken and self._decompressor.is_finished()
+
+    def decompress(self, data: bytes) -> bytes:
+        """Return what these bytes add to the page. Raises brotli.error."""
+        try:
+            return b"" if self._broken else self._decompressor.process(data)
+        except Exception:
+            self._broken = True
+            raise
+
+
 def next_member(stream: BinaryIO, start: int, end: int) -> int:
     """Offset of the first gzip member that starts at or after `start` and holds a WARC record, else at least `end`."""
     position = start
@@ -131,16 +167,19 @@ def _record_row(record: Any, label: str, offset: int) -> Row | Dropped | None:
     if record.rec_type not in ("response", "conversion") and not published:
         return None
     where = f"{label}, byte {offset}"
+    encoding = _content_encoding(record)
+    if encoding:
+        record.http_headers.replace_header("Content-Encoding", encoding)  # where warcio looks what to undo
     stream = record.content_stream()
     body = stream.read(MAX_PAGE_BYTES + 1)
-    if problem := _problem(record, stream, body):
+    if problem := _problem(record, encoding, stream, body):
         return Dropped(problem, bytes=len(body), where=where)
     if record.rec_type == "conversion" or _content_type(record) == PLAIN_TYPE:
         return _plain_text(body, url, f"@{offset}", where)
     return page_row(body, url, f"@{offset}", where)
 
 
-def _problem(record: Any, stream: Any, body: bytes) -> str | None:
+def _problem(record: Any, encoding: str, stream: Any, body: bytes) -> str | None:
     """Why the record, whose `body` was read from `stream`, is no document; None when it may be one."""
     from warcio.bufferedreaders import BufferedReader
 
@@ -154,11 +193,10 @@ def _problem(record: Any, stream: Any, body: bytes) -> str | None:
         return "neither HTML nor plain text"
     if truncated := (record.rec_headers.get_header("WARC-Truncated") or "").strip().lower():
         return f"cut by the crawler ({truncated if truncated in TRUNCATION_REASONS else 'unspecified'})"
-    encoding = (answer.get_header("Content-Encoding") or "").lower() if answer else ""
-    if not encoding or encoding == "identity":
+    if not encoding:
         return None
     if encoding not in BufferedReader.get_supported_decompressors():
-        return f"content encoding {encoding[:40]} is not supported"
+        return f"content encoding {encoding} is not supported"
     return f"content encoding {encoding} is broken" if whole and _is_undecoded(stream, body) else None
 
 
@@ -167,13 +205,23 @@ def _content_type(record: Any) -> str:
     return (headers.get_header("Content-Type") or "").partition(";")[0].strip().lower()
 
 
+def _content_encoding(record: Any) -> str:
+    """The codings of the body, each once, in the order in which they were applied; empty when it has none."""
+    said = (record.http_headers.get_header("Content-Encoding") or "") if record.http_headers else ""
+    words = (word.strip() for word in said.lower().split(","))
+    names = dict.fromkeys(_OLD_NAMES.get(word, word) for word in words)
+    return ", ".join(name for name in names if name in CONTENT_CODINGS)
+
+
 def _is_undecoded(stream: Any, body: bytes) -> bool:
     """Whether some of the body was not decoded: none of it, or what is behind the place where the encoding breaks.
 
-    A body that is not encoded at all, whatever the header says, makes warcio give up its decompressor.
+    A body that is not encoded at all, whatever the header says, makes warcio give up its decompressor. So does one that
+    breaks before anything came of it; there is no zero byte in a page, and hardly an encoded one without.
     """
-    ended = stream.decompressor is None or getattr(stream.decompressor, "eof", True)
-    return body.startswith(_GZIP_MAGIC) or (bool(body) and not ended)
+    if stream.decompressor is None:
+        return body.startswith(_GZIP_MAGIC) or b"\0" in body
+    return body.startswith(_GZIP_MAGIC) or (bool(body) and not stream.decompressor.eof)
 
 
 def _plain_text(body: bytes, url: str, key: str, where: str) -> Row | Dropped:

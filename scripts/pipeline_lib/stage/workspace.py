@@ -3,6 +3,7 @@
     runs/<run>/<stage>/work/state.json      fingerprint of the attempt, and whether --force began it
     runs/<run>/<stage>/work/journal.jsonl   finished units
     runs/<run>/<stage>/work/notes.json      lines for the card, of every start that has been at this work
+    runs/<run>/<stage>/work/.../beginning.json    what the stage decided before its first unit
     runs/<run>/<stage>/work/...             files of finished units, training checkpoints
     runs/<run>/<stage>/work/manifest.json   written when all is done: from here on only renames remain
 
@@ -28,6 +29,8 @@ from .manifest import MANIFEST, Manifest
 WORK = "work"
 SUPERSEDED = "superseded"
 REMOVED = ".removed"
+BEGINNING = "beginning.json"
+"""Name for what a stage decides when its work begins, anywhere in the work folder: worth nothing without a unit."""
 _STATE = "state.json"
 _JOURNAL = "journal.jsonl"
 _NOTES = "notes.json"
@@ -143,7 +146,7 @@ class Workspace:
     def discard_if_empty(self) -> None:
         """Remove the work folder when nothing was finished in it, as after an input that was refused at once."""
         files = {path.name for path in self.folder.rglob("*") if not path.is_dir()}
-        if files <= {_STATE, _JOURNAL, _NOTES} and not self.journal.records:
+        if files <= {_STATE, _JOURNAL, _NOTES, BEGINNING} and not self.journal.records:
             self.journal.close()
             _remove_at_once(self.folder)
 
