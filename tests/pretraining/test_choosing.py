@@ -205,23 +205,6 @@ def test_the_probe_of_a_small_model_stays_what_it_was(packed_run, monkeypatch):
     assert made.seconds == pytest.approx(run.horizon.steps * 8 * 0.01, rel=0.1) and "timed, once" not in made.basis
 
 
-def test_the_time_of_a_part_scaled_up_is_that_of_the_whole():
-    """On the real clock; the best of several, because others may work on the machine."""
-    settings = ModelSettings(shape={"layers": 3, "width": 192, "heads": 6})
-    model = build_model(resolve_shape(settings, 400, 256), settings, SPECIAL, seed=3)
-    use_attention(model, "documents")
-    network = TokenLoss(model, "documents", "none", torch.float32)
-    tokens = torch.randint(2, 400, (8, 256), generator=torch.Generator().manual_seed(1))
-    whole = Batch(tokens, tokens, torch.arange(256).repeat(8, 1), torch.ones_like(tokens))
-    parameters = choosing.matmul_parameters(model)
-    piece, slow = choosing.timing_piece(whole, parameters, 6 * parameters * 256 / 0.7)
-    assert slow and len(piece.inputs) == 2
-    at_once, in_part = (
-        choosing.measure_micro_batch(network, batch, 2048, CPU, warm=1, repeats=5) for batch in (whole, piece)
-    )
-    assert 8 / 2 * in_part == pytest.approx(at_once, rel=0.4)
-
-
 def test_what_a_pass_keeps_grows_with_its_sequences_and_leaves_weights_out(packed_run):
     data, run = open_data(packed_run[1] / "03_packed"), make_run()
     whole = next(data.validation_batches(8))
