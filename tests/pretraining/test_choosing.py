@@ -6,14 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_training import SETTINGS, SPECIAL, make_model, make_run, open_data
+from tiny_training import SETTINGS, make_model, make_run, open_data
 
-from pipeline_lib.config.model import ModelSettings
 from pipeline_lib.config.pretrain import PretrainSettings
-from pipeline_lib.models.initialise import build_model
-from pipeline_lib.models.shapes import resolve_shape
 from pipeline_lib.pretraining import choosing, cost, machine, outcome, setup
-from pipeline_lib.pretraining.attention import use_attention
 from pipeline_lib.pretraining.batches import Batch
 from pipeline_lib.pretraining.choices import Choices
 from pipeline_lib.pretraining.distribution import Processes, alone
