@@ -52,10 +52,10 @@ report: install  ## Write runs/<run>/report.html
 chat: install  ## Talk to the model of CONFIG
 	@$(MODULE) pipeline_lib.reporting.chat $(CHOICE) $(FLAGS)
 
-test: install-dev  ## Run the tests (some seven minutes on 2 cores)
+test: install-dev  ## Run the tests (some five minutes on 2 cores)
 	$(PY) -m pytest -m "not slow and not long" -n 2 --dist loadfile --durations=25
 
-test-slow: install-dev  ## Run those that take seconds each: all stages, kills, several processes (twelve minutes)
+test-slow: install-dev  ## Run those that take seconds each: all stages, kills, several processes (some five minutes)
 	$(PY) -m pytest -m "slow and not long" -n 2 --dist loadfile --durations=25
 
 test-long: install-dev  ## Run those that take minutes: a hundred kills, every engine, full disks

@@ -142,7 +142,7 @@ def test_a_training_at_work_goes_on_with_a_part_that_is_published_while_stage_03
             steps_of_the_first = len(metrics.read_text().splitlines())
             packing.send_signal(signal.SIGCONT)
             stop_packing(packing, run, 2)
-            give_up_at = time.monotonic() + 20
+            give_up_at = time.monotonic() + 60
         return len(metrics.read_text().splitlines()) > steps_of_the_first or time.monotonic() > give_up_at
 
     try:
