@@ -42,8 +42,14 @@ def run(stage: Stage) -> None:
 
 
 def describe_inputs(config: "RunConfig") -> dict:
+    from pipeline_lib.config import resolve_path
+    from pipeline_lib.config.task_files import read_task_files
+    from pipeline_lib.gates.gate_file import read_gate_file
     from pipeline_lib.sources.registry import fingerprints
 
+    # A mistake in what the last stages will ask and demand is told by the first one, not after a night of training.
+    read_task_files(config.evaluate)
+    read_gate_file(resolve_path(config.gates.file), config.gates.only)
     return fingerprints(config.download)
 
 

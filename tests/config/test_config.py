@@ -159,6 +159,17 @@ def test_unknown_flag_names_the_nearest(tmp_path: Path):
         read(write(tmp_path, ""), "--froce")
 
 
+def test_a_flag_without_its_section_names_the_whole_one(tmp_path: Path):
+    with pytest.raises(UserError, match=r"unknown flag --lr; did you mean --optimizer\.lr\?"):
+        read_command_line("pretrain", "", ["--config", str(write(tmp_path, "")), "--lr", "0.1"])
+
+
+def test_every_value_of_a_mapping_says_which_flag_it_came_from(tmp_path: Path):
+    flags = ["--config", str(write(tmp_path, "")), "--weights", "{a: 2.0, b: 1.5}"]
+    origins = read_command_line("pack", "", flags).origins
+    assert (origins["pack.weights.a"], origins["pack.weights.b"]) == ("--weights", "--weights")
+
+
 def test_a_flag_that_is_near_to_none_is_not_guessed(tmp_path: Path):
     with pytest.raises(UserError, match=r"unknown flag --bogus; .* --help lists the flags"):
         read(write(tmp_path, ""), "--bogus")

@@ -280,3 +280,19 @@ def test_plan_costs_a_moment_and_writes_nothing(tmp_path: Path, scripts: Path):
     out = download.run_well("--plan")
     assert "would run" in out and "MB of Python source" in out
     assert not download.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"gates": {"file": "nowhere/gates.yaml"}}, "nowhere/gates.yaml does not exist; correct gates.file"),
+        ({"evaluate": {"tasks": ["poetry_quiz"]}}, "evaluation task 'poetry_quiz'"),
+    ],
+)
+def test_what_the_last_stages_will_refuse_is_told_by_the_first(tmp_path: Path, scripts: Path, section, message):
+    download = Download(tmp_path, scripts, {"python_docs": SMALL})
+    download.config.write_text(yaml.safe_dump({"download": {"python_docs": SMALL}, **section}))
+    assert message in download.run("--plan")[1]
+    code, _, errors = download.run()
+    assert code == 2 and message in errors and errors.count("\n") == 1
+    assert not (download.folder / "manifest.json").exists()

@@ -114,8 +114,10 @@ def test_scores_of_other_settings_are_not_used(finished, tmp_path):
         assert "unknown" in effect_of_thresholds(finished, CleanSettings(**PLAIN), NOW | other)[0]
         with pytest.raises(UserError, match="other texts"):
             explore_thresholds(finished, CleanSettings(**PLAIN), NOW | other, "all")
-    with pytest.raises(UserError, match=r"no active rule 'nothing'"):
+    with pytest.raises(UserError, match=r"no active rule 'nothing'; there are .*duplicates are not foreseen"):
         explore_thresholds(finished, CleanSettings(**PLAIN), NOW, "nothing")
+    with pytest.raises(UserError, match=r"no active rule 'fineweb.line_punc'; did you mean 'fineweb\."):
+        explore_thresholds(finished, CleanSettings(**PLAIN), NOW, "fineweb.line_punc")
     with pytest.raises(UserError, match="without --explore"):
         explore_thresholds(tmp_path, CleanSettings(), NOW, "all")
     assert effect_of_thresholds(tmp_path, CleanSettings(), NOW) == []

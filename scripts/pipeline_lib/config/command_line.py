@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from pipeline_lib.stage.errors import UserError
 
 from .base import PROJECT_ROOT, Section, alternatives
-from .load import NEAR_ENOUGH, build, lay_over, load_config, parse_value
+from .load import NEAR_ENOUGH, build, lay_over, leaves, load_config, parse_value
 from .run import RunConfig
 
 DEFAULT_CONFIG = PROJECT_ROOT / "configs" / "demo.yaml"
@@ -100,7 +100,11 @@ def _assemble(places: dict[str, str], shared: dict[str, Any], typed: dict[str, A
     loaded = load_config(config_path)  # judged without the flags first, so that a flag cannot be blamed for the file
     merged, origins = dict(loaded.values), dict(loaded.origins)
     if typed:
-        flags = {places[name]: f"--{name}" for name in typed}
+        flags = {
+            leaf: f"--{name}"
+            for name, value in typed.items()
+            for leaf in (places[name], *leaves(value, f"{places[name]}."))
+        }
         merged, origins = lay_over(merged, origins, _nest({places[name]: typed[name] for name in typed}), flags)
     if shared["seed"] is not None:
         merged["seed"] = shared["seed"]
@@ -252,6 +256,7 @@ def _refuse(argument: str, parser: argparse.ArgumentParser) -> NoReturn:
     if not flag.startswith("-"):
         raise UserError(f"unexpected argument {argument!r}; flags start with --, see {parser.prog} --help")
     known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
-    nearest = difflib.get_close_matches(flag, known, n=1, cutoff=NEAR_ENOUGH)
+    inside = [option for option in known if option.endswith(f".{flag.lstrip('-')}")]  # --lr for --optimizer.lr
+    nearest = inside or difflib.get_close_matches(flag, known, n=1, cutoff=NEAR_ENOUGH)
     hint = f"; did you mean {nearest[0]}?" if nearest else f"; {parser.prog} --help lists the flags"
     raise UserError(f"unknown flag {flag}{hint}")

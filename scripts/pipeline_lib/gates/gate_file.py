@@ -96,7 +96,7 @@ def read_gate_file(path: Path, only: str | None = None) -> GateFile:
     gate or an unknown group: a file that demands nothing must never look like a run that passed.
     """
     if not path.is_file():
-        raise UserError(f"gate file {path} does not exist; name one with --file (see configs/gates/)")
+        raise UserError(f"gate file {path} does not exist; correct gates.file, or --file (see configs/gates/)")
     parsed = build_file(GateFile, path)
     if only is None:
         return parsed

@@ -8,6 +8,7 @@ means "none at all": there only documents that have something of it are near, wi
 Scores are read in parts and added up; the beginning of a text is read for the few documents that are shown.
 """
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,7 +189,10 @@ def explore_thresholds(stage_folder: Path, settings: "CleanSettings", now: dict[
     rules = active_rules(settings)
     known = [rule.name for rule in rules]
     if wanted != "all" and wanted not in known:
-        raise UserError(f"there is no active rule {wanted!r}; there are {', '.join(known)}")
+        nearest = difflib.get_close_matches(wanted, known, n=1)
+        there_are = f"there are {', '.join(known)}; duplicates are not foreseen"
+        hint = f"did you mean {nearest[0]!r}?" if nearest else there_are
+        raise UserError(f"there is no active rule {wanted!r}; {hint}")
     scores = _scores_of_today(stage_folder, settings, now)
     if scores is None:
         raise UserError(
