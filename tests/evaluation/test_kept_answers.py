@@ -100,14 +100,20 @@ def test_a_task_stopped_half_way_goes_on_after_its_last_batch_to_the_same_bits(
     assert batches == expected, "nothing is left to ask"
 
 
-def test_a_line_that_a_kill_tore_is_asked_again(asked, tmp_path, monkeypatch):
+def journal_of_every_batch(asked, tmp_path, monkeypatch):
+    """Ask "domain", a line for every batch; return samples, batches and the journal, and forget what was asked."""
     model, batches = asked
     monkeypatch.setattr(kept_answers, "WRITE_SECONDS", 0.0)
-    undisturbed = ask(model, "domain", stage_in(tmp_path))
+    samples = ask(model, "domain", stage_in(tmp_path))
     expected = batches.copy()
-    path = tmp_path / "answers" / "sft.domain.jsonl"
-    path.write_bytes(path.read_bytes()[:-5])
     batches.clear()
+    return samples, expected, tmp_path / "answers" / "sft.domain.jsonl"
+
+
+def test_a_line_that_a_kill_tore_is_asked_again(asked, tmp_path, monkeypatch):
+    model, batches = asked
+    undisturbed, expected, path = journal_of_every_batch(asked, tmp_path, monkeypatch)
+    path.write_bytes(path.read_bytes()[:-5])
     assert ask(model, "domain", stage_in(tmp_path)) == undisturbed and batches == expected[-1:]
 
 
@@ -140,14 +146,10 @@ def test_a_write_that_failed_leaves_each_batch_its_own_answers(asked, tmp_path, 
 
 def test_lines_that_repeat_batches_or_leave_some_out_are_not_taken(asked, tmp_path, monkeypatch):
     model, batches = asked
-    monkeypatch.setattr(kept_answers, "WRITE_SECONDS", 0.0)
-    undisturbed = ask(model, "domain", stage_in(tmp_path))
-    expected = batches.copy()
-    path = tmp_path / "answers" / "sft.domain.jsonl"
+    undisturbed, expected, path = journal_of_every_batch(asked, tmp_path, monkeypatch)
     lines = path.read_bytes().splitlines(keepends=True)
     assert len(lines) == len(expected) > 4
     path.write_bytes(b"".join([lines[0], lines[0], lines[1], lines[3], lines[0]]))
-    batches.clear()
     assert ask(model, "domain", stage_in(tmp_path)) == undisturbed and batches == expected[2:]
     assert ask(model, "domain", stage_in(tmp_path)) == undisturbed and batches == expected[2:], "all are kept now"
 
