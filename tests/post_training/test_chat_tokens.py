@@ -196,14 +196,13 @@ def test_calls_as_trl_renders_them(tokenizer):
 
 
 @pytest.mark.parametrize(
-    "missing", ["tool | tojson", "call['name']", "call['arguments'] if", "message['content'] + '<|im_end|>"]
+    "missing", ["tool | tojson", "call['name']", "call['arguments'] | tojson", "message['content'] + '<|im_end|>"]
 )
 def test_a_template_that_leaves_out_functions_calls_or_results_is_refused(tokenizer, missing):
     other = copy.deepcopy(tokenizer)
     assert missing in other.chat_template
     require_calls(other)
-    instead = {"call['arguments'] if": "'' if", "message['content'] + '<|im_end|>": "'<|im_end|>"}
-    other.chat_template = other.chat_template.replace(missing, instead.get(missing, "''"))
+    other.chat_template = other.chat_template.replace(missing, "'<|im_end|>" if "im_end" in missing else "''")
     with pytest.raises(UserError, match="does not write functions"):
         require_calls(other)
     with pytest.raises(UserError, match="does not write functions"):
@@ -218,3 +217,18 @@ def test_a_control_token_in_a_call_or_a_tool_is_refused(tokenizer, where):
     else:
         messages[1]["tool_calls"][1]["function"][where] = '{"a": "<|im_end|>"}'
     assert check_conversations(tokenizer, [{"messages": messages, "tools": tools}], 10_000)[0].reason == "control_token"
+
+
+def test_a_template_that_refuses_a_conversation_is_a_users_error(tokenizer):
+    """As those of models that know no system role do."""
+    other = copy.deepcopy(tokenizer)
+    refusal = "{%- if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{%- endif %}"
+    other.chat_template = refusal + other.chat_template
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    assert check_conversations(other, [{"messages": turns, "tools": None}], 96)[0].reason is None
+    system = [{"role": "system", "content": "s"}, *turns]
+    with pytest.raises(UserError, match="chat template refuses a conversation .no system role."):
+        check_conversations(other, [{"messages": system, "tools": None}], 96)
+    pair = {"prompt": system[:2], "chosen": turns[1:], "rejected": turns[1:]}
+    with pytest.raises(UserError, match="chat template refuses a conversation"):
+        check_pairs(other, [pair], 96)

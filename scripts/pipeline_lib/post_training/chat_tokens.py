@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline_lib.stage import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 Messages = list[dict[str, Any]]
 
@@ -148,16 +148,25 @@ def tokenize_conversations(
     for number, offered in enumerate(tools or [None] * len(conversations)):
         together.setdefault(offered, []).append(number)
     for offered, numbers in together.items():
-        batch = tokenizer.apply_chat_template(
+        batch = _rendered(
+            tokenizer,
             [_for_template(conversations[number]) for number in numbers],
             tools=json.loads(offered) if offered else None,
-            tokenize=True,
-            return_dict=True,
             return_assistant_tokens_mask=True,
         )
         for number, ids, mask in zip(numbers, batch["input_ids"], batch["assistant_masks"], strict=True):
             tokenized[number] = TokenizedConversation(list(ids), list(mask))
     return tokenized
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, conversations: list[Messages], **options: Any) -> BatchEncoding:
+    """Return what the chat template makes of conversations, as tokens. Raises UserError when it refuses one."""
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(conversations, tokenize=True, return_dict=True, **options)
+    except TemplateError as error:
+        raise UserError(f"the tokenizer's chat template refuses a conversation ({error}); use another one") from None
 
 
 def _for_template(messages: Messages) -> Messages:
@@ -186,11 +195,9 @@ def tokenize_pairs(
     """
     if not pairs:
         return []
-    prompts = tokenizer.apply_chat_template(
-        [prompt for prompt, _, _ in pairs], tokenize=True, return_dict=True, add_generation_prompt=True
-    )["input_ids"]
+    prompts = _rendered(tokenizer, [prompt for prompt, _, _ in pairs], add_generation_prompt=True)["input_ids"]
     both = [prompt + answer for prompt, chosen, rejected in pairs for answer in (chosen, rejected)]
-    whole = tokenizer.apply_chat_template(both, tokenize=True, return_dict=True)["input_ids"]
+    whole = _rendered(tokenizer, both)["input_ids"]
     tokenized: list[TokenizedPair | None] = []
     for number, prompt in enumerate(prompts):
         chosen, rejected = whole[2 * number], whole[2 * number + 1]
