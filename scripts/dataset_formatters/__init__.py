@@ -1,6 +1,6 @@
 """Formatters: one original record in, one conversation or preference pair out; see docs/add_a_formatter.md.
 
-    FORMAT_HANDLERS[name](record, where) -> {"messages": [...], "tools": None}
+    FORMAT_HANDLERS[name](record, where) -> {"messages": [...], "tools": None or JSON text}
                                          or {"prompt": [...], "chosen": [...], "rejected": [...]}
 
 `where` names the record for people ("sft/python_chat.jsonl:17"). A record that does not fit raises MalformedRecord,
@@ -13,12 +13,18 @@ from typing import Any
 
 from pipeline_lib.stage import UserError
 
-from . import general, math, preference
+from . import function_calling, general, math, message_trees, preference, reasoning
 from .record import MalformedRecord
 
 Handler = Callable[[Any, str], dict[str, Any]]
 
-CONVERSATION_HANDLERS: dict[str, Handler] = {**general.CONVERSATIONS, **math.CONVERSATIONS}
+CONVERSATION_HANDLERS: dict[str, Handler] = {
+    **general.CONVERSATIONS,
+    **message_trees.CONVERSATIONS,
+    **math.CONVERSATIONS,
+    **reasoning.CONVERSATIONS,
+    **function_calling.CONVERSATIONS,
+}
 PREFERENCE_HANDLERS: dict[str, Handler] = {**preference.PREFERENCES}
 FORMAT_HANDLERS: dict[str, Handler] = {**CONVERSATION_HANDLERS, **PREFERENCE_HANDLERS}
 

@@ -3,10 +3,13 @@
 import json
 from typing import Any
 
-from .record import MalformedRecord, Where, conversation, list_field, message, text_field
+from .record import MalformedRecord, Message, Where, list_field, message, text_field
+from .tool_calls import calling, calls_of, result, tool_schemas
+from .turns import conversation
 
 ROLES = {
     "system": "system",
+    "developer": "system",
     "user": "user",
     "human": "user",
     "prompter": "user",
@@ -15,15 +18,21 @@ ROLES = {
     "chatgpt": "assistant",
     "bot": "assistant",
     "model": "assistant",
+    "function_call": "call",
+    "tool_call": "call",
+    "tool": "tool",
+    "function": "tool",
+    "ipython": "tool",
+    "observation": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
 }
-TOOL_ROLES = frozenset({"tool", "function", "function_call", "observation", "function_response", "tool_response"})
+"""What data sets call the roles of a conversation; "call": the assistant's turn that is nothing but calls."""
 
 
 def role_of(name: Any, where: Where) -> str:
-    """Return system, user or assistant for the many names data sets give them. Raises MalformedRecord."""
+    """Return system, user, assistant, tool or call for the many names data sets give them. Raises MalformedRecord."""
     key = name.strip().lower() if isinstance(name, str) else None
-    if key in TOOL_ROLES:
-        raise MalformedRecord("tool_turn", where, f"a {key} turn needs a function-calling format")
     if key not in ROLES:
         raise MalformedRecord("unknown_role", where, f"unknown role {name!r}")
     return ROLES[key]
@@ -40,45 +49,77 @@ def content_of(value: Any, where: Where) -> str:
     raise MalformedRecord("content_is_not_text", where, f"content is {type(value).__name__}, not text")
 
 
-def role_content_turns(turns: list, where: Where) -> list[dict[str, str]]:
-    """Return the messages of a list of {"role", "content"} turns. Raises MalformedRecord."""
-    messages = []
+def role_content_turns(turns: list, where: Where) -> list[Message]:
+    """Return the messages of a list of {"role", "content"} turns, calls under "tool_calls" or "function_call".
+
+    Raises MalformedRecord; reason results_out_of_order when results name their calls in another order.
+    """
+    messages: list[Message] = []
+    awaited: list[Any] = []
     for turn in turns:
-        if not isinstance(turn, dict):
-            raise MalformedRecord("wrong_type", where, f"a turn must be an object, not {type(turn).__name__}")
-        role = role_of(turn.get("role"), where)
-        refuse_calls(turn, where)
-        messages.append(message(role, content_of(turn.get("content"), where)))
+        role, calls = _role_of_turn(turn, "role", where), _calls_beside(turn)
+        content = turn.get("content")
+        if content is None and (calls or role == "tool"):
+            content = ""
+        if calls and role != "assistant":
+            raise MalformedRecord("malformed_call", where, f"a turn of role {turn['role']!r} cannot call functions")
+        if calls:
+            messages.append(calling(calls_of(calls, where), content_of(content, where)))
+            awaited = [each.get("id") for each in calls if isinstance(each, dict)] if isinstance(calls, list) else []
+        elif role == "tool":
+            messages.append(result(content_of(content, where)))
+            due = awaited.pop(0) if awaited else None
+            if None not in (due, turn.get("tool_call_id")) and turn["tool_call_id"] != due:
+                raise MalformedRecord("results_out_of_order", where, f"the result of call {due!r} should come first")
+        else:
+            messages.append(_turn(role, content_of(content, where), where))
     return messages
 
 
-def from_value_turns(turns: list, where: Where) -> list[dict[str, str]]:
+def from_value_turns(turns: list, where: Where) -> list[Message]:
     """Return the messages of a list of ShareGPT's {"from", "value"} turns. Raises MalformedRecord."""
     messages = []
     for turn in turns:
-        if not isinstance(turn, dict):
-            raise MalformedRecord("wrong_type", where, f"a turn must be an object, not {type(turn).__name__}")
-        role = role_of(turn.get("from"), where)
-        refuse_calls(turn, where)
-        messages.append(message(role, content_of(turn.get("value"), where)))
+        role = _role_of_turn(turn, "from", where)
+        if _calls_beside(turn):
+            raise MalformedRecord("malformed_call", where, "calls are turns of their own here, from function_call")
+        content = content_of(turn.get("value"), where)
+        messages.append(result(content) if role == "tool" else _turn(role, content, where))
     return messages
 
 
-def refuse_tools(record: dict[str, Any], where: Where) -> None:
-    """Raise MalformedRecord (tool_turn) for a record with tools: without them its turns would not be understood."""
-    for name in ("tools", "functions"):
-        if _has_entries(record.get(name)):
-            raise MalformedRecord("tool_turn", where, f'a record with "{name}" needs a function-calling format')
+def _role_of_turn(turn: Any, name: str, where: Where) -> str:
+    if not isinstance(turn, dict):
+        raise MalformedRecord("wrong_type", where, f"a turn must be an object, not {type(turn).__name__}")
+    return role_of(turn.get(name), where)
 
 
-def refuse_calls(turn: dict[str, Any], where: Where) -> None:
-    """Raise MalformedRecord (tool_turn) for a turn that calls a function beside or instead of its content."""
-    for name in ("tool_calls", "function_call"):
-        if _has_entries(turn.get(name)):
-            raise MalformedRecord("tool_turn", where, f'a turn with "{name}" needs a function-calling format')
+def _calls_beside(turn: dict[str, Any]) -> Any:
+    """Return what a turn calls beside or instead of its content, None for nothing."""
+    return next((turn[name] for name in ("tool_calls", "function_call") if has_entries(turn.get(name))), None)
 
 
-def _has_entries(value: Any) -> bool:
+def _turn(role: str, content: str, where: Where) -> Message:
+    """Return a turn of text, or of calls where the content is their JSON."""
+    return calling(calls_of(content, where)) if role == "call" else message(role, content)
+
+
+def tools_of(record: dict[str, Any], where: Where) -> list[dict[str, Any]]:
+    """Return the functions that a record offers under "tools" or "functions". Raises MalformedRecord."""
+    given = [record[name] for name in ("tools", "functions") if has_entries(record.get(name))]
+    if len(given) > 1:
+        raise MalformedRecord("two_tool_lists", where, 'a record has either "tools" or "functions"')
+    return tool_schemas(given[0], where) if given else []
+
+
+def refuse_calls(messages: list[Message], where: Where) -> list[Message]:
+    """Return the messages of a format without functions. Raises MalformedRecord (tool_turn) when they call any."""
+    if any(turn["role"] == "tool" or turn.get("tool_calls") for turn in messages):
+        raise MalformedRecord("tool_turn", where, "preference pairs cannot call functions")
+    return messages
+
+
+def has_entries(value: Any) -> bool:
     """Whether a field holds anything; some data sets write lists as JSON inside of a string, and none as "[]"."""
     if not isinstance(value, str):
         return bool(value)
@@ -88,7 +129,7 @@ def _has_entries(value: Any) -> bool:
         return bool(value.strip())
 
 
-def with_system(record: dict[str, Any], messages: list[dict[str, str]], where: Where) -> list[dict[str, str]]:
+def with_system(record: dict[str, Any], messages: list[Message], where: Where) -> list[Message]:
     """Return the messages after the optional "system" text of their record.
 
     Raises MalformedRecord; reason two_systems when they begin with another one.
@@ -106,13 +147,13 @@ def with_system(record: dict[str, Any], messages: list[dict[str, str]], where: W
 def format_messages(record: Any, where: Where) -> dict[str, Any]:
     """Read {"messages": [{"role", "content"}, ...]} (the OpenAI layout), or that list alone.
 
-    An optional "system" field comes first.
+    An optional "system" field comes first. Functions are offered in "tools" (or "functions"), called in "tool_calls" of
+    an assistant's turn and answered by turns of the role tool.
     """
     if isinstance(record, list):
         return conversation(role_content_turns(record, where), where)
     turns = role_content_turns(list_field(record, "messages", where), where)
-    refuse_tools(record, where)
-    return conversation(with_system(record, turns, where), where)
+    return conversation(with_system(record, turns, where), where, tools_of(record, where))
 
 
 def format_alpaca(record: Any, where: Where) -> dict[str, Any]:
@@ -129,9 +170,9 @@ def format_alpaca(record: Any, where: Where) -> dict[str, Any]:
     return conversation(with_system(record, turns, where), where)
 
 
-def _earlier_turns(record: dict[str, Any], where: Where) -> list[dict[str, str]]:
+def _earlier_turns(record: dict[str, Any], where: Where) -> list[Message]:
     history = record.get("history")
-    if not _has_entries(history):
+    if not has_entries(history):
         return []
     pairs = history if isinstance(history, list) else [history]
     if any(not isinstance(pair, list) or [type(text) for text in pair] != [str, str] for pair in pairs):
@@ -142,10 +183,13 @@ def _earlier_turns(record: dict[str, Any], where: Where) -> list[dict[str, str]]
 
 
 def format_sharegpt(record: Any, where: Where) -> dict[str, Any]:
-    """Read {"conversations": [{"from": "human"|"gpt"|"system", "value"}, ...]}; an optional "system" comes first."""
+    """Read {"conversations": [{"from": "human"|"gpt"|"system", "value"}, ...]}; an optional "system" comes first.
+
+    Functions are offered in "tools" (or "functions"), called by turns from function_call, whose value is the JSON of
+    one call or several, and answered by turns from observation (or tool, function_response).
+    """
     turns = from_value_turns(list_field(record, "conversations", where), where)
-    refuse_tools(record, where)
-    return conversation(with_system(record, turns, where), where)
+    return conversation(with_system(record, turns, where), where, tools_of(record, where))
 
 
 CONVERSATIONS = {"messages": format_messages, "alpaca": format_alpaca, "sharegpt": format_sharegpt}

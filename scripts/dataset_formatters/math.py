@@ -9,7 +9,8 @@ so that "1080", "1,080" and "$1080." cannot count as different answers.
 import re
 from typing import Any
 
-from .record import MalformedRecord, Where, conversation, message, text_field
+from .record import MalformedRecord, Where, message, text_field
+from .turns import conversation
 
 _CALCULATION = re.compile(r"<<[^<>]*>>")
 _FINAL_LINE = re.compile(r"\n?[ \t]*####[ \t]*([^\n]*)\s*\Z")

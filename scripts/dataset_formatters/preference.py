@@ -8,18 +8,19 @@ transcripts differ earlier has no single prompt and is refused.
 import re
 from typing import Any
 
-from .general import content_of, role_content_turns
-from .record import MalformedRecord, Where, list_field, message, preference, text_field
+from .general import content_of, refuse_calls, role_content_turns
+from .record import MalformedRecord, Message, Where, list_field, message, text_field
+from .turns import preference
 
 _SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 _ROLE = {"Human": "user", "Assistant": "assistant"}
 
 
-def _side(record: Any, name: str, where: Where) -> list[dict[str, str]]:
+def _side(record: Any, name: str, where: Where) -> list[Message]:
     value = record.get(name) if isinstance(record, dict) else None
     if isinstance(value, str):
         return [message("assistant", value.strip())]
-    return role_content_turns(list_field(record, name, where), where)
+    return refuse_calls(role_content_turns(list_field(record, name, where), where), where)
 
 
 def format_preference(record: Any, where: Where) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def format_preference(record: Any, where: Where) -> dict[str, Any]:
     if isinstance(record.get("prompt"), str):
         prompt = [message("user", content_of(record["prompt"], where))]
     else:
-        prompt = role_content_turns(list_field(record, "prompt", where), where)
+        prompt = refuse_calls(role_content_turns(list_field(record, "prompt", where), where), where)
     sides = []
     for name in ("chosen", "rejected"):
         side = _side(record, name, where)
@@ -45,7 +46,7 @@ def format_preference(record: Any, where: Where) -> dict[str, Any]:
     return preference(prompt, *sides, where)
 
 
-def transcript_turns(transcript: str, where: Where) -> list[dict[str, str]]:
+def transcript_turns(transcript: str, where: Where) -> list[Message]:
     """Return the turns of "\\n\\nHuman: ...\\n\\nAssistant: ...". Raises MalformedRecord."""
     pieces = _SPEAKER.split("\n\n" + transcript.lstrip())
     if pieces[0].strip() or len(pieces) < 3:

@@ -91,7 +91,7 @@ def test_sharegpt_maps_human_and_gpt():
         ([("human", "q")], "ends_without_answer"),
         ([("human", "q"), ("human", "q"), ("gpt", "a")], "turns_do_not_alternate"),
         ([("human", "q"), ("gpt", " ")], "empty_turn"),
-        ([("human", "q"), ("function_call", "{}"), ("gpt", "a")], "tool_turn"),
+        ([("human", "q"), ("function_call", "{}"), ("gpt", "a")], "malformed_call"),
         ([("human", "q"), ("alien", "a")], "unknown_role"),
         ([("human", "q"), (["gpt"], "a")], "unknown_role"),
         ([({"gpt": 1}, "q"), ("gpt", "a")], "unknown_role"),
@@ -121,8 +121,6 @@ def test_the_system_text_of_a_record_comes_first_and_only_once(name, key, turn):
         assert FORMAT_HANDLERS[name]({**absent, key: said}, WHERE)["messages"] == expected[1:]
     assert refused(name, {"system": "t", key: [turn("system", "s"), *said]}) == "two_systems"
     assert refused(name, {"system": ["s"], key: said}) == "wrong_type"
-    said[1]["function_call"] = {"name": "f"}
-    assert refused(name, {key: said}) == "tool_turn"
 
 
 def test_messages_reads_text_parts_and_bare_lists():
@@ -137,8 +135,8 @@ def test_messages_reads_text_parts_and_bare_lists():
     [
         ({"role": "assistant", "content": [{"type": "image_url"}]}, "content_is_not_text"),
         ({"role": "assistant", "content": None}, "content_is_not_text"),
-        ({"role": "assistant", "content": "", "tool_calls": [{}]}, "tool_turn"),
-        ({"role": "assistant", "content": "I call it.", "function_call": {"name": "f"}}, "tool_turn"),
+        ({"role": "assistant", "content": "", "tool_calls": [{}]}, "malformed_call"),
+        ({"role": "assistant", "content": "I call it.", "function_call": {"name": "f"}}, "unknown_function"),
         ({"role": [], "content": "a"}, "unknown_role"),
         ({"content": "a"}, "unknown_role"),
         ("text", "wrong_type"),
@@ -149,19 +147,14 @@ def test_messages_refuses_by_name(turn, reason):
 
 
 @pytest.mark.parametrize("name", ["tools", "functions"])
-@pytest.mark.parametrize(
-    ("value", "kept"),
-    [("[]", True), (" ", True), ("null", True), ([], True), (None, True), ('[{"name": "f"}]', False), ("f(x)", False)],
-)
-def test_only_a_record_that_has_tools_needs_a_format_for_them(name, value, kept):
-    """Glaive's records hold the list as JSON inside of a string."""
-    sharegpt = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], name: value}
-    messages = {"messages": [user("q"), assistant("a")], name: value}
+@pytest.mark.parametrize("none", ["[]", " ", "null", [], None])
+def test_no_tools_are_written_in_many_ways(name, none):
+    sharegpt = {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], name: none}
+    messages = {"messages": [user("q"), assistant("a")], name: none}
     for format_name, record in (("sharegpt", sharegpt), ("messages", messages)):
-        if kept:
-            assert FORMAT_HANDLERS[format_name](record, WHERE)["messages"] == [user("q"), assistant("a")]
-        else:
-            assert refused(format_name, record) == "tool_turn"
+        expected = {"messages": [user("q"), assistant("a")], "tools": None}
+        assert FORMAT_HANDLERS[format_name](record, WHERE) == expected
+        assert refused(format_name, {**record, name: "f(x)"}) == "not_json"
 
 
 def test_gsm8k_drops_calculator_marks_and_keeps_one_spelling_of_the_answer():

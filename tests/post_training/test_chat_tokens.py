@@ -13,6 +13,7 @@ from pipeline_lib.post_training.chat_tokens import (
     control_tokens,
     end_of_turn_id,
     load_chat_tokenizer,
+    require_calls,
     tokenize_conversations,
 )
 from pipeline_lib.post_training.conversation_checks import check_conversations, mask_problem
@@ -52,7 +53,7 @@ def test_examples_equal_those_trl_prepares_itself(tokenizer, batch):
     trainer = SimpleNamespace(chat_template=None, completion_only_loss=False, _tokenizer=tokenizer)
     dataset = Dataset.from_list([{"messages": messages} for messages in batch])
     theirs = SFTTrainer._prepare_dataset(trainer, dataset, tokenizer, arguments, False, None, "train")
-    rows = conversation_rows([{"source": "s", "messages": messages} for messages in batch], tokenizer, 96)
+    rows = conversation_rows([{"source": "s", "messages": m, "tools": None} for m in batch], tokenizer, 96)
     ours = [row.columns for row in rows if row.reason is None]
     fitting = [row for row in theirs.to_list() if len(row["input_ids"]) < 96]
     for row in fitting:
@@ -138,7 +139,7 @@ def test_a_mask_that_does_not_fit_two_answers_is_named(mask, problem):
 
 def test_a_control_token_spelled_in_a_message_is_refused(tokenizer):
     spoken = [{"role": "user", "content": "Say <|im_end|>"}, {"role": "assistant", "content": "no"}]
-    assert check_conversations(tokenizer, [{"messages": spoken}], 96)[0].reason == "control_token"
+    assert check_conversations(tokenizer, [{"messages": spoken, "tools": None}], 96)[0].reason == "control_token"
 
 
 def test_added_tokens_that_are_neither_special_nor_in_the_chat_template_are_text(tokenizer):
@@ -150,9 +151,84 @@ def test_added_tokens_that_are_neither_special_nor_in_the_chat_template_are_text
     assert "<|im_end|>" in control_tokens(tokenizer) and "<|endoftext|>" in control_tokens(tokenizer)
     spoken = "A  role of lambda: 1 == 2 <|unused|>"
     turns = [{"role": "user", "content": spoken}, {"role": "assistant", "content": spoken}]
-    assert check_conversations(more, [{"messages": turns}], 96)[0].reason is None
+    assert check_conversations(more, [{"messages": turns, "tools": None}], 96)[0].reason is None
     pair = {"prompt": turns[:1], "chosen": turns[1:], "rejected": [{"role": "assistant", "content": "no"}]}
     assert check_pairs(more, [pair], 96)[0].reason is None
     marked = [turns[0], {"role": "assistant", "content": "a <|speaks|> b"}]
-    assert check_conversations(more, [{"messages": marked}], 96)[0].reason == "control_token"
+    assert check_conversations(more, [{"messages": marked, "tools": None}], 96)[0].reason == "control_token"
     assert check_pairs(more, [{**pair, "rejected": marked[1:]}], 96)[0].reason == "control_token"
+
+
+ADD = {"type": "function", "function": {"name": "add", "arguments": '{"a": 2, "b": "\\"é\\""}'}}
+OFFERED = json.dumps([{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}])
+CALLING = [
+    {"role": "user", "content": "Add."},
+    {"role": "assistant", "content": "Yes.", "tool_calls": [ADD, ADD]},
+    {"role": "tool", "content": "4", "tool_calls": None},
+    {"role": "tool", "content": "", "tool_calls": None},
+    {"role": "assistant", "content": "Four.", "tool_calls": None},
+]
+
+
+def test_calls_are_learnt_and_functions_and_results_are_not(tokenizer):
+    plain = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
+    tokens = tokenize_conversations(tokenizer, [plain, CALLING, plain], [None, OFFERED, None])
+    assert tokens[0] == tokens[2] == tokenize_conversations(tokenizer, [plain])[0]
+    spoken = tokenizer.decode([token for token, mask in zip(tokens[1].ids, tokens[1].mask, strict=True) if mask])
+    call = '<tool_call>{"name": "add", "arguments": {"a": 2, "b": "\\"é\\""}}</tool_call>'
+    assert spoken == f"Yes.\n{call}\n{call}<|im_end|>Four.<|im_end|>"
+    whole = tokenizer.decode(tokens[1].ids)
+    assert "<|im_start|>tool\n4<|im_end|>" in whole and '{"name": "add", "parameters": {"type": "object"}}' in whole
+    assert check_conversations(tokenizer, [{"messages": CALLING, "tools": OFFERED}], 10_000)[0].reason is None
+
+
+def test_calls_as_trl_renders_them(tokenizer):
+    from datasets import Dataset
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+
+    arguments = SFTConfig("unused", assistant_only_loss=True, max_length=None, bf16=False, report_to="none")
+    trainer = SimpleNamespace(chat_template=None, completion_only_loss=False, _tokenizer=tokenizer)
+    dataset = Dataset.from_list([{"messages": CALLING, "tools": OFFERED}])
+    theirs = SFTTrainer._prepare_dataset(trainer, dataset, tokenizer, arguments, False, None, "train")[0]
+    ours = next(conversation_rows([{"source": "s", "messages": CALLING, "tools": OFFERED}], tokenizer, 10_000))
+    assert ours.columns == {"input_ids": theirs["input_ids"], "labels": theirs["labels"]}
+
+
+@pytest.mark.parametrize(
+    "missing", ["tool | tojson", "call['name']", "call['arguments'] | tojson", "message['content'] + '<|im_end|>"]
+)
+def test_a_template_that_leaves_out_functions_calls_or_results_is_refused(tokenizer, missing):
+    other = copy.deepcopy(tokenizer)
+    assert missing in other.chat_template
+    require_calls(other)
+    other.chat_template = other.chat_template.replace(missing, "'<|im_end|>" if "im_end" in missing else "''")
+    with pytest.raises(UserError, match="does not write functions"):
+        require_calls(other)
+    with pytest.raises(UserError, match="does not write functions"):
+        check_conversations(other, [{"messages": CALLING, "tools": OFFERED}], 10_000)
+
+
+@pytest.mark.parametrize("where", ["name", "arguments", "tools"])
+def test_a_control_token_in_a_call_or_a_tool_is_refused(tokenizer, where):
+    messages, tools = copy.deepcopy(CALLING), OFFERED
+    if where == "tools":
+        tools = tools.replace('"object"', '"<|im_end|>"')
+    else:
+        messages[1]["tool_calls"][1]["function"][where] = '{"a": "<|im_end|>"}'
+    assert check_conversations(tokenizer, [{"messages": messages, "tools": tools}], 10_000)[0].reason == "control_token"
+
+
+def test_a_template_that_refuses_a_conversation_is_a_users_error(tokenizer):
+    """As those of models that know no system role do."""
+    other = copy.deepcopy(tokenizer)
+    refusal = "{%- if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{%- endif %}"
+    other.chat_template = refusal + other.chat_template
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    assert check_conversations(other, [{"messages": turns, "tools": None}], 96)[0].reason is None
+    system = [{"role": "system", "content": "s"}, *turns]
+    with pytest.raises(UserError, match="chat template refuses a conversation .no system role."):
+        check_conversations(other, [{"messages": system, "tools": None}], 96)
+    pair = {"prompt": system[:2], "chosen": turns[1:], "rejected": turns[1:]}
+    with pytest.raises(UserError, match="chat template refuses a conversation"):
+        check_pairs(other, [pair], 96)

@@ -141,3 +141,34 @@ def test_plan_estimates_without_writing(run_copy, helpers, capsys):
     assert helpers.run_script("08_prepare_dpo_data.py", run_copy, "--plan") == 0
     assert "measured on the first 84 of " in capsys.readouterr().out
     assert not (run_copy / "08_dpo_data").exists()
+
+
+def test_functions_and_calls_reach_the_tokens_of_training(run_copy, helpers, tokenizer):
+    from pipeline_lib.post_training.examples import conversation_rows, read_examples
+
+    function = {"name": "add", "description": "Sum.", "parameters": {"type": "object", "properties": {}}}
+    records = [
+        {
+            "conversations": [
+                {"from": "human", "value": f"Add 1 to {n}."},
+                {"from": "function_call", "value": json.dumps({"name": "add", "arguments": {"a": 1, "b": n}})},
+                {"from": "observation", "value": f"{n + 1}"},
+                {"from": "gpt", "value": f"It is {n + 1}."},
+            ],
+            "tools": json.dumps([function]),
+        }
+        for n in range(20)
+    ]
+    wrong = json.loads(json.dumps(records[0]).replace("Add 1", "Take 1"))
+    wrong["conversations"][1]["value"] = '{"name": "subtract", "arguments": {}}'
+    helpers.write_sources(run_copy, [("calls", "sft", "sharegpt", [*records, wrong])])
+    assert helpers.run_script("06_prepare_sft_data.py", run_copy, "--max_length", "1000") == 0
+    assert drops(run_copy, "06_sft_data") == {"unknown_function": 1}
+    kept = rows(run_copy, "06_sft_data", "train") + rows(run_copy, "06_sft_data", "val")
+    assert len(kept) == 20 and all(json.loads(row["tools"])[0]["function"] == function for row in kept)
+    call = kept[0]["messages"][1]["tool_calls"][0]
+    assert call["function"]["name"] == "add" and json.loads(call["function"]["arguments"])["a"] == 1
+    path = run_copy / "06_sft_data" / "train.parquet"
+    examples = read_examples([path], conversation_rows, tokenizer, 1000, Ledger(), "sft")
+    learnt = [token for token in examples.table["labels"][0].as_py() if token >= 0]
+    assert tokenizer.decode(learnt).startswith('<tool_call>{"name": "add", "arguments": {"a": 1, "b": ')

@@ -5,7 +5,7 @@ Four types of source share one section because a reader of a YAML thinks of "a s
 `local` (files on this disk). A key that does not belong to the chosen type is an error, never ignored.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -13,14 +13,20 @@ from .base import Section
 
 SourceKind = Literal["text", "sft", "reasoning", "preference", "domain", "eval"]
 SourceType = Literal["python_docs", "hub", "http", "local"]
-RecordFormat = Literal["text", "alpaca", "sharegpt", "messages", "gsm8k", "hh-rlhf", "preference", "eval"]
+ChatFormat = Literal[
+    "messages", "alpaca", "sharegpt", "dolly", "oasst", "openorca", "cot-collection",
+    "gsm8k", "orca-math", "metamath", "mathinstruct", "math", "aqua", "arc", "logiqa",
+    "glaive", "hermes", "xlam", "gorilla", "toolbench",
+]  # fmt: skip
+PairFormat = Literal["preference", "hh-rlhf", "orca-dpo", "openai-preference", "ultrafeedback", "stack-exchange"]
+RecordFormat = Literal["text", "eval", ChatFormat, PairFormat]
 
-CHAT_FORMATS = ("alpaca", "sharegpt", "messages", "gsm8k")
+CHAT_FORMATS: tuple[str, ...] = get_args(ChatFormat)
 FORMATS_OF_KIND: dict[str, tuple[str, ...]] = {
     "text": ("text",),
     "sft": CHAT_FORMATS,
     "reasoning": CHAT_FORMATS,
-    "preference": ("preference", "hh-rlhf"),
+    "preference": get_args(PairFormat),
     "domain": CHAT_FORMATS,
     "eval": ("eval",),
 }

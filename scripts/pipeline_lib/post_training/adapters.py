@@ -61,7 +61,8 @@ def domain_examples(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> tuple[E
 def general_examples(stage: Stage, tokenizer: PreTrainedTokenizerBase, domain: int) -> Examples:
     """Return a random part of the instruction data, such that it is `general_share` of the mixture with `domain`."""
     share = stage.settings.general_share
-    table = parquet.read_table(stage.input("06_sft_data").file("train.parquet"), columns=["source", "messages"])
+    instructions = stage.input("06_sft_data").file("train.parquet")
+    table = parquet.read_table(instructions, columns=["source", "messages", "tools"])
     wanted = round(domain * share / (1 - share))
     order = epoch_order([1] * len(table), 1, by_length=False, seed=stage.seed, epoch=0)
     if wanted > len(table):

@@ -10,17 +10,18 @@ A control token spelled out in a message ("<|im_end|>") would be encoded as the 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline_lib.stage import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,29 @@ def _check_template(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         raise UserError(f"{file} renders a prompt alone differently from the same prompt with its answer")
 
 
+def require_calls(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError unless the chat template writes the functions offered, the calls of them and the results."""
+    function = {"name": "offered_function", "description": "", "parameters": {"type": "object", "properties": {}}}
+    call = {"type": "function", "function": {"name": "called_function", "arguments": '{"key": "given value"}'}}
+    turns = [
+        {"role": "user", "content": "first"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "obtained result"},
+        {"role": "assistant", "content": "second"},
+    ]
+    offered = json.dumps([{"type": "function", "function": function}])
+    tokens = tokenize_conversations(tokenizer, [turns], [offered])[0]
+    spoken = tokenizer.decode([token for token, mask in zip(tokens.ids, tokens.mask, strict=True) if mask])
+    whole = tokenizer.decode(tokens.ids)
+    absent = [text for text in ("offered_function", "obtained result") if text not in whole]
+    absent += [text for text in ("called_function", "given value") if text not in spoken]
+    if absent or "obtained result" in spoken:
+        raise UserError(
+            "the tokenizer's chat template does not write functions, their calls inside of the generation markers and"
+            f" results outside of them ({', '.join(absent) or 'results'}); use one that does, or no source that calls"
+        )
+
+
 def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the id of the token with which the assistant ends its turn: generation must stop there."""
     turns = [{"role": "user", "content": "first"}, {"role": "assistant", "content": "second"}]
@@ -113,16 +137,53 @@ def _is_mark(spelling: str) -> bool:
 
 
 def tokenize_conversations(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Messages]
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Messages], tools: Sequence[str | None] | None = None
 ) -> list[TokenizedConversation]:
-    """Return ids and loss mask of each conversation, rendered by the tokenizer's chat template."""
-    if not conversations:
-        return []
-    batch = tokenizer.apply_chat_template(
-        list(conversations), tokenize=True, return_dict=True, return_assistant_tokens_mask=True
-    )
-    pairs = zip(batch["input_ids"], batch["assistant_masks"], strict=True)
-    return [TokenizedConversation(list(ids), list(mask)) for ids, mask in pairs]
+    """Return ids and loss mask of each conversation, rendered by the tokenizer's chat template.
+
+    tools: the functions that each conversation offers, as JSON text; None for none at all.
+    """
+    tokenized: list[TokenizedConversation | None] = [None] * len(conversations)
+    together: dict[str | None, list[int]] = {}
+    for number, offered in enumerate(tools or [None] * len(conversations)):
+        together.setdefault(offered, []).append(number)
+    for offered, numbers in together.items():
+        batch = _rendered(
+            tokenizer,
+            [_for_template(conversations[number]) for number in numbers],
+            tools=json.loads(offered) if offered else None,
+            return_assistant_tokens_mask=True,
+        )
+        for number, ids, mask in zip(numbers, batch["input_ids"], batch["assistant_masks"], strict=True):
+            tokenized[number] = TokenizedConversation(list(ids), list(mask))
+    return tokenized
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, conversations: list[Messages], **options: Any) -> BatchEncoding:
+    """Return what the chat template makes of conversations, as tokens. Raises UserError when it refuses one."""
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(conversations, tokenize=True, return_dict=True, **options)
+    except TemplateError as error:
+        raise UserError(f"the tokenizer's chat template refuses a conversation ({error}); use another one") from None
+
+
+def _for_template(messages: Messages) -> Messages:
+    """Return the messages as templates expect them: arguments of calls as objects, no key without a value."""
+    return [
+        {
+            name: [_call_for_template(call) for call in value] if name == "tool_calls" else value
+            for name, value in turn.items()
+            if value is not None
+        }
+        for turn in messages
+    ]
+
+
+def _call_for_template(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
 
 
 def tokenize_pairs(
@@ -134,11 +195,9 @@ def tokenize_pairs(
     """
     if not pairs:
         return []
-    prompts = tokenizer.apply_chat_template(
-        [prompt for prompt, _, _ in pairs], tokenize=True, return_dict=True, add_generation_prompt=True
-    )["input_ids"]
+    prompts = _rendered(tokenizer, [prompt for prompt, _, _ in pairs], add_generation_prompt=True)["input_ids"]
     both = [prompt + answer for prompt, chosen, rejected in pairs for answer in (chosen, rejected)]
-    whole = tokenizer.apply_chat_template(both, tokenize=True, return_dict=True)["input_ids"]
+    whole = _rendered(tokenizer, both)["input_ids"]
     tokenized: list[TokenizedPair | None] = []
     for number, prompt in enumerate(prompts):
         chosen, rejected = whole[2 * number], whole[2 * number + 1]

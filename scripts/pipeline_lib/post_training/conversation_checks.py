@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from .chat_tokens import TokenizedConversation, control_tokens, tokenize_conversations
+from .chat_tokens import TokenizedConversation, control_tokens, require_calls, tokenize_conversations
 from .prepared_data import Verdict
 
 if TYPE_CHECKING:
@@ -15,20 +15,23 @@ if TYPE_CHECKING:
 def check_conversations(
     tokenizer: PreTrainedTokenizerBase, records: list[dict[str, Any]], max_length: int
 ) -> list[Verdict]:
-    """Judge each {"messages"}: kept, or refused as control_token, too_long or for a loss mask that makes no sense."""
+    """Judge each {"messages", "tools"}: kept, or refused as control_token, too_long or for a mask that makes no sense.
+
+    Raises UserError when a record offers functions and the chat template does not write what is offered and called.
+    """
     reserved = control_tokens(tokenizer)
-    tokenized = tokenize_conversations(tokenizer, [record["messages"] for record in records])
-    return [
-        _judge(record["messages"], tokens, reserved, max_length)
-        for record, tokens in zip(records, tokenized, strict=True)
-    ]
+    tools = [record["tools"] for record in records]
+    if any(tools):
+        require_calls(tokenizer)
+    tokenized = tokenize_conversations(tokenizer, [record["messages"] for record in records], tools)
+    return [_judge(record, tokens, reserved, max_length) for record, tokens in zip(records, tokenized, strict=True)]
 
 
 def _judge(
-    messages: list[dict[str, str]], tokens: TokenizedConversation, reserved: tuple[str, ...], max_length: int
+    record: dict[str, Any], tokens: TokenizedConversation, reserved: tuple[str, ...], max_length: int
 ) -> Verdict:
-    count = len(tokens.ids)
-    if spelled := spelled_control_token(messages, reserved):
+    count, messages = len(tokens.ids), record["messages"]
+    if spelled := spelled_control_token(messages, reserved, record["tools"]):
         return Verdict(count, "control_token", f"a message spells out {spelled}")
     if count > max_length:
         return Verdict(count, "too_long", f"{count} tokens, at most {max_length} fit")
@@ -37,9 +40,15 @@ def _judge(
     return Verdict(count)
 
 
-def spelled_control_token(messages: list[dict[str, str]], reserved: tuple[str, ...]) -> str | None:
-    """Return the first reserved token that a message contains as text, or None."""
-    return next((token for token in reserved for turn in messages if token in turn["content"]), None)
+def spelled_control_token(
+    messages: list[dict[str, Any]], reserved: tuple[str, ...], tools: str | None = None
+) -> str | None:
+    """Return the first reserved token that a message, a call in it or `tools` contains as text, or None."""
+    texts = [tools or "", *(turn["content"] for turn in messages)]
+    for turn in messages:
+        for call in turn.get("tool_calls") or ():
+            texts += [call["function"]["name"], call["function"]["arguments"]]
+    return next((token for token in reserved for text in texts if token in text), None)
 
 
 def mask_problem(mask: list[int], assistant_turns: int) -> str | None:

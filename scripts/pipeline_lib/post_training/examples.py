@@ -89,8 +89,9 @@ class Row:
 def conversation_rows(
     records: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Iterator[Row]:
-    """Tokenise rows of {"source", "messages"}; longer ones than `max_length` tokens are marked too_long."""
-    tokenized = tokenize_conversations(tokenizer, [record["messages"] for record in records])
+    """Tokenise rows of {"source", "messages", "tools"}; longer ones than `max_length` tokens are marked too_long."""
+    tools = [record["tools"] for record in records]
+    tokenized = tokenize_conversations(tokenizer, [record["messages"] for record in records], tools)
     for record, tokens in zip(records, tokenized, strict=True):
         length = len(tokens.ids)
         reason = "too_long" if length > max_length else None

@@ -241,7 +241,11 @@ def _output_schema(kind: DataKind) -> pyarrow.Schema:
     import pyarrow
 
     text = pyarrow.string()
-    turns = pyarrow.list_(pyarrow.struct([("role", text), ("content", text)]))
+    turn = [("role", text), ("content", text)]
+    if kind.kind != "preference":
+        function = pyarrow.struct([("name", text), ("arguments", text)])
+        turn.append(("tool_calls", pyarrow.list_(pyarrow.struct([("type", text), ("function", function)]))))
+    turns = pyarrow.list_(pyarrow.struct(turn))
     fields = [("id", text), ("source", text)]
     return pyarrow.schema(fields + [(name, text if name == "tools" else turns) for name in kind.columns])
 
