@@ -20,7 +20,7 @@ $(error FLAGS holds --run-dir; say RUN_DIR=FOLDER instead, which the card, the r
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help demo all run-all test test-slow test-long lint bench report chat schema clean install install-dev
+.PHONY: help demo all run-all test test-slow test-long lint bench report checkpoints chat schema clean install install-dev
 .NOTPARALLEL:
 
 help:  ## Show this list
@@ -48,6 +48,9 @@ stage-%: install
 
 report: install  ## Write runs/<run>/report.html
 	@$(MODULE) pipeline_lib.reporting.report $(CHOICE)
+
+checkpoints: install  ## List the checkpoints of CONFIG; FLAGS='--export best --to FOLDER' takes a model out
+	@$(MODULE) pipeline_lib.reporting.checkpoints $(CHOICE) $(FLAGS)
 
 chat: install  ## Talk to the model of CONFIG
 	@$(MODULE) pipeline_lib.reporting.chat $(CHOICE) $(FLAGS)

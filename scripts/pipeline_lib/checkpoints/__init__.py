@@ -6,6 +6,7 @@ from .folders import (
     CheckpointError,
     LoadedCheckpoint,
     Retention,
+    Surveyed,
     checkpoint_name,
     load_checkpoint,
     load_state,
@@ -13,6 +14,7 @@ from .folders import (
     newest_valid_checkpoint,
     prune,
     save_checkpoint,
+    survey,
     valid_checkpoints,
 )
 from .optimizer_states import (
@@ -29,6 +31,7 @@ __all__ = [
     "LoadedCheckpoint",
     "OptimizerLoadReport",
     "Retention",
+    "Surveyed",
     "as_os_errors",
     "checkpoint_name",
     "load_checkpoint",
@@ -43,5 +46,6 @@ __all__ = [
     "save_checkpoint",
     "seed_everything",
     "set_rng_state",
+    "survey",
     "valid_checkpoints",
 ]

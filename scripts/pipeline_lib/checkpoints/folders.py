@@ -169,6 +169,29 @@ def newest_valid_checkpoint(folder: Path, say: Callable[[str], None] | None = No
     return next((path for _, path in valid_checkpoints(folder, say)), None)
 
 
+@dataclass(frozen=True)
+class Surveyed:
+    """A checkpoint folder as it was found; problem: what is damaged (then step and score may be unknown)."""
+
+    path: Path
+    step: int | None
+    score: float | None
+    problem: str | None
+
+
+def survey(folder: Path) -> list[Surveyed]:
+    """Return all checkpoints under `folder`, every byte verified; saves that never finished are none."""
+    found = []
+    for _, path, body, problem in _candidates(folder):
+        try:
+            if problem is None:
+                _check_files(path, body, deep=True)
+        except CheckpointError as error:
+            problem = str(error)
+        found.append(Surveyed(path, body.get("step"), body.get("score"), problem))
+    return found
+
+
 def newest_step_at_a_glance(folder: Path) -> int | None:
     """Return the highest step of the checkpoints under `folder` that look whole, or None; reads no tensor.
 
