@@ -1,4 +1,4 @@
-"""Chat and instruction formats: role/content messages, Alpaca, ShareGPT."""
+"""Chat and instruction formats: role/content messages, Alpaca, ShareGPT, Dolly."""
 
 import json
 from typing import Any
@@ -192,4 +192,25 @@ def format_sharegpt(record: Any, where: Where) -> dict[str, Any]:
     return conversation(with_system(record, turns, where), where, tools_of(record, where))
 
 
-CONVERSATIONS = {"messages": format_messages, "alpaca": format_alpaca, "sharegpt": format_sharegpt}
+def format_dolly(record: Any, where: Where) -> dict[str, Any]:
+    """Read {"instruction", "context", "response"}: the optional context follows the instruction after a blank line.
+
+    The context is Wikipedia's text with its citation marks ("[1]"), which stay: they cannot be told from a text that
+    speaks of "[1]". "category" says what was asked for and is not read. Raises MalformedRecord; reason unread_input
+    when the record also has an "input", which would be lost.
+    """
+    instruction = text_field(record, "instruction", where)
+    context = text_field(record, "context", where, required=False)
+    response = text_field(record, "response", where)
+    if has_entries(record.get("input")):
+        raise MalformedRecord("unread_input", where, 'Dolly has its text in "context", and this record has an "input"')
+    question = f"{instruction}\n\n{context}" if context else instruction
+    return conversation([message("user", question), message("assistant", response)], where)
+
+
+CONVERSATIONS = {
+    "messages": format_messages,
+    "alpaca": format_alpaca,
+    "sharegpt": format_sharegpt,
+    "dolly": format_dolly,
+}

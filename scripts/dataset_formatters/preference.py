@@ -1,4 +1,4 @@
-"""Preference pairs: TRL's conversational layout, and Anthropic's hh-rlhf transcripts.
+"""Preference pairs: two answers to a prompt in the layouts of TRL, Anthropic, OpenAI, Orca, UltraFeedback and others.
 
 An hh-rlhf record is two whole transcripts, "\\n\\nHuman: ...\\n\\nAssistant: ...", that share everything but the last
 answer. Splitting on the speaker marks and comparing the turns before the last one gives the prompt; a record whose
@@ -8,7 +8,7 @@ transcripts differ earlier has no single prompt and is refused.
 import re
 from typing import Any
 
-from .general import content_of, refuse_calls, role_content_turns
+from .general import content_of, has_entries, refuse_calls, role_content_turns
 from .record import MalformedRecord, Message, Where, list_field, message, text_field
 from .turns import preference
 
@@ -63,4 +63,73 @@ def format_hh_rlhf(record: Any, where: Where) -> dict[str, Any]:
     return preference(chosen[:-1], chosen[-1:], rejected[-1:], where)
 
 
-PREFERENCES = {"preference": format_preference, "hh-rlhf": format_hh_rlhf}
+def format_orca_dpo(record: Any, where: Where) -> dict[str, Any]:
+    """Read {"system", "question", "chosen", "rejected"}, all of them texts, the system text optional."""
+    prompt = [message("user", text_field(record, "question", where))]
+    if system := text_field(record, "system", where, required=False):
+        prompt.insert(0, message("system", system))
+    return preference(prompt, _answer(record, "chosen", where), _answer(record, "rejected", where), where)
+
+
+def format_stack_exchange(record: Any, where: Where) -> dict[str, Any]:
+    """Read {"question", "response_j", "response_k"}, of which response_j got more votes."""
+    prompt = [message("user", text_field(record, "question", where))]
+    return preference(prompt, _answer(record, "response_j", where), _answer(record, "response_k", where), where)
+
+
+def _answer(record: dict[str, Any], name: str, where: Where) -> list[Message]:
+    """Return a field's text as an answer; a blank one is left to `preference`, which calls it an empty side."""
+    if record.get(name) is None:
+        raise MalformedRecord("missing_field", where, f'no field "{name}"')
+    return [message("assistant", text_field(record, name, where, required=False))]
+
+
+def format_openai_preference(record: Any, where: Where) -> dict[str, Any]:
+    """Read {"input": {"messages"}, "preferred_output": [turn], "non_preferred_output": [turn]}, OpenAI's layout.
+
+    Raises MalformedRecord; reason tools_offered when the input offers functions, which the answers of a pair cannot
+    call and its prompt would not show.
+    """
+    if not isinstance(record, dict) or not isinstance(record.get("input"), dict):
+        raise MalformedRecord("wrong_type", where, 'a record must be an object whose "input" is an object')
+    if has_entries(record["input"].get("tools")):
+        raise MalformedRecord("tools_offered", where, "preference pairs cannot call functions")
+    sides = [(record["input"], "messages"), (record, "preferred_output"), (record, "non_preferred_output")]
+    turns = [role_content_turns(list_field(holder, name, where), where) for holder, name in sides]
+    return preference(*(refuse_calls(each, where) for each in turns), where)
+
+
+def format_ultrafeedback(record: Any, where: Where) -> dict[str, Any]:
+    """Read {"instruction", "completions": [{"response", "overall_score"}, ...]}: the best answer against the worst.
+
+    Of equal scores the first answer counts. Raises MalformedRecord; reasons fewer_than_two_answers, score_is_no_number
+    and equal_scores, when no answer is better than another.
+    """
+    prompt = [message("user", text_field(record, "instruction", where))]
+    completions = record.get("completions")
+    if not isinstance(completions, list) or not all(isinstance(each, dict) for each in completions):
+        raise MalformedRecord("wrong_type", where, '"completions" must be a list of objects')
+    if len(completions) < 2:
+        raise MalformedRecord("fewer_than_two_answers", where, f"{len(completions)} completions make no pair")
+    scores = [_score(each, where) for each in completions]
+    best, worst = scores.index(max(scores)), scores.index(min(scores))
+    if scores[best] == scores[worst]:
+        raise MalformedRecord("equal_scores", where, f"all {len(scores)} completions have the score {scores[best]}")
+    return preference(prompt, *(_answer(completions[n], "response", where) for n in (best, worst)), where)
+
+
+def _score(completion: dict[str, Any], where: Where) -> float:
+    score = completion.get("overall_score")
+    if isinstance(score, bool) or not isinstance(score, int | float) or score != score:
+        raise MalformedRecord("score_is_no_number", where, f'the "overall_score" of a completion is {score!r:.40}')
+    return score
+
+
+PREFERENCES = {
+    "preference": format_preference,
+    "hh-rlhf": format_hh_rlhf,
+    "orca-dpo": format_orca_dpo,
+    "openai-preference": format_openai_preference,
+    "ultrafeedback": format_ultrafeedback,
+    "stack-exchange": format_stack_exchange,
+}
