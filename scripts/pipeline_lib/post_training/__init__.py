@@ -5,6 +5,7 @@
     conversation_checks.py  06: which conversations can be trained on
     pair_checks.py          08: which preference pairs can
     prepared_data.py        06 and 08: check in resumable batches, drop duplicates, split, write Parquet, balance
+    format_advice.py        06, 08, 10: which format a source is in of which every record was dropped
     held_out.py             06, 08, 10: the validation split
     examples.py             07, 09, 10: the Parquet files as tokenised examples
     batch_order.py          the order of the examples, a function of seed and epoch

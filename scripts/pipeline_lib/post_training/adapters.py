@@ -28,6 +28,7 @@ from .batch_order import epoch_order
 from .chat_tokens import end_of_turn_id, load_chat_tokenizer
 from .data_kinds import DOMAIN
 from .examples import Examples, account_for_training, collect, conversation_rows, set_aside
+from .format_advice import Refusals
 from .prepared_data import account, checked_batches, sorted_out
 from .resumable_trainer import METRICS
 from .supervised import ConversationTrainer, examples_read, make_trainer
@@ -43,15 +44,21 @@ BASE = "09_dpo"
 
 
 def domain_examples(stage: Stage, tokenizer: PreTrainedTokenizerBase) -> tuple[Examples, Examples]:
-    """Return (train, held-out) examples of the domain sources, every other record accounted for."""
+    """Return (train, held-out) examples of the domain sources, every other record accounted for.
+
+    Raises StageFailure when none is left to train on.
+    """
     sides: dict[str, list[dict]] = {"train": [], "val": []}
     settings = stage.settings
     batches = checked_batches(stage, DOMAIN, tokenizer)
-    for side, row in sorted_out(batches, settings.val_fraction, settings.val_examples, stage.seed):
+    refusals = Refusals()
+    rows = sorted_out(batches, settings.val_fraction, settings.val_examples, stage.seed)
+    for side, row in refusals.watch(rows):
         if side == "dropped":
             account(stage.ledger, "domain", row)
         else:
             sides[side].append({"source": row["source"], **json.loads(row["record"])})
+    refusals.check(stage, DOMAIN.kind, DOMAIN.handlers, len(sides["train"]))
     tokenised = (conversation_rows(sides[side], tokenizer, settings.max_length) for side in ("train", "val"))
     train, val = (collect(rows, conversation_rows, stage.ledger, "domain") for rows in tokenised)
     set_aside(stage.ledger, val)

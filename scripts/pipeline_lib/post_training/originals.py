@@ -52,5 +52,5 @@ def read_originals(files: list[SourceFile]) -> Iterator[Original]:
 def _parse(line: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dataset_formatters import Handler, MalformedRecord, handler_for
-from pipeline_lib.stage import Ledger, Stage, StageFailure, Unit, UserError, atomic_path, json_digest
+from pipeline_lib.stage import Ledger, Stage, Unit, UserError, atomic_path, json_digest
 
 from .chat_tokens import load_chat_tokenizer
+from .format_advice import Refusals
 from .held_out import held_out_bonds
 from .originals import Original, SourceFile, read_originals, source_files
 
@@ -81,7 +82,9 @@ def prepare(stage: Stage, kind: DataKind) -> None:
         batches = checked_batches(stage, kind, tokenizer)
         with stage.unit(FINISHED) as unit:
             rows = sorted_out(batches, stage.settings.val_fraction, stage.settings.val_limit, stage.seed)
-            unit.result = _write_outputs(unit, kind, rows)
+            refusals = Refusals()
+            unit.result = _write_outputs(unit, kind, refusals.watch(rows))
+            refusals.check(stage, kind.kind, kind.handlers, unit.result["train"])
     stage.result = stage.unit_result(FINISHED)
     if cut := stage.result.get("cut"):
         stage.note(f"{cut} pairs have an answer that training will cut at {stage.settings.max_length} tokens")
@@ -206,7 +209,6 @@ def _rows(batches: list[Path], columns: list[str] | None = None) -> Iterator[dic
 def _write_outputs(unit: Unit, kind: DataKind, rows: Iterator[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     """Write the three files and the ledger of the unit; return the counts for cards and reports."""
     counts: dict[str, Any] = {"train": 0, "val": 0, "dropped": 0, "tokens": 0}
-    reasons: set[str] = set()
     with (
         _RowWriter(unit.path("train.parquet"), _output_schema(kind)) as train,
         _RowWriter(unit.path("val.parquet"), _output_schema(kind)) as val,
@@ -217,17 +219,11 @@ def _write_outputs(unit: Unit, kind: DataKind, rows: Iterator[tuple[str, dict[st
             counts[side] += 1
             if side == "dropped":
                 dropped.add({name: row[name] for name in ("source", "where", "reason", "detail")})
-                reasons.add(row["reason"])
                 continue
             (val if side == "val" else train).add(_output_row(row, kind))
             counts["tokens"] += row["tokens"]
             if row["cut"]:
                 counts["cut"] = counts.get("cut", 0) + 1
-    if counts["dropped"] and not counts["train"]:
-        raise StageFailure(
-            f"no {kind.kind} record is left to train on: all {counts['dropped']} were dropped"
-            f" ({', '.join(sorted(reasons))})"
-        )
     return counts
 
 
