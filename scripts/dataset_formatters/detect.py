@@ -9,6 +9,7 @@ insist on what their data set is known by, and read what another is meant for; t
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from .general import has_entries
 from .record import MalformedRecord
 from .tables import FORMAT_HANDLERS, Handler
 
@@ -25,17 +26,22 @@ ABOUT_AS_MANY = 0.9
 """A format reads about as many records as the best does: a few bad records must not hand the rest to a general one."""
 
 
-def _says(*marks: str) -> Callable[[dict[str, Any]], bool]:
-    """Return whether a turn of a record's "conversations" has one of the marks in its text; other layouts need none."""
+def _says(record: dict[str, Any], *marks: str) -> bool:
+    """Return whether a turn of a record's "conversations" has one of the marks in its text."""
+    turns = record.get("conversations")
+    turns = turns if isinstance(turns, list) else []
+    texts = [turn.get("value", turn.get("content")) for turn in turns if isinstance(turn, dict)]
+    return any(isinstance(text, str) and mark in text for text in texts for mark in marks)
 
-    def says(record: dict[str, Any]) -> bool:
-        turns = record.get("conversations")
-        if not isinstance(turns, list):
-            return True
-        texts = [turn.get("value", turn.get("content")) for turn in turns if isinstance(turn, dict)]
-        return any(isinstance(text, str) and mark in text for text in texts for mark in marks)
 
-    return says
+def _of_hermes(record: dict[str, Any]) -> bool:
+    return _says(record, "<tool_call>", "<tools>")
+
+
+def _of_toolbench(record: dict[str, Any]) -> bool:
+    if "query" in record:
+        return has_entries(record.get("tools"))
+    return "answer_generation" in record or _says(record, "\nAction Input:")
 
 
 def _of_mathinstruct(record: dict[str, Any]) -> bool:
@@ -44,11 +50,11 @@ def _of_mathinstruct(record: dict[str, Any]) -> bool:
 
 
 MARKS: dict[str, Callable[[dict[str, Any]], bool]] = {
-    "hermes": _says("<tool_call>", "<tools>"),
-    "toolbench": _says("Action:", "Action Input:"),
+    "hermes": _of_hermes,
+    "toolbench": _of_toolbench,
     "mathinstruct": _of_mathinstruct,
 }
-"""Of formats whose handlers also read what "sharegpt" or "alpaca" is meant for: whether a record is theirs."""
+"""Of formats whose handlers also read what sharegpt, metamath or alpaca is meant for: whether a record is theirs."""
 
 
 def records_read(records: Iterable[Any], handlers: Mapping[str, Handler] = FORMAT_HANDLERS) -> dict[str, int]:

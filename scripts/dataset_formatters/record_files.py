@@ -40,7 +40,10 @@ def records_of_file(path: Path) -> Iterator[tuple[str, Any]]:
             first = file.read(1)
         is_array = reader == "json" and first == "["
     with _opened(path, compression) as file:
-        yield from _array(path, file) if is_array else _lines(path, file)
+        for number, record in enumerate(_array(path, file) if is_array else _lines(path, file)):
+            if reader == "json" and number == 0 and record[1] is NOT_JSON:
+                raise UserError(f"{path}: a .json file holds an array of records or one a line, and this has neither")
+            yield record
 
 
 @contextmanager

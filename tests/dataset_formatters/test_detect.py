@@ -40,6 +40,18 @@ RECORDS = [
     ("oasst", {"message_tree_id": "t", "prompt": {"role": "prompter", "text": "q", "replies": [
         {"role": "assistant", "text": "a", "replies": []}]}}),
     ("gsm8k", {"question": "q", "answer": "2+2=<<2+2=4>>4\n#### 4"}),
+    ("orca-math", {"question": "q", "answer": "It is 4."}),
+    ("metamath", {"type": "GSM_SV", "query": "q", "original_question": "o", "response": "The answer is: 4"}),
+    ("mathinstruct", {"source": "data/PoT/gsm.json", "instruction": "q", "output": "print(4)"}),
+    ("math", {"problem": "q", "level": "Level 1", "type": "Algebra", "solution": "It is \\boxed{4}."}),
+    ("aqua", {"question": "q", "options": ["A)1", "B)4"], "rationale": "Add.", "correct": "B"}),
+    ("arc", {"id": "1", "answerKey": "B", "question": {
+        "stem": "q", "choices": [{"text": "a", "label": "A"}, {"text": "b", "label": "B"}]}}),
+    ("arc", {"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "B"}),
+    ("logiqa", {"context": "c", "question": "q", "answers": ["a", "b"], "label": 1}),
+    ("logiqa", {"text": "c", "question": "q", "options": ["a", "b"], "answer": "b"}),
+    ("openorca", {"id": "cot.1", "system_prompt": "", "question": "q", "response": "a"}),
+    ("cot-collection", {"source": "q", "rationale": "r", "target": "a", "task": "t", "type": "CoT"}),
     ("preference", {"prompt": "q", "chosen": "a", "rejected": "b"}),
     # UltraFeedback as Zephyr was trained on it: the better answer is there as a conversation, too
     ("preference", {"prompt": "q", "prompt_id": "1", "chosen": TURNS, "rejected": TURNS, "messages": TURNS}),
@@ -92,16 +104,18 @@ def test_the_most_specific_of_those_that_read_about_as_many_is_named():
          {"source": "seed", "instruction": "q", "output": "a"}),
         ("hermes", "sharegpt", {"conversations": [SAID[0], {"from": "gpt", "value": "<tool_call>{}</tool_call>"}]},
          {"conversations": SAID}),
-        ("toolbench", "sharegpt", {"conversations": [SAID[0], {"from": "gpt", "value": "Thought: x\nAction: f"}]},
-         {"conversations": SAID}),
+        ("toolbench", "sharegpt", {"conversations": [SAID[0], {"from": "gpt", "value": "Action: f\nAction Input: {}"}]},
+         {"conversations": SAID, "tools": [{"name": "f"}]}),
+        ("toolbench", "metamath", {"query": "q", "response": "a", "tools": [{"name": "f"}]},
+         {"query": "q", "response": "a", "type": "GSM_Rephrased"}),
     ],
 )  # fmt: skip
 def test_formats_that_read_the_same_records_are_told_by_their_mark(special, general, marked, plain):
     handlers = {special: FORMAT_HANDLERS[general], general: FORMAT_HANDLERS[general]}
     assert detect_dataset_format([marked] * 3, handlers) == special
     assert detect_dataset_format([plain] * 3, handlers) == general
-    for odd in (None, 7, "data/", [None], {"data/": 1}):
-        MARKS[special]({"conversations": odd, "source": odd})
+    for odd in (None, 7, [None], [{"value": 7}], {"data/": 1}):
+        assert MARKS[special]({"conversations": odd, "source": odd}) is False
 
 
 json_values = st.recursive(
@@ -133,6 +147,15 @@ def test_any_sample_is_told_or_not_and_the_format_told_reads_more_than_half(samp
         ("sharegpt", "glaive/glaive_toolcall_en_demo.part1.json"),
         ("messages", "toolcall/stock_toolcall_training.jsonl"),
         ("gsm8k", "gsm8k/train.jsonl"),
+        ("orca-math", "hf_rows_quoted/orca_math_rows.jsonl"),
+        ("metamath", "hf_rows_quoted/metamathqa_rows.jsonl"),
+        ("mathinstruct", "hf_rows_quoted/mathinstruct_rows.jsonl"),
+        ("math", "math/MATH_test.part1.jsonl.gz"),
+        ("aqua", "math/AQuA_dev.json"),
+        ("arc", "arc/ARC-Easy-Dev.sample.jsonl"),
+        ("arc", "ai2_science_ndmc/AI2-8thGr-NDMC-Feb2016-Train.jsonl"),
+        ("logiqa", "logiqa2/dev.jsonl"),
+        ("openorca", "hf_rows_quoted/openorca_rows.jsonl"),
         ("hh-rlhf", "preference/hh-rlhf_harmless-base_test.part1.jsonl.gz"),
         ("openai-preference", "preference/orca_dpo_pairs_azure.part1.jsonl"),
         ("orca-dpo", "hf_rows_quoted/orca_dpo_pairs_rows.jsonl"),
@@ -212,6 +235,7 @@ def test_a_file_without_a_format_or_without_records_is_not_valid(tmp_path):
         ("chat.jsonl.zst", b"", "cannot be read here"),
         ("chat.json", b"[1, 2", "not JSON"),
         ("chat.json", b"[" * 100_000, "not JSON"),
+        ("chat.json", b'{\n "messages": []\n}', "an array of records or one a line, and this has neither"),
         ("chat.jsonl", b"\xff\xfe", "cannot be read to its end"),
         ("chat.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 9)[:-9], "cannot be read to its end"),
         ("chat.jsonl.gz", b"not gzip", "cannot be read to its end"),
