@@ -9,10 +9,12 @@ Exit code 0: every record was read; 1: some were refused, or no format fits; 2: 
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 from pipeline_lib.stage import UserError
+from pipeline_lib.stage.output import print_line
 
 from .detect import records_read
 from .record_files import records_of_file
@@ -37,22 +39,25 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _show(path: Path, found: DatasetValidationResult) -> None:
+    for line in _report(path, found):
+        print_line(_printable(line))
+
+
+def _report(path: Path, found: DatasetValidationResult) -> Iterator[str]:
     sample = [value for _, value in islice(records_of_file(path), SAMPLE)]
     for name, count in records_read(sample).items():
         if count:
-            print(f"{name} reads {count} of the first {len(sample)} records")
-    kept = found.total_samples - sum(found.refused.values())
+            yield f"{name} reads {count} of the first {len(sample)} records"
     if found.format_type is not None:
-        print(f"\nformat {found.format_type}: {kept} of {found.total_samples} records are read")
+        kept = found.total_samples - sum(found.refused.values())
+        yield f"\nformat {found.format_type}: {kept} of {found.total_samples} records are read"
     for reason, count in found.refused.items():
-        print(f"  dropped as {reason}: {count}")
-    for line in found.errors:
-        print(_printable(f"  {line}"))
-    for line in found.warnings:
-        print(f"  warning: {line}")
+        yield f"  dropped as {reason}: {count}"
+    yield from (f"  {line}" for line in found.errors)
+    yield from (f"  warning: {line}" for line in found.warnings)
     if found.sample_preview is not None:
-        print("\nthe first one:")
-        print(_printable(json.dumps(found.sample_preview, ensure_ascii=False, indent=2)))
+        yield "\nthe first one:"
+        yield json.dumps(found.sample_preview, ensure_ascii=False, indent=2)
 
 
 def _printable(text: str) -> str:

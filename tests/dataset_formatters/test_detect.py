@@ -281,6 +281,16 @@ def test_the_command_starts_without_heavy_libraries_and_prints_what_a_terminal_c
     assert '"content": "? ?"' in done.stdout and done.stdout.endswith("set()\n")
 
 
+def test_a_reader_that_leaves_ends_the_command_without_a_traceback(tmp_path, scripts):
+    path = write(tmp_path / "chat.jsonl", [{"instruction": "q", "output": "long " * 200_000}])
+    command = f"{sys.executable} -m dataset_formatters {path}; echo code $? >&2"
+    done = subprocess.run(
+        ["bash", "-c", f"({command}) | head -1"],
+        env={**os.environ, "PYTHONPATH": str(scripts)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.count("\n") == 1 and done.stderr == "code 0\n"
+
+
 turn_texts = st.text(min_size=1, max_size=12).filter(lambda text: text.strip() not in ("", "<noinput>"))
 
 
