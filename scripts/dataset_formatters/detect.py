@@ -14,7 +14,7 @@ from .record import MalformedRecord
 from .tables import FORMAT_HANDLERS, Handler
 
 SPECIFIC_TO_GENERAL = (
-    "openai-preference", "ultrafeedback", "stack-exchange", "orca-dpo", "preference", "hh-rlhf",
+    "openai-preference", "ultrafeedback", "stack-exchange", "orca-dpo", "sharegpt-preference", "preference", "hh-rlhf",
     "oasst", "glaive", "xlam", "gorilla", "toolbench", "hermes",
     "arc", "logiqa", "aqua", "openorca", "cot-collection",
     "gsm8k", "math", "metamath", "mathinstruct", "orca-math",

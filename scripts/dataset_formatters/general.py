@@ -148,10 +148,13 @@ def format_messages(record: Any, where: Where) -> dict[str, Any]:
     """Read {"messages": [{"role", "content"}, ...]} (the OpenAI layout), or that list alone.
 
     An optional "system" field comes first. Functions are offered in "tools" (or "functions"), called in "tool_calls" of
-    an assistant's turn and answered by turns of the role tool.
+    an assistant's turn and answered by turns of the role tool. Raises MalformedRecord; reason judged_bad for a record
+    whose "label" is false, which says in data sets for KTO that its answer is not a good one.
     """
     if isinstance(record, list):
         return conversation(role_content_turns(record, where), where)
+    if isinstance(record, dict) and record.get("label") is False:
+        raise MalformedRecord("judged_bad", where, '"label" says that the answer is not a good one')
     turns = role_content_turns(list_field(record, "messages", where), where)
     return conversation(with_system(record, turns, where), where, tools_of(record, where))
 

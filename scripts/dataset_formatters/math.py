@@ -71,8 +71,14 @@ def format_metamath(record: Any, where: Where) -> dict[str, Any]:
 
 
 def format_mathinstruct(record: Any, where: Where) -> dict[str, Any]:
-    """Read {"instruction", "output"}; the output is a solution in words, or a program that prints the answer."""
-    return _solved(text_field(record, "instruction", where), text_field(record, "output", where), where)
+    """Read {"instruction", "output"}; the output is a solution in words, or a program that prints the answer.
+
+    Raises MalformedRecord; reason unread_input for an Alpaca record, whose "input" belongs to the question.
+    """
+    question, solution = text_field(record, "instruction", where), text_field(record, "output", where)
+    if text_field(record, "input", where, required=False):
+        raise MalformedRecord("unread_input", where, 'a record with an "input" is not of this data set')
+    return _solved(question, solution, where)
 
 
 def format_math(record: Any, where: Where) -> dict[str, Any]:

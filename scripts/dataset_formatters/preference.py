@@ -1,4 +1,4 @@
-"""Preference pairs: two answers to a prompt in the layouts of TRL, Anthropic, OpenAI, Orca, UltraFeedback and others.
+"""Preference pairs: two answers to a prompt, in the layouts of TRL, Anthropic, OpenAI, Orca, UltraFeedback and others.
 
 An hh-rlhf record is two whole transcripts, "\\n\\nHuman: ...\\n\\nAssistant: ...", that share everything but the last
 answer. Splitting on the speaker marks and comparing the turns before the last one gives the prompt; a record whose
@@ -8,7 +8,7 @@ transcripts differ earlier has no single prompt and is refused.
 import re
 from typing import Any
 
-from .general import content_of, has_entries, refuse_calls, role_content_turns
+from .general import content_of, from_value_turns, has_entries, refuse_calls, role_content_turns, with_system
 from .record import MalformedRecord, Message, Where, list_field, message, text_field
 from .turns import preference
 
@@ -26,24 +26,33 @@ def _side(record: Any, name: str, where: Where) -> list[Message]:
 def format_preference(record: Any, where: Where) -> dict[str, Any]:
     """Read {"prompt", "chosen", "rejected"}, each a list of {"role", "content"} or a plain string.
 
-    Sides that repeat the prompt (whole conversations) are cut after it. Raises MalformedRecord; reason
-    prompt_mismatch when a side repeats another prompt.
+    Sides that repeat the prompt (whole conversations) are cut after it. Without "prompt" it is what both sides begin
+    with, all but the last turn. Raises MalformedRecord; reason prompt_mismatch when a side has another prompt.
     """
     if not isinstance(record, dict):
         raise MalformedRecord("wrong_type", where, f"a record must be an object, not {type(record).__name__}")
+    sides = {name: _side(record, name, where) for name in ("chosen", "rejected")}
     if isinstance(record.get("prompt"), str):
         prompt = [message("user", content_of(record["prompt"], where))]
+    elif record.get("prompt") is None and len(sides["chosen"]) > 1:
+        prompt = sides["chosen"][:-1]
     else:
         prompt = refuse_calls(role_content_turns(list_field(record, "prompt", where), where), where)
-    sides = []
-    for name in ("chosen", "rejected"):
-        side = _side(record, name, where)
-        if len(side) > 1:
-            if side[:-1] != prompt:
-                raise MalformedRecord("prompt_mismatch", where, f'"{name}" answers another prompt')
-            side = side[-1:]
-        sides.append(side)
-    return preference(prompt, *sides, where)
+    for name, side in sides.items():
+        if len(side) > 1 and side[:-1] != prompt:
+            raise MalformedRecord("prompt_mismatch", where, f'"{name}" answers another prompt')
+    return preference(prompt, sides["chosen"][-1:], sides["rejected"][-1:], where)
+
+
+def format_sharegpt_preference(record: Any, where: Where) -> dict[str, Any]:
+    """Read {"conversations": [{"from", "value"}, ...], "chosen": {"from", "value"}, "rejected": ...}.
+
+    An optional "system" text comes first.
+    """
+    prompt = from_value_turns(list_field(record, "conversations", where), where)
+    answers = [from_value_turns([record.get(name)], where) for name in ("chosen", "rejected")]
+    prompt, *answers = (refuse_calls(turns, where) for turns in (prompt, *answers))
+    return preference(with_system(record, prompt, where), *answers, where)
 
 
 def transcript_turns(transcript: str, where: Where) -> list[Message]:
@@ -127,6 +136,7 @@ def _score(completion: dict[str, Any], where: Where) -> float:
 
 PREFERENCES = {
     "preference": format_preference,
+    "sharegpt-preference": format_sharegpt_preference,
     "hh-rlhf": format_hh_rlhf,
     "orca-dpo": format_orca_dpo,
     "openai-preference": format_openai_preference,

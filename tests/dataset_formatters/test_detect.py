@@ -55,6 +55,8 @@ RECORDS = [
     ("preference", {"prompt": "q", "chosen": "a", "rejected": "b"}),
     # UltraFeedback as Zephyr was trained on it: the better answer is there as a conversation, too
     ("preference", {"prompt": "q", "prompt_id": "1", "chosen": TURNS, "rejected": TURNS, "messages": TURNS}),
+    ("preference", {"chosen": TURNS, "rejected": TURNS}),
+    ("sharegpt-preference", {"conversations": SAID[:1], "chosen": SAID[1], "rejected": SAID[1]}),
     ("hh-rlhf", {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"}),
     ("orca-dpo", {"system": "", "question": "q", "chosen": "a", "rejected": "b"}),
     ("openai-preference", {"input": {"messages": TURNS[:1]}, "preferred_output": TURNS[1:],
@@ -160,7 +162,7 @@ def test_any_sample_is_told_or_not_and_the_format_told_reads_more_than_half(samp
         ("openai-preference", "preference/orca_dpo_pairs_azure.part1.jsonl"),
         ("orca-dpo", "hf_rows_quoted/orca_dpo_pairs_rows.jsonl"),
         ("stack-exchange", "preference/stack_exchange_paired_tiny.json"),
-        (None, "preference/dpo_en_demo.part1.json"),
+        ("sharegpt-preference", "preference/dpo_en_demo.part1.json"),
     ],
 )
 def test_genuine_files_are_told(shared_data, name, file):

@@ -37,6 +37,8 @@ def format_all(name, records):
         ("sharegpt", "glaive/glaive_toolcall_en_demo.part1.json", 200, {}),
         ("messages", "toolcall/stock_toolcall_training.jsonl", 86, {}),
         ("messages", "sharegpt/openai_sft.jsonl", 128, {}),
+        ("messages", "preference/kto_en_demo.part1.json", 107, {"judged_bad": 93}),
+        ("sharegpt-preference", "preference/dpo_en_demo.part1.json", 200, {}),
         ("gsm8k", "gsm8k/train.jsonl", 7473, {}),
         ("hh-rlhf", "preference/hh-rlhf_harmless-base_test.part1.jsonl.gz", 1150,
          {"empty_side": 4, "turns_do_not_alternate": 2}),

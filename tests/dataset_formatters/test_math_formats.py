@@ -217,3 +217,9 @@ def test_genuine_aqua_options_and_letters_can_be_read_back(shared_data):
         assert [line.replace(". ", ")", 1) for line in lines] == record["options"]
         steps, _, letter = solution["content"].rpartition("\n#### ")
         assert (steps, letter) == (record["rationale"].strip(), record["correct"])
+
+
+def test_mathinstruct_does_not_lose_the_input_of_an_alpaca_record():
+    record = {"instruction": "q", "input": "", "output": "a"}
+    assert FORMAT_HANDLERS["mathinstruct"](record, WHERE)["messages"][0]["content"] == "q"
+    assert refused("mathinstruct", {**record, "input": "x"}) == "unread_input"

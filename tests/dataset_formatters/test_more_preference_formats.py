@@ -127,6 +127,8 @@ whole = [
     ("openai-preference", OPENAI),
     ("ultrafeedback", rated(("good", 5), ("bad", 4))),
     ("preference", {"prompt": [USER], "chosen": answer("good"), "rejected": answer("bad")}),
+    ("sharegpt-preference", {"conversations": [{"from": "human", "value": "q"}],
+        "chosen": {"from": "gpt", "value": "good"}, "rejected": {"from": "gpt", "value": "bad"}}),
     ("hh-rlhf", {"chosen": "\n\nHuman: q\n\nAssistant: good", "rejected": "\n\nHuman: q\n\nAssistant: bad"}),
     ("dolly", {"instruction": "q", "context": "c", "response": "a"}),
     ("oasst", {"tree_state": "ready_for_export", "prompt": {"text": "q", "role": "prompter", "replies": [

@@ -22,8 +22,33 @@ def test_plain_strings_and_messages_are_read_alike():
     plain = {"prompt": "q", "chosen": "good", "rejected": "bad"}
     turns = {"prompt": PROMPT, "chosen": answer("good"), "rejected": answer("bad")}
     whole = {"prompt": PROMPT, "chosen": PROMPT + answer("good"), "rejected": PROMPT + answer("bad")}
+    implied = {"prompt": None, "chosen": PROMPT + answer("good"), "rejected": PROMPT + answer("bad")}
     expected = {"prompt": PROMPT, "chosen": answer("good"), "rejected": answer("bad")}
-    assert [FORMAT_HANDLERS["preference"](record, WHERE) for record in (plain, turns, whole)] == [expected] * 3
+    for record in (plain, turns, whole, implied):
+        assert FORMAT_HANDLERS["preference"](record, WHERE) == expected
+
+
+def test_sharegpt_pairs_have_one_turn_a_side_and_an_optional_system_text():
+    said = {"from": "human", "value": " q"}
+    record = {
+        "conversations": [said],
+        "chosen": {"from": "gpt", "value": "a"},
+        "rejected": {"from": "gpt", "value": "b"},
+    }
+    expected = {"prompt": PROMPT, "chosen": answer("a"), "rejected": answer("b")}
+    assert FORMAT_HANDLERS["sharegpt-preference"](record, WHERE) == expected
+    system = {"role": "system", "content": "s"}
+    made = FORMAT_HANDLERS["sharegpt-preference"]({**record, "system": "s"}, WHERE)
+    assert made == {**expected, "prompt": [system, *PROMPT]}
+    called = {"from": "function_call", "value": '{"name": "f", "arguments": {}}'}
+    for wrong, reason in (
+        ({"chosen": None}, "wrong_type"),
+        ({"rejected": said}, "answer_is_not_one_turn"),
+        ({"rejected": {"from": "gpt", "value": ""}}, "empty_side"),
+        ({"chosen": called}, "tool_turn"),
+        ({"conversations": [said, record["chosen"]]}, "prompt_ends_with_answer"),
+    ):
+        assert refused("sharegpt-preference", {**record, **wrong}) == reason
 
 
 @pytest.mark.parametrize(
@@ -36,6 +61,8 @@ def test_plain_strings_and_messages_are_read_alike():
         ({"prompt": "q", "chosen": PROMPT, "rejected": "bad"}, "answer_is_not_one_turn"),
         ({"prompt": "another", "chosen": PROMPT + answer("a"), "rejected": "bad"}, "prompt_mismatch"),
         ({"prompt": "q", "chosen": "good"}, "missing_field"),
+        ({"chosen": "good", "rejected": "bad"}, "missing_field"),
+        ({"chosen": PROMPT + answer("a"), "rejected": [*answer("x"), *answer("b")]}, "prompt_mismatch"),
     ],
 )
 def test_preference_refuses_by_name(record, reason):

@@ -18,7 +18,9 @@ ChatFormat = Literal[
     "gsm8k", "orca-math", "metamath", "mathinstruct", "math", "aqua", "arc", "logiqa",
     "glaive", "hermes", "xlam", "gorilla", "toolbench",
 ]  # fmt: skip
-PairFormat = Literal["preference", "hh-rlhf", "orca-dpo", "openai-preference", "ultrafeedback", "stack-exchange"]
+PairFormat = Literal[
+    "preference", "sharegpt-preference", "hh-rlhf", "orca-dpo", "openai-preference", "ultrafeedback", "stack-exchange",
+]  # fmt: skip
 RecordFormat = Literal["text", "eval", ChatFormat, PairFormat]
 
 CHAT_FORMATS: tuple[str, ...] = get_args(ChatFormat)
