@@ -10,7 +10,7 @@ from .tool_calls import call, calling, tool_schemas
 from .turns import conversation
 
 _SECTION = re.compile(r"(?:\A|\n)### ?(Instruction|Input|Output):")
-_ANSWER_PART = re.compile("<<<(domain|api_call|api_provider|explanation|code)>>>:?")
+_ANSWER_PART = re.compile("<{3,8}(domain|api_call|api_provider|explanation|code)>{3,8}:?")
 _QUOTED_SECTION = re.compile(r"(?:\A\{|, ?)'(Instruction|Input|Output)':")
 _QUOTED_ANSWER_PART = re.compile("[{,] ?'(domain|api_call|api_provider|explanation|code)':")
 _ANSWERED_WITH = ("api_call", "explanation", "code")

@@ -1,58 +1,26 @@
-"""Glaive, Hermes, xLAM, Gorilla and ToolBench: what their marks become, and what is refused under which name."""
+"""Glaive, Hermes and xLAM: what their marks become, and what is refused under which name."""
 
 import json
-import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataset_formatters import FORMAT_HANDLERS, MalformedRecord
 from dataset_formatters.function_calling import json_sequence
 from dataset_formatters.parameter_schemas import object_schema, type_schema, with_json_types
-
-WHERE = "sft/calls.jsonl:5"
-WEATHER = {
-    "name": "weather",
-    "description": "Weather of a city.",
-    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
-}
-CLOCK = {"name": "clock", "description": "The time.", "parameters": {"type": "object", "properties": {}}}
-TOOLS = [{"type": "function", "function": WEATHER}, {"type": "function", "function": CLOCK}]
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text):
-    return {"role": "assistant", "content": text}
-
-
-def result(text):
-    return {"role": "tool", "content": text}
-
-
-def calls(*pairs, say=""):
-    made = [
-        {"type": "function", "function": {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}}
-        for name, arguments in pairs
-    ]
-    return {"role": "assistant", "content": say, "tool_calls": made}
-
-
-def made(name, record):
-    conversation = FORMAT_HANDLERS[name](record, WHERE)
-    tools = conversation["tools"]
-    return conversation["messages"], None if tools is None else json.loads(tools)
-
-
-def reason_of(name, record):
-    with pytest.raises(MalformedRecord) as refusal:
-        FORMAT_HANDLERS[name](record, WHERE)
-    assert str(refusal.value).startswith(WHERE + ": ")
-    return refusal.value.reason
-
+from function_turns import (
+    CLOCK,
+    GLAIVE_SYSTEM,
+    TOOLS,
+    WEATHER,
+    assistant,
+    calls,
+    hermes,
+    made,
+    reason_of,
+    result,
+    user,
+)
 
 # Random conversations with functions, in the form that every formatter must give them.
 
@@ -76,7 +44,6 @@ def conversations(draw, text, one_result_each=False):
 
 # Glaive
 
-GLAIVE_SYSTEM = "SYSTEM: You are a helpful assistant with access to the following functions. Use them if required -\n"
 KEPT_SYSTEM = "You are a helpful assistant with access to the following functions. Use them if required"
 
 
@@ -213,10 +180,6 @@ HERMES_PROMPTS = [
     " 'required': ['arguments', 'name']}}For each function call return a json object with function name and arguments"
     " within <tool_call></tool_call> XML tags as follows:\n<tool_call>\n{{tool_call}}\n</tool_call>",
 ]
-
-
-def hermes(*turns, **fields):
-    return {"conversations": [{"from": who, "value": value} for who, value in turns], **fields}
 
 
 def hermes_turns(turns, write=json.dumps):
@@ -380,286 +343,3 @@ def test_json_names_of_types_reach_nested_schemas_but_not_parameters_called_type
         "type": "object",
         "properties": {"type": {"type": "number"}, "of": {"type": "array", "items": {}}},
     }
-
-
-# Gorilla
-
-BENCH_ANSWER = "hub.load('a', 'b')\n\nLoads b, the 'best'.\n\nimport hub\nm = hub.load('a', 'b')"
-
-
-@pytest.mark.parametrize(
-    "code",
-    [
-        "###Instruction: Find b.\n###Output: <<<domain>>>: Vision\n<<<api_call>>>: hub.load('a', 'b')\n"
-        "<<<api_provider>>>: Hub\n<<<explanation>>>:Loads b, the 'best'.\n<<<code>>>: import hub\nm = hub.load('a', 'b')\n",
-        "### Instruction:\nFind b.\n\n### Output:\n<<<api_call>>>: hub.load('a', 'b')\n"
-        "<<<explanation>>>: Loads b, the 'best'.\n<<<code>>>: import hub\nm = hub.load('a', 'b')",
-        "{'Instruction': Find b., 'Output': {'domain': 'Vision', 'api_call': \"hub.load('a', 'b')\", 'api_provider':"
-        " 'Hub', 'explanation': 'Loads b, the \\'best\\'.', 'code': 'import hub\nm = hub.load('a', 'b')'}}",
-        "{'Instruction': \"Find b.\", 'Output': {'api_call': 'hub.load('a', 'b')', 'explanation': \"Loads b, the 'best'.\","
-        " 'code': \"import hub\nm = hub.load('a', 'b')\"}}",
-    ],
-)
-def test_apibench_answers_with_call_explanation_and_code(code):
-    record = {"code": code, "api_call": "hub.load(a='a', b='b')", "provider": "Hub", "api_data": {}}
-    assert made("gorilla", record) == ([user("Find b."), assistant(BENCH_ANSWER)], None)
-
-
-def test_apibench_input_follows_the_instruction_and_missing_parts_are_missing():
-    code = "###Instruction: Find b.\n###Input: A text.\n###Output: <<<api_call>>>: hub.load('b')\n<<<domain>>>: Vision"
-    assert made("gorilla", {"code": code})[0] == [user("Find b.\n\nA text."), assistant("hub.load('b')")]
-
-
-LEADERBOARD = {
-    "id": "parallel_1",
-    "question": [[{"role": "user", "content": "Play both."}]],
-    "function": [
-        {
-            "name": "spotify.play",
-            "parameters": {
-                "type": "dict",
-                "properties": {"artist": {"type": "string"}, "volume": {"type": "float"}, "when": {"type": "dict"}},
-                "required": ["artist"],
-            },
-        }
-    ],
-}
-PLAY_SCHEMA = {
-    "type": "object",
-    "properties": {"artist": {"type": "string"}, "volume": {"type": "number"}, "when": {"type": "object"}},
-    "required": ["artist"],
-}
-
-
-@pytest.mark.parametrize(
-    ("accepted", "arguments"),
-    [
-        ({"artist": ["Swift", "Taylor Swift"]}, {"artist": "Swift"}),
-        ({"artist": ["Swift"], "volume": ["", 3]}, {"artist": "Swift"}),
-        ({"artist": ["Swift"], "volume": [3, ""]}, {"artist": "Swift", "volume": 3}),
-        ({"artist": ["", "Swift"]}, {"artist": "Swift"}),
-        ({"artist": [""]}, {"artist": ""}),
-        ({"artist": [["a", "b"]], "volume": [0]}, {"artist": ["a", "b"], "volume": 0}),
-        ({"artist": ["a"], "when": [{"day": ["Mon", "Monday"], "hour": [""]}]}, {"artist": "a", "when": {"day": "Mon"}}),
-        ({"artist": ["a"], "when": [[{"day": ["Mon"]}, {"day": ["Tue"]}]]},
-         {"artist": "a", "when": [{"day": "Mon"}, {"day": "Tue"}]}),
-    ],
-)  # fmt: skip
-def test_leaderboard_rows_take_the_first_accepted_value(accepted, arguments):
-    messages, tools = made("gorilla", {**LEADERBOARD, "ground_truth": [{"spotify.play": accepted}] * 2})
-    assert messages == [user("Play both."), calls(("spotify.play", arguments), ("spotify.play", arguments))]
-    assert tools == [{"type": "function", "function": {"name": "spotify.play", "parameters": PLAY_SCHEMA}}]
-
-
-@pytest.mark.parametrize(
-    ("record", "reason"),
-    [
-        ({"code": "###Instruction: Find b."}, "no_answer"),
-        ({"code": "###Output: <<<api_call>>>: b()"}, "missing_field"),
-        ({"code": "Find b."}, "missing_field"),
-        ({"code": "###Instruction: Sum up.\n###Input: A text.\n###Output: It is short."}, "no_api_call"),
-        ({"code": "{'Instruction': Judge., 'Input': 'a', 'Output': 'contradiction'}"}, "no_api_call"),
-        ({"code": "###Instruction: a\n###Output: <<<api_call>>>: b()\n###Output: c"}, "malformed_answer"),
-        ({"code": "{'Instruction': a, 'Output': {'api_call': 'b(), 'explanation': 'c'}}"}, "malformed_answer"),
-        ({"api_call": "b()"}, "missing_field"),
-        (LEADERBOARD, "no_answer"),
-        ({**LEADERBOARD, "question": "q"}, "wrong_type"),
-        ({**LEADERBOARD, "question": ["q"], "ground_truth": [{"spotify.play": {}}]}, "wrong_type"),
-        (
-            {**LEADERBOARD, "question": LEADERBOARD["question"] * 2, "ground_truth": [["play('a')"]]},
-            "several_questions",
-        ),
-        ({**LEADERBOARD, "ground_truth": [["play('a')"]]}, "malformed_answer"),
-        ({**LEADERBOARD, "ground_truth": [{"spotify.play": {"artist": "a"}}]}, "malformed_answer"),
-        ({**LEADERBOARD, "ground_truth": [{"spotify.play": {"artist": []}}]}, "malformed_answer"),
-        ({**LEADERBOARD, "ground_truth": [{"spotify.play": None}]}, "malformed_answer"),
-        ({**LEADERBOARD, "ground_truth": [{"play": {}}]}, "unknown_function"),
-    ],
-)
-def test_gorilla_refuses_by_name(record, reason):
-    assert reason_of("gorilla", record) == reason
-
-
-# ToolBench
-
-FINISH = {
-    "name": "Finish",
-    "description": "Gives the answer.",
-    "parameters": {"type": "object", "properties": {"return_type": {"type": "string"}}},
-}
-SEARCH_PROMPT = "You are AutoGPT, you can use many tools(functions) to do the following task.\nLet's Begin!\n"
-SUMMARY = "You have access of the following tools:\n1.met: Weather and time"
-GIVEN = {"return_type": "give_answer", "final_answer": "It is 3 degrees.\n"}
-
-
-def finishing(arguments):
-    return ("assistant", f"\nThought: I know.\nAction: Finish\nAction Input: {json.dumps(arguments, indent=2)}")
-
-
-def tool_llama(*turns, names=("from", "value"), tools=(WEATHER, FINISH)):
-    system = f"{SEARCH_PROMPT}{SUMMARY}\n\nSpecifically, you have access to the following APIs: {list(tools)!r}"
-    turns = [("system", system), ("user", "\nHow cold is it?\nBegin!\n"), *turns]
-    return {"id": "Step 5", "conversations": [dict(zip(names, turn, strict=True)) for turn in turns]}
-
-
-CALLING = ("assistant", '\nThought: Rome.\nThought: I ask.\nAction: weather\nAction Input: {\n  "city": "Rome"\n}')
-ANSWERED = ("function", '{"error": "", "response": "3"}')
-
-
-@pytest.mark.parametrize("names", [("from", "value"), ("role", "content")])
-def test_toolbench_thoughts_and_actions_become_calls_and_finish_the_answer(names):
-    messages, tools = made("toolbench", tool_llama(CALLING, ANSWERED, finishing(GIVEN), names=names))
-    assert messages == [
-        {"role": "system", "content": SUMMARY},
-        user("How cold is it?"),
-        calls(("weather", {"city": "Rome"}), say="Rome.\n\nI ask."),
-        result('{"error": "", "response": "3"}'),
-        assistant("It is 3 degrees."),
-    ]
-    assert tools == TOOLS[:1]
-
-
-def test_toolbench_rows_may_end_with_a_call_and_thoughts_may_speak_of_actions():
-    thought = "\nThought: \nAction: I call it.\nAction: weather\nAction Input: {}"
-    messages, _ = made("toolbench", tool_llama(CALLING, ANSWERED, ("assistant", thought)))
-    assert messages[-1] == calls(("weather", {}), say="Action: I call it.")
-
-
-def answer_file(*turns, **fields):
-    trail = [{"role": "system", "content": SEARCH_PROMPT + SUMMARY}, user("\nHow cold is it?\nBegin!\n"), *turns]
-    generated = {"valid_data": True, "function": [WEATHER, FINISH], "train_messages": [trail[:1], trail], "chain": []}
-    return {"win": True, "answer_generation": {**generated, **fields}}
-
-
-def asked(name, arguments, content=None):
-    return {
-        "role": "assistant",
-        "content": content,
-        "function_call": {"name": name, "arguments": json.dumps(arguments)},
-    }
-
-
-def test_toolbench_answer_files_are_read_to_the_end_of_the_trail():
-    thinks = assistant("Rome, I guess.")
-    function = {"role": "function", "name": "weather", "content": "3"}
-    trail = [thinks, asked("weather", {"city": "Rome"}), function, asked("Finish", GIVEN, "I know.")]
-    assert made("toolbench", answer_file(*trail)) == (
-        [
-            {"role": "system", "content": SUMMARY},
-            user("How cold is it?"),
-            calls(("weather", {"city": "Rome"}), say="Rome, I guess."),
-            result("3"),
-            assistant("It is 3 degrees."),
-        ],
-        TOOLS[:1],
-    )
-
-
-RETRY = "This is not the first time you try this task, all previous trails failed.\n..."
-GIVES_UP = {"return_type": "give_up_and_restart"}
-
-
-@pytest.mark.parametrize(
-    ("record", "reason"),
-    [
-        (tool_llama(CALLING, ANSWERED, finishing(GIVES_UP)), "gave_up"),
-        (tool_llama(CALLING, ANSWERED, ("user", RETRY), finishing(GIVES_UP)), "gave_up"),
-        (tool_llama(CALLING, ANSWERED, ("user", RETRY), finishing(GIVEN)), "search_retry"),
-        (tool_llama(finishing({"return_type": "give_answer"})), "no_answer"),
-        (tool_llama(finishing({"final_answer": "3"})), "no_answer"),
-        (tool_llama(("assistant", "\nThought: I wait.")), "malformed_call"),
-        (tool_llama(("assistant", "Thought: a\nAction: weather\nAction Input: Rome")), "not_json"),
-        (tool_llama(("assistant", "Thought: a\nAction: invented\nAction Input: {}")), "unknown_function"),
-        (tool_llama(CALLING, ANSWERED), "ends_without_answer"),
-        (answer_file(asked("Finish", GIVES_UP)), "gave_up"),
-        (answer_file(asked("Finish", GIVEN), valid_data=False), "no_answer"),
-        (answer_file(train_messages=[]), "no_answer"),
-        (answer_file(train_messages=[{}]), "wrong_type"),
-        ({"answer_generation": []}, "wrong_type"),
-        ({"query": "How cold is it?", "api_list": []}, "missing_field"),
-    ],
-)
-def test_toolbench_refuses_by_name(record, reason):
-    assert reason_of("toolbench", record) == reason
-
-
-def test_toolbench_reads_query_and_response_and_keeps_other_system_texts():
-    assert made("toolbench", {"query": "q", "response": "a"}) == ([user("q"), assistant("a")], None)
-    record = {"conversations": [{"from": "system", "value": "Be brief."}, {"from": "user", "value": "q"}]}
-    record["conversations"].append({"from": "assistant", "value": "a"})
-    assert made("toolbench", record)[0] == [{"role": "system", "content": "Be brief."}, user("q"), assistant("a")]
-
-
-# All of them
-
-MARKS = [
-    "<tool_call>", "</tool_call>", "<tool_call></tool_call>", "<tool_call> \n", "<tools>", "<tools></tools>", "USER:",
-    "\n\nUSER:", "\n\nUSER: a", "\n", " ", "<|endoftext|>", "<functioncall>", "Action:", "Action:\n", "\nThought:", "'",
-    "' ", "{", "[", "{}", '{"name":"f"}', "You are a function calling AI model. ", ", 'code':", "<<<code>>>", "List[",
-    "Optional[int],",
-]  # fmt: skip
-
-
-def places(text):
-    """Yield records that hold a text wherever a formatter looks for marks."""
-    tools = [{"name": "f"}]
-    turns = [("human", "q"), ("gpt", '<tool_call>{"name": "f"}</tool_call>')]
-    yield "glaive", {"system": GLAIVE_SYSTEM + text, "chat": "USER: q\n\n\nASSISTANT: a"}
-    yield "glaive", {"chat": "USER: q" + text}
-    yield "glaive", {"chat": 'USER: q\n\n\nASSISTANT: <functioncall> {"name": "f", "arguments": \'' + text}
-    yield "hermes", hermes(("system", text), *turns, tools=tools)
-    yield "hermes", hermes(("system", text), *turns)
-    yield "hermes", hermes(("human", "q"), ("gpt", text), tools=tools)
-    yield "hermes", hermes(*turns, ("tool", text), ("gpt", "a"), tools=tools)
-    yield "xlam", {"query": "q", "answers": text, "tools": tools}
-    yield "xlam", {"query": "q", "answers": tools, "tools": [{"name": "f", "parameters": {"a": {"type": text}}}]}
-    yield "gorilla", {"code": "{'Instruction': a, 'Output': {" + text}
-    yield "gorilla", {"code": "###Instruction: a\n###Output: <<<api_call>>>: " + text}
-    yield "toolbench", hermes(("system", SEARCH_PROMPT + text), ("user", "q"), ("assistant", text))
-
-
-@pytest.mark.parametrize("mark", MARKS)
-def test_a_megabyte_of_marks_takes_linear_time(mark):
-    for name, record in places(mark * (1_000_000 // len(mark))):
-        started = time.process_time()
-        try:
-            FORMAT_HANDLERS[name](record, WHERE)
-        except MalformedRecord:
-            pass
-        assert time.process_time() - started < 3, name  # measured: 0.3 s at most; a quadratic reader takes minutes
-
-
-@given(st.lists(st.sampled_from(MARKS) | st.text(max_size=5), max_size=12).map("".join))
-def test_any_mixture_of_marks_is_formatted_or_refused_with_a_reason(text):
-    for name, record in places(text):
-        try:
-            turns = FORMAT_HANDLERS[name](record, WHERE)["messages"]
-        except MalformedRecord as refusal:
-            assert refusal.reason.replace("_", "").isalpha()
-            continue
-        assert turns[-1]["role"] == "assistant"
-        assert all(turn["content"] == turn["content"].strip() for turn in turns)
-
-
-def nested(depth):
-    value = 1
-    for _ in range(depth):
-        value = {"type": "dict", "properties": {"a": value}, "items": value}
-    return value
-
-
-@pytest.mark.parametrize("depth", [15, 25, 20_000])
-def test_deeply_nested_records_are_formatted_or_refused(depth):
-    twice = [{"name": "f", "parameters": nested(depth)}, {"name": "f", "parameters": nested(depth)}]
-    question = [[user("q")]]
-    for name, record in [
-        ("xlam", {"query": "q", "answers": [{"name": "f", "arguments": nested(depth)}], "tools": twice[:1]}),
-        ("xlam", {"query": "q", "answers": [{"name": "f", "arguments": {}}], "tools": twice}),
-        ("gorilla", {"question": question, "function": twice, "ground_truth": [{"f": {"a": [[nested(depth)]]}}]}),
-        ("hermes", hermes(("human", "q"), ("gpt", "<tool_call>" + '{"a":' * depth + "</tool_call>"), tools=twice)),
-        ("glaive", {"system": GLAIVE_SYSTEM + "[" * depth, "chat": "USER: q\n\n\nASSISTANT: a"}),
-    ]:
-        try:
-            FORMAT_HANDLERS[name](record, WHERE)
-        except MalformedRecord as refusal:
-            assert refusal.reason in ("not_json", "malformed_answer", "malformed_call")
