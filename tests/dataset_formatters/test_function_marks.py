@@ -13,8 +13,8 @@ from function_turns import GLAIVE_SYSTEM, SEARCH_PROMPT, WHERE, hermes, user
 MARKS = [
     "<tool_call>", "</tool_call>", "<tool_call></tool_call>", "<tool_call> \n", "<tools>", "<tools></tools>", "USER:",
     "\n\nUSER:", "\n\nUSER: a", "\n", " ", "<|endoftext|>", "<functioncall>", "Action:", "Action:\n", "\nThought:", "'",
-    "' ", "{", "[", "{}", '{"name":"f"}', "You are a function calling AI model. ", ", 'code':", "<<<code>>>", "<", "List[",
-    "Optional[int],",
+    "' ", "{", "[", "{}", '{"name":"f"}', "You are a function calling AI model. ", ", 'code':", "<<<code>>>", "<",
+    "List[", "Optional[int],",
 ]  # fmt: skip
 
 
@@ -55,6 +55,36 @@ def test_any_mixture_of_marks_is_formatted_or_refused_with_a_reason(text):
             continue
         assert turns[-1]["role"] == "assistant"
         assert all(turn["content"] == turn["content"].strip() for turn in turns)
+
+
+FIELDS = [
+    "system", "chat", "conversations", "from", "value", "role", "content", "tools", "query", "answers", "code", "type",
+    "question", "function", "ground_truth", "answer_generation", "train_messages", "function_call", "name", "response",
+    "parameters", "arguments", "properties", "required",
+]  # fmt: skip
+WORDS = ["human", "gpt", "user", "assistant", "tool", "f", "Finish", "USER: a\n\nASSISTANT: b", '{"name": "f"}', ""]
+RECORDS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.sampled_from(WORDS),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=4),
+    max_leaves=15,
+)
+
+
+@given(st.sampled_from(["glaive", "hermes", "xlam", "gorilla", "toolbench"]), RECORDS, RECORDS, RECORDS)
+def test_any_values_in_the_fields_are_formatted_or_refused(name, first, second, third):
+    turn = {"role": "user", "content": "q"}
+    for record in (
+        first,
+        {"system": first, "chat": second},
+        {"conversations": [first, second], "tools": third},
+        {"query": "q", "answers": first, "tools": [{"name": "f", "parameters": second}]},
+        {"question": [[turn]], "function": [{"name": "f", "parameters": first}], "ground_truth": [{"f": second}]},
+        {"question": first, "function": second, "ground_truth": third},
+        {"answer_generation": {"function": first, "train_messages": [[turn, second]], "valid_data": third}},
+        {"answer_generation": {"train_messages": first}},
+    ):
+        with contextlib.suppress(MalformedRecord):
+            assert FORMAT_HANDLERS[name](record, WHERE)["messages"][-1]["role"] == "assistant"
 
 
 def nested(depth):
