@@ -90,12 +90,17 @@ def tool_schemas(value: Any, where: Where) -> list[dict[str, Any]]:
     if isinstance(value, str):
         value = parsed(value, "the list of tools", where) if value.strip() else None
     entries = value if isinstance(value, list) else [value] if value else []
-    tools = [_tool_schema(entry, where) for entry in entries]
-    names = [tool["function"]["name"] for tool in tools]
-    for number, name in enumerate(names):
-        if name in names[:number] and tools[names.index(name)] != tools[number]:
+    tools: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        tool = _tool_schema(entry, where)
+        name = tool["function"]["name"]
+        try:
+            differs = tools.setdefault(name, tool) != tool
+        except RecursionError:
+            raise MalformedRecord("not_json", where, f"tool {name!r} is nested too deeply") from None
+        if differs:
             raise MalformedRecord("repeated_tool", where, f"two different tools are called {name!r}")
-    return [tool for number, tool in enumerate(tools) if tool["function"]["name"] not in names[:number]]
+    return list(tools.values())
 
 
 def _tool_schema(entry: Any, where: Where) -> dict[str, Any]:
