@@ -112,7 +112,10 @@ class _Findings:
         self._seen.add(digest)
         if "chosen" in made and made["chosen"] == made["rejected"]:
             self._remark("have the same answer on both sides", where)
-        answer = made["chosen" if "chosen" in made else "messages"][-1]["content"]
+        last = made["chosen" if "chosen" in made else "messages"][-1]
+        if last.get("tool_calls"):
+            return
+        answer = last["content"]
         words = len(answer.split())
         if words < FEWEST_WORDS and len(answer) < _SHORTEST:
             self._remark(f"have an answer of fewer than {FEWEST_WORDS} words", where)

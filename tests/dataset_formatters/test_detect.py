@@ -52,6 +52,12 @@ RECORDS = [
     ("logiqa", {"text": "c", "question": "q", "options": ["a", "b"], "answer": "b"}),
     ("openorca", {"id": "cot.1", "system_prompt": "", "question": "q", "response": "a"}),
     ("cot-collection", {"source": "q", "rationale": "r", "target": "a", "task": "t", "type": "CoT"}),
+    ("glaive", {"system": "SYSTEM: You help.", "chat": "USER: q\n\n\nASSISTANT: a <|endoftext|>"}),
+    ("hermes", {"conversations": [*SAID[:1], {"from": "gpt", "value": '<tool_call>{"name": "f"}</tool_call>'}],
+                "tools": '[{"name": "f"}]'}),
+    ("xlam", {"query": "q", "answers": '[{"name": "f"}]', "tools": '[{"name": "f", "parameters": {}}]'}),
+    ("gorilla", {"code": "###Instruction: q\n###Output: <<<api_call>>>: f()", "api_call": "f()"}),
+    ("toolbench", {"query": "q", "response": "a", "tools": [{"name": "f"}]}),
     ("preference", {"prompt": "q", "chosen": "a", "rejected": "b"}),
     # UltraFeedback as Zephyr was trained on it: the better answer is there as a conversation, too
     ("preference", {"prompt": "q", "prompt_id": "1", "chosen": TURNS, "rejected": TURNS, "messages": TURNS}),
@@ -162,6 +168,9 @@ def test_any_sample_is_told_or_not_and_the_format_told_reads_more_than_half(samp
         ("openai-preference", "preference/orca_dpo_pairs_azure.part1.jsonl"),
         ("orca-dpo", "hf_rows_quoted/orca_dpo_pairs_rows.jsonl"),
         ("stack-exchange", "preference/stack_exchange_paired_tiny.json"),
+        ("xlam", "hf_rows_quoted/xlam_function_calling_row.jsonl"),
+        ("glaive", "glaive/glaive_v2_raw_rows.part1.jsonl"),
+        ("gorilla", "gorilla/apibench/torchhub_train.json"),
         ("sharegpt-preference", "preference/dpo_en_demo.part1.json"),
     ],
 )
