@@ -5,8 +5,8 @@ import torch
 from pydantic import ValidationError
 
 from pipeline_lib.config.model import GrowSettings, ModelSettings
-from pipeline_lib.models.growth import grow_weights, plan_growth
 from pipeline_lib.models.grown_model import TOLERANCE, compare
+from pipeline_lib.models.growth import grow_weights, plan_growth
 from pipeline_lib.models.initialise import build_in_float32, build_model
 from pipeline_lib.models.shapes import resolve_shape
 from pipeline_lib.stage import StageFailure, UserError

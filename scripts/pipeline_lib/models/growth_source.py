@@ -56,8 +56,8 @@ class GrowthSource:
         except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
             what = " ".join(str(error).split())
             raise UserError(
-                f"model.grow.source: {self.folder / 'config.json'} is no configuration that transformers reads ({what});"
-                " copy or make the model again"
+                f"model.grow.source: {self.folder / 'config.json'} is no configuration that transformers reads"
+                f" ({what}); copy or make the model again"
             ) from None
 
     @property
