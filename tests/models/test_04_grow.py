@@ -57,8 +57,9 @@ def test_transformers_loads_a_grown_model_with_the_logits_of_its_source(small, t
     with torch.no_grad():
         assert torch.allclose(before(ids).logits, after(ids).logits, atol=1e-6)
     result = Manifest.read(folder / "manifest.json").result
-    assert result["function"] == "preserved" and result["compared_tokens"] > 100
-    assert result["largest_logit_difference"] <= result["allowed_difference"]
+    logits = result["logits"]
+    assert logits["function"] == "preserved" and logits["compared_tokens"] > 100
+    assert logits["largest_difference"] <= logits["allowed_difference"]
     assert result["parameters_copied"] + result["parameters_made"] == result["parameters"]["total"]
     for words in ("grown from", "2 -> 5 blocks (identity), ffn 128 -> 192 (zero)", "parameters copied", "preserved"):
         assert words in done.stdout
@@ -69,7 +70,7 @@ def test_the_same_bits_twice_and_made_anew_only_for_another_source(small, source
     shape = {"layers": 4, "ffn": 192}
     done, folder = start(small, tmp_path, grow=grow, shape=shape)
     assert done.returncode == 0, done.stderr
-    assert Manifest.read(folder / "manifest.json").result["function"] == "changed"
+    assert Manifest.read(folder / "manifest.json").result["logits"]["function"] == "changed"
     first = digest(folder)
     assert "up to date" in start(small, tmp_path, grow=grow, shape=shape)[0].stdout
     assert start(small, tmp_path, "--force", grow=grow, shape=shape)[0].returncode == 0
@@ -84,7 +85,7 @@ def test_the_same_bits_twice_and_made_anew_only_for_another_source(small, source
 def test_weights_are_rounded_like_the_source_in_another_number_format(small, tmp_path):
     done, folder = start(small, tmp_path, dtype="bfloat16", grow={"ffn": "copy"}, shape={"ffn": 400})
     assert done.returncode == 0, done.stderr
-    assert Manifest.read(folder / "manifest.json").result["function"] == "preserved"
+    assert Manifest.read(folder / "manifest.json").result["logits"]["function"] == "preserved"
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
     assert "stay copies: see grow.ffn_noise" in done.stdout
 

@@ -1,5 +1,7 @@
 """Growth against the model it grows from: the same logits where that is promised, exactly the declared copies else."""
 
+import math
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -151,12 +153,19 @@ def test_new_ids_get_the_mean_row_or_that_of_a_given_id_plus_noise():
     for noise in (0.0, 0.25):
         small, model, _, _ = grow({}, 1060, vocabulary_noise=noise, token_map={60: 7})
         for name in ("model.embed_tokens.weight", "lm_head.weight"):
-            old, table = small.get_parameter(name).double(), model.get_parameter(name).double()
+            old, table = (each.get_parameter(name).detach().double() for each in (small, model))
             assert torch.equal(table[:60], old)
-            spread = noise * float(old.detach().square().mean().sqrt())
+            spread = noise * float(old.square().mean().sqrt())
             assert float((table[60] - old[7]).abs().max()) <= 5 * spread
             apart = table[61:] - old.mean(0)
             assert float(apart.square().mean().sqrt()) == pytest.approx(spread, rel=0.05, abs=1e-7)
+
+
+def test_mean_rows_take_no_more_probability_than_their_share_of_the_ids():
+    small, model, _, _ = grow({}, 90, vocabulary_noise=0)
+    losses = [-logits(each, IDS).double().log_softmax(-1)[..., :60] for each in (small, model)]
+    apart = losses[1] - losses[0]
+    assert 0 < float(apart.min()) and float(apart.max()) <= math.log(1 + 30 / 60)
 
 
 def test_every_number_of_the_model_is_counted_as_copied_or_made():
@@ -181,8 +190,8 @@ def test_a_promise_that_is_not_kept_fails_and_a_broken_source_is_refused():
     small, model, _, _ = grow({"layers": 6})
     rows = IDS.tolist()
     told = compare(small, model, rows, exact=True)
-    assert told["largest_logit_difference"] == 0 and told["compared_tokens"] == 80
-    assert told["allowed_difference"] == TOLERANCE * told["largest_logit"]
+    assert told["largest_difference"] == 0 and told["compared_tokens"] == 80
+    assert told["allowed_difference"] == TOLERANCE * told["largest"]
     with torch.no_grad():
         model.get_parameter("model.layers.1.mlp.down_proj.weight")[3, 3] = 0.5
     with pytest.raises(StageFailure, match="not the source any more"):

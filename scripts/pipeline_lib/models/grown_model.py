@@ -63,10 +63,10 @@ def grow_model(
         "growth": plan.describe(settings.grow),
         "parameters_copied": copied,
         "parameters_made": shape.parameter_counts()["total"] - copied,
-        **compare(small, model, sample, plan.exact),
+        "logits": compare(small, model, sample, plan.exact),
     }
     if settings.grow.ffn == "copy" and not settings.grow.ffn_noise and plan.ffn[0] < plan.ffn[1]:
-        stage.note("copied feed-forward units without noise have equal gradients and stay copies: see grow.ffn_noise")
+        stage.note("copied feed-forward units without noise get the same gradients and stay copies: see grow.ffn_noise")
     return model.to(dtype), facts
 
 
@@ -99,9 +99,9 @@ def compare(small: PreTrainedModel, model: PreTrainedModel, sample: list[list[in
         )
     return {
         "function": "preserved" if exact else "changed",
-        "largest_logit_difference": difference,
-        "allowed_difference": allowed if exact else None,
-        "largest_logit": largest,
+        "largest": largest,
+        "largest_difference": difference,
+        **({"allowed_difference": allowed} if exact else {}),
         "compared_tokens": count,
     }
 

@@ -10,8 +10,9 @@ learns: the zeros themselves have a gradient from the first step on, and what is
                 copy      units repeated, each column of `down` shared among the copies (Net2Wider, Chen et al. 2016)
     vocabulary  the rows of new ids are the mean of all rows (Hewitt 2021), or those of a similar id, plus noise
 
-`zero` is the default and not Net2Wider: copies without noise have equal gradients for ever, so they would never become
-two units (tests/models/test_growth.py), and noise that separates them changes the function. Random units do neither.
+`zero` is the default and not Net2Wider: without noise copies get the same gradients for ever (times their share, which
+AdamW divides out), so they would never become two units, and noise that separates them changes the function. Random
+units do neither (tests/models/test_growth.py).
 Shares of a column are halves of halves (1/2, 1/4, 1/4 for three copies), because a third is no number of any binary
 format: the shares add up to the column exactly, also in bfloat16.
 
@@ -46,10 +47,11 @@ _ROWS_AT_ONCE = 4096
 class GrowthPlan:
     """What comes from where.
 
-    layer_of: the block of the source that each block copies; inserted: blocks that change nothing at first; ffn,
-    vocabulary: (of the source, of the grown model); exact: whether the function of the source is preserved.
+    layers: blocks of the source; layer_of: the one that each block copies; inserted: blocks that change nothing at
+    first; ffn, vocabulary: (of the source, of the grown model); exact: whether the source's function is preserved.
     """
 
+    layers: int
     layer_of: tuple[int, ...]
     inserted: tuple[bool, ...]
     ffn: tuple[int, int]
@@ -58,9 +60,9 @@ class GrowthPlan:
 
     def describe(self, settings: GrowSettings) -> str:
         """Return one line for the card: what grows, and how."""
-        layers = max(self.layer_of) + 1
+        depth = f"{self.layers} -> {len(self.layer_of)} blocks ({settings.depth})"
         grown = {
-            f"{layers} -> {len(self.layer_of)} blocks ({settings.depth})": self.layer_of != tuple(range(layers)),
+            depth: self.layer_of != tuple(range(self.layers)),
             f"ffn {self.ffn[0]} -> {self.ffn[1]} ({settings.ffn})": self.ffn[0] < self.ffn[1],
             f"{self.vocabulary[0]} -> {self.vocabulary[1]} ids": self.vocabulary[0] < self.vocabulary[1],
         }
@@ -87,7 +89,7 @@ def plan_growth(settings: GrowSettings, source: dict[str, int], shape: ModelShap
             )
     noisy = settings.ffn == "copy" and settings.ffn_noise > 0 and shape.ffn > source["ffn"]
     exact = (settings.depth == "identity" or same_depth) and not noisy
-    return GrowthPlan(layer_of, inserted, (source["ffn"], shape.ffn), ids, exact)
+    return GrowthPlan(source["layers"], layer_of, inserted, (source["ffn"], shape.ffn), ids, exact)
 
 
 def _layer_map(settings: GrowSettings, old: int, new: int) -> tuple[int, ...]:
