@@ -62,7 +62,7 @@ def estimate(stage: Stage) -> Estimate:
     if source is not None:
         plan = check_growth(stage.settings, source, shape, tokens)
         basis += f"; from {source.folder}: {plan.describe(stage.settings.grow)}"
-        held += 2 * sum(path.stat().st_size for path in source.weights)  # as it was read, and in float32
+        held += 3 * sum(path.stat().st_size for path in source.weights)  # as it is, and in float32, perhaps twice that
     # Imports, then about 30 million normal numbers per second on one core; memory holds them in both formats.
     return Estimate(8 + parameters / 3e7, 600_000_000 + held, saved, basis)
 

@@ -190,6 +190,18 @@ def test_damage_that_safetensors_cannot_see_is_found_by_the_manifest_of_the_stag
     assert f"{file} is damaged" in done.stderr and "04_init_model.py --force" in done.stderr
 
 
+def test_a_folder_around_the_model_is_refused_with_the_model_in_it(small, tmp_path):
+    done, _ = start(small, tmp_path, grow={"source": str(small)})
+    assert done.returncode == 2 and f"it has no config.json; name {small / '04_init'}" in done.stderr
+
+
+def test_a_preset_or_depth_of_the_base_gives_way_to_the_numbers_of_the_source(small, tmp_path):
+    done, folder = start(small, tmp_path, depth=None, shape={"layers": 3})
+    assert done.returncode == 0, done.stderr
+    shape = Manifest.read(folder / "manifest.json").result["shape"]
+    assert (shape["layers"], shape["width"], shape["ffn"]) == (3, 32, 128)
+
+
 def test_a_run_does_not_grow_from_itself(small, tmp_path):
     done, folder = start(small, tmp_path)
     assert done.returncode == 0, done.stderr

@@ -172,6 +172,10 @@ def open_source(name: str) -> GrowthSource:
             f"model.grow.source: {folder} is no folder; train the smaller model first, or name the folder of a model"
             " such as runs/small/05_pretrain/final"
         )
+    if not (folder / "config.json").is_file():
+        inside = sorted(path.parent for path in folder.glob("*/config.json"))
+        remedy = f"name {inside[-1]}" if len(inside) == 1 else "name the folder of a model"
+        raise UserError(f"model.grow.source: {folder} is no model, it has no config.json; {remedy}")
     index = folder / _INDEX
     config = _read_json(folder / "config.json")
     if config.get("model_type") not in ("llama", "qwen3"):
@@ -189,8 +193,6 @@ def open_source(name: str) -> GrowthSource:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"model.grow.source: {path.parent} is no model, it has no {path.name}; name one") from None
     except ValueError as error:
         raise UserError(f"model.grow.source: {path} is not JSON ({error}); copy or make the model again") from None
     if not isinstance(value, dict):
