@@ -1,6 +1,6 @@
 """Settings of stage 04: the shape of the model and how it is initialised."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -24,6 +24,33 @@ class ShapeSettings(Section):
     """Inner size of the gated feed-forward network, in features; 8/3 of the width, rounded up to 64, when not given."""
 
 
+class GrowSettings(Section):
+    """From which smaller, trained model this one begins, and how what it has more comes about (docs/models.md)."""
+
+    source: str | None = None
+    """Folder of the model to begin as (a Hugging Face directory such as runs/small/05_pretrain/final); none: random."""
+    depth: Literal["identity", "stack"] = "identity"
+    """New blocks: `identity` inserts blocks that change nothing at first, `stack` repeats the trained ones."""
+    layer_map: list[Annotated[int, Field(ge=0)]] | None = None
+    """The block of the source, from 0, that each block copies; evenly spread or the whole stack repeated by default."""
+    ffn: Literal["zero", "copy"] = "zero"
+    """New feed-forward units: `zero` makes random ones whose output weights are 0, `copy` repeats trained ones."""
+    ffn_noise: float = Field(default=0.0, ge=0, le=1)
+    """Noise on the input weights of copied feed-forward units, as a share of the source's root mean square."""
+    token_map: dict[int, int] = {}
+    """Which id of the source gives a new id its rows; new ids that are not named get the mean row."""
+    vocabulary_noise: float = Field(default=0.1, ge=0, le=1)
+    """Noise on the rows of new ids, as a share of the root mean square of the source's table."""
+
+    @model_validator(mode="after")
+    def _nothing_grows_from_nothing(self) -> "GrowSettings":
+        if others := sorted(self.model_fields_set - {"source"}) if "source" not in self.model_fields_set else []:
+            raise ValueError(f"{others[0]} says how a model grows: give grow.source, the model to begin as, too")
+        if self.ffn_noise and self.ffn != "copy":
+            raise ValueError("ffn_noise is for copied units: set grow.ffn to copy, or leave it out")
+        return self
+
+
 class ModelSettings(Section):
     """Settings of stage 04: the shape of the model and how it is initialised."""
 
@@ -35,6 +62,8 @@ class ModelSettings(Section):
     """The one dial: number of blocks, which sets width, heads, learning rates, batch and horizon (docs/models.md)."""
     shape: ShapeSettings = ShapeSettings()
     """Single numbers of the shape that win over the preset or the dial; alone, they need `layers` and `width`."""
+    grow: GrowSettings = GrowSettings()
+    """Begin as a smaller trained model instead of random weights."""
     context: int | None = Field(default=None, ge=2)
     """Longest sequence the model is declared for, in tokens; the preset's or the longest packed one when not given."""
     rope_theta: float = Field(default=10_000.0, gt=1)

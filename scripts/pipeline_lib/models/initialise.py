@@ -57,6 +57,16 @@ def build_model(
 ) -> PreTrainedModel:
     """Return an initialised model in `settings.dtype` on the CPU, the same for the same seed on every machine."""
     import torch
+
+    model = build_in_float32(shape, settings, special, seed)
+    return model.to(getattr(torch, settings.dtype))
+
+
+def build_in_float32(
+    shape: ModelShape, settings: ModelSettings, special: dict[str, int | None], seed: int
+) -> PreTrainedModel:
+    """Return the model of `build_model` before it is rounded to the number format of the settings."""
+    import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -64,7 +74,7 @@ def build_model(
     config = transformers_config(shape, settings, special)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     initialise(model, settings.init_std, shape.layers, seed)
-    return model.to(getattr(torch, settings.dtype))
+    return model
 
 
 def initialise(model: PreTrainedModel, std: float, layers: int, seed: int) -> None:

@@ -82,14 +82,21 @@ _PRESETS = {
 }
 
 
-def resolve_shape(settings: ModelSettings, vocabulary: int, packed_context: int) -> ModelShape:
+def resolve_shape(
+    settings: ModelSettings, vocabulary: int, packed_context: int, source: dict[str, int] | None = None
+) -> ModelShape:
     """Return the shape that the settings describe for a tokenizer of `vocabulary` ids.
 
     `packed_context` is the longest context packed in stage 03, in tokens; it raises the declared context of a preset
-    and is the context otherwise. Raises UserError when the settings leave the shape open or contradict themselves.
+    and is the context otherwise. source: the numbers of the model to grow from, by the names of `ModelShape`; without a
+    preset or a depth they hold where the settings give no other. Raises UserError when the settings leave the shape
+    open or contradict themselves.
     """
     given = {name: value for name, value in settings.shape.model_dump().items() if value is not None}
-    base, context = _base(settings, given, packed_context)
+    if source is not None and settings.preset is None and settings.depth is None:
+        base, context = source, max(source["context"], packed_context)
+    else:
+        base, context = _base(settings, given, packed_context)
     numbers = {**base, **given}
     if "head_width" not in given and ("heads" in given or "head_width" not in base):
         numbers["head_width"] = _divide(numbers["width"], numbers["heads"])

@@ -45,7 +45,7 @@ STAGES = (
         "04_init_model.py",
         "model",
         ("03_packed",),
-        "makes the untrained model",
+        "makes the model to train",
         reads_running=(("03_packed", ""),),  # its tokenizer, which is finished first
     ),
     StageSpec(
