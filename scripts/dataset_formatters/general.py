@@ -52,10 +52,10 @@ def content_of(value: Any, where: Where) -> str:
 def role_content_turns(turns: list, where: Where) -> list[Message]:
     """Return the messages of a list of {"role", "content"} turns, calls under "tool_calls" or "function_call".
 
-    Raises MalformedRecord; reason results_out_of_order when results name their calls in another order.
+    Results that name their call ("tool_call_id") come in the order of the calls. Raises MalformedRecord.
     """
     messages: list[Message] = []
-    awaited: list[Any] = []
+    ids: list[Any] = []  # of a turn with calls: theirs, of a result: that of its call
     for turn in turns:
         role, calls = _role_of_turn(turn, "role", where), _calls_beside(turn)
         content = turn.get("content")
@@ -65,15 +65,43 @@ def role_content_turns(turns: list, where: Where) -> list[Message]:
             raise MalformedRecord("malformed_call", where, f"a turn of role {turn['role']!r} cannot call functions")
         if calls:
             messages.append(calling(calls_of(calls, where), content_of(content, where)))
-            awaited = [each.get("id") for each in calls if isinstance(each, dict)] if isinstance(calls, list) else []
-        elif role == "tool":
-            messages.append(result(content_of(content, where)))
-            due = awaited.pop(0) if awaited else None
-            if None not in (due, turn.get("tool_call_id")) and turn["tool_call_id"] != due:
-                raise MalformedRecord("results_out_of_order", where, f"the result of call {due!r} should come first")
+            ids.append([each.get("id") for each in calls if isinstance(each, dict)] if isinstance(calls, list) else [])
         else:
-            messages.append(_turn(role, content_of(content, where), where))
-    return messages
+            text = content_of(content, where)
+            messages.append(result(text) if role == "tool" else _turn(role, text, where))
+            ids.append(turn.get("tool_call_id"))
+    return _results_by_call(messages, ids, where)
+
+
+def _results_by_call(messages: list[Message], ids: list[Any], where: Where) -> list[Message]:
+    """Return the messages with the results of each turn of calls in the order of the calls that they name.
+
+    Raises MalformedRecord; reason result_without_call when one names another call or one twice, call_without_result
+    when a call that has a name is not answered and others beside it are.
+    """
+    ordered, place = [], 0
+    while place < len(messages):
+        ordered.append(messages[place])
+        asked, place = ids[place], place + 1
+        if not messages[place - 1].get("tool_calls") or not _are_names(asked):
+            continue
+        end = place
+        while end < len(messages) and messages[end]["role"] == "tool":
+            end += 1
+        answered = ids[place:end]
+        if len({*asked}) < len(asked) or not _are_names(answered):
+            continue
+        if len({*answered}) < len(answered) or not {*answered} <= {*asked}:
+            raise MalformedRecord("result_without_call", where, f"results of {answered!r} for calls {asked!r}")
+        if len(answered) < len(asked):
+            raise MalformedRecord("call_without_result", where, f"results of {answered!r} for calls {asked!r}")
+        ordered += [messages[place + answered.index(each)] for each in asked]
+        place = end
+    return ordered
+
+
+def _are_names(ids: list[Any]) -> bool:
+    return bool(ids) and all(isinstance(each, str) and each for each in ids)
 
 
 def from_value_turns(turns: list, where: Where) -> list[Message]:

@@ -54,3 +54,12 @@ def list_field(record: Any, name: str, where: Where) -> list:
 def message(role: str, content: str) -> Message:
     """Return one turn in the field's usual form."""
     return {"role": role, "content": content}
+
+
+def whole_characters(text: str, where: Where) -> str:
+    """Return the text. Raises MalformedRecord (not_utf8) when it holds half of a character, which JSON can spell."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise MalformedRecord("not_utf8", where, "the text holds half of a character (a lone surrogate)") from None
+    return text

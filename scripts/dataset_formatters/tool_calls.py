@@ -3,20 +3,27 @@
     tools       [{"type": "function", "function": {"name", "description", "parameters": JSON schema}}, ...]
     tool_calls  [{"type": "function", "function": {"name", "arguments": text of a JSON object}}, ...]
 
-Arguments are text because those of different functions have different keys, which no Parquet column can hold; rendering
-gives the chat template the object. Data sets write both in many ways: as JSON inside of a string, as a Python literal,
-without the outer {"type", "function"}. A call of a function that is not offered, or whose arguments are not an object,
-is refused: a model trained on it would learn to invent functions.
+Arguments are JSON text because those of different functions have different keys, which no Parquet column of objects can
+hold; rendering gives the chat template the object. Data sets write both in many ways: as JSON inside of a string, as a
+Python literal, without the outer {"type", "function"}. A call of a function that is not offered, or whose arguments are
+not an object, is refused: a model trained on it would learn to invent functions.
+
+Trap: a data set that did keep objects in a Parquet column has the keys of all functions in each call and each schema,
+null where they do not belong. Nulls that no schema declares are therefore taken out.
 """
 
 import ast
 import json
 from typing import Any
 
-from .record import MalformedRecord, Message, Where
+from .record import MalformedRecord, Message, Where, whole_characters
 
 LONGEST_LITERAL = 100_000
 """Characters; a text of more is not read as a Python literal, which takes far more memory than JSON."""
+
+
+_VALUES = frozenset({"default", "const", "enum", "examples"})
+"""Keywords of a JSON schema that hold values, among which null is one."""
 
 
 def parsed(text: str, what: str, where: Where) -> Any:
@@ -48,7 +55,8 @@ def call(name: Any, arguments: Any, where: Where) -> dict[str, Any]:
     arguments = arguments or {}
     if not isinstance(arguments, dict) or not all(isinstance(key, str) for key in arguments):
         raise MalformedRecord("malformed_call", where, f"the arguments of {name} are no object")
-    return {"type": "function", "function": {"name": name.strip(), "arguments": _json(arguments, where)}}
+    name = whole_characters(name.strip(), where)
+    return {"type": "function", "function": {"name": name, "arguments": _json(arguments, where)}}
 
 
 def call_of(value: Any, where: Where) -> dict[str, Any]:
@@ -112,25 +120,68 @@ def _tool_schema(entry: Any, where: Where) -> dict[str, Any]:
             raise MalformedRecord(
                 "malformed_tool", where, f'"{name}" of tool {function["name"]!r} is no {kind.__name__}'
             )
-    named = {key: value for key, value in function.items() if value is not None}
-    return {"type": "function", "function": {**named, "name": function["name"].strip()}}
+    named = _without_nulls({**function, "name": function["name"].strip()}, where)
+    return {"type": "function", "function": named}
 
 
-def tools_text(tools: list[dict[str, Any]], messages: list[Message], where: Where) -> str | None:
-    """Return the tools of a conversation as the JSON that its column holds, None for none.
+def _without_nulls(schema: Any, where: Where) -> Any:
+    """Return a JSON schema without keywords and properties that are null; values it lists may be null."""
+    try:
+        if isinstance(schema, list):
+            return [_without_nulls(each, where) for each in schema]
+        if not isinstance(schema, dict):
+            return schema
+        given = {key: value for key, value in schema.items() if value is not None or key in _VALUES}
+        return {key: value if key in _VALUES else _without_nulls(value, where) for key, value in given.items()}
+    except RecursionError:
+        raise MalformedRecord("not_json", where, "a tool is nested too deeply") from None
 
-    Raises MalformedRecord (unknown_function) when a turn calls a function that is not among them.
+
+def calls_of_offered(messages: list[Message], tools: list[dict[str, Any]], where: Where) -> list[Message]:
+    """Return the messages with each call as its function declares it: without null arguments that it does not have.
+
+    Raises MalformedRecord (unknown_function) when a turn calls a function that is not among `tools`.
     """
-    offered = {tool["function"]["name"] for tool in tools}
-    for turn in messages:
-        for each in turn.get("tool_calls", ()):
-            if each["function"]["name"] not in offered:
-                raise MalformedRecord("unknown_function", where, f"{each['function']['name']!r} is called, not offered")
+    offered = {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools}
+    return [
+        {**turn, "tool_calls": [_declared(each, offered, where) for each in turn["tool_calls"]]}
+        if turn.get("tool_calls")
+        else turn
+        for turn in messages
+    ]
+
+
+def _declared(call_: dict[str, Any], offered: dict[str, Any], where: Where) -> dict[str, Any]:
+    function = call_["function"]
+    if function["name"] not in offered:
+        raise MalformedRecord("unknown_function", where, f"{function['name']!r} is called, not offered")
+    if "null" not in function["arguments"]:
+        return call_
+    arguments = _without_foreign(json.loads(function["arguments"]), offered[function["name"]])
+    return {**call_, "function": {**function, "arguments": _json(arguments, where)}}
+
+
+def _without_foreign(value: Any, schema: Any) -> Any:
+    """Return a value without keys that are null and not among the properties of its schema, where that has some."""
+    if not isinstance(schema, dict):
+        return value
+    if isinstance(value, list):
+        return [_without_foreign(each, schema.get("items")) for each in value]
+    properties = schema.get("properties")
+    if not isinstance(value, dict) or not isinstance(properties, dict):
+        return value
+    given = {key: each for key, each in value.items() if each is not None or key in properties}
+    return {key: _without_foreign(each, properties.get(key)) for key, each in given.items()}
+
+
+def tools_text(tools: list[dict[str, Any]], where: Where) -> str | None:
+    """Return the tools of a conversation as the JSON that its column holds, None for none."""
     return _json(tools, where) if tools else None
 
 
 def _json(value: Any, where: Where) -> str:
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (ValueError, TypeError, RecursionError) as error:
         raise MalformedRecord("not_json", where, f"cannot be written as JSON ({error})") from None
+    return whole_characters(text, where)

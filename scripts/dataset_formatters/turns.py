@@ -8,8 +8,8 @@ under its own name.
 
 from typing import Any
 
-from .record import MalformedRecord, Message, Where
-from .tool_calls import tools_text
+from .record import MalformedRecord, Message, Where, whole_characters
+from .tool_calls import calls_of_offered, tools_text
 
 _FOLLOWS = {"user": {"assistant"}, "assistant": {"user"}, "call": {"tool"}, "tool": {"tool", "assistant"}}
 """Which roles may follow a turn; "call" is one of the assistant that calls functions."""
@@ -27,6 +27,8 @@ def check_turns(messages: list[Message], where: Where) -> None:
         raise MalformedRecord("no_turns", where, "no user or assistant turn")
     if turns is not messages and not messages[0]["content"]:
         raise MalformedRecord("empty_system", where, "the system message is empty")
+    for turn in messages:
+        whole_characters(turn["content"], where)
     for number, turn in enumerate(turns):
         if not turn["content"] and _kind(turn) not in ("call", "tool"):
             raise MalformedRecord("empty_turn", where, f"turn {number + 1} ({turn['role']}) is empty")
@@ -68,7 +70,8 @@ def conversation(messages: list[Message], where: Where, tools: list[dict[str, An
     check_turns(messages, where)
     if messages[-1]["role"] != "assistant":
         raise MalformedRecord("ends_without_answer", where, "the last turn is not the assistant's")
-    return {"messages": messages, "tools": tools_text(tools or [], messages, where)}
+    tools = tools or []
+    return {"messages": calls_of_offered(messages, tools, where), "tools": tools_text(tools, where)}
 
 
 def preference(prompt: list[Message], chosen: list[Message], rejected: list[Message], where: Where) -> dict[str, Any]:
@@ -82,6 +85,6 @@ def preference(prompt: list[Message], chosen: list[Message], rejected: list[Mess
     for side, answer in (("chosen", chosen), ("rejected", rejected)):
         if [turn["role"] for turn in answer] != ["assistant"]:
             raise MalformedRecord("answer_is_not_one_turn", where, f'"{side}" is not exactly one assistant turn')
-        if not answer[0]["content"]:
+        if not whole_characters(answer[0]["content"], where):
             raise MalformedRecord("empty_side", where, f'"{side}" is empty')
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}

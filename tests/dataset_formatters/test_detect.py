@@ -279,7 +279,7 @@ def test_the_command_says_who_reads_what_and_shows_the_first(tmp_path, capsys):
 
 def test_the_command_starts_without_heavy_libraries_and_prints_what_a_terminal_cannot(tmp_path, scripts):
     path = tmp_path / "chat.jsonl"
-    path.write_text(json.dumps({"instruction": "é \ud800", "output": "Naïve answers have words."}) + "\n")
+    path.write_text(json.dumps({"instruction": "é ☃", "output": "Naïve answers have words."}) + "\n")
     code = (
         "import sys, runpy; sys.argv = ['x', sys.argv[1]]\n"
         "try: runpy.run_module('dataset_formatters', run_name='__main__')\n"

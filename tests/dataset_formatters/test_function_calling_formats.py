@@ -25,7 +25,8 @@ from function_turns import (
 # Random conversations with functions, in the form that every formatter must give them.
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="<>"), max_size=40).map(str.strip).filter(bool)
-VALUES = st.none() | st.booleans() | st.integers() | TEXT | st.lists(TEXT, max_size=2)
+VALUES = st.booleans() | st.integers() | TEXT | st.lists(TEXT | st.none(), max_size=2)
+"""Not null itself: such an argument goes when the function does not declare it (tool_calls.py)."""
 ARGUMENTS = st.dictionaries(TEXT, VALUES, max_size=3)
 CALLS = st.lists(st.tuples(st.sampled_from(["weather", "clock"]), ARGUMENTS), min_size=1, max_size=3)
 

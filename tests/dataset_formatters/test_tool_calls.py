@@ -155,13 +155,70 @@ def test_openai_messages_with_calls():
     assert FORMAT_HANDLERS["messages"](openai(said), WHERE)["messages"][1] == {**CALL, "content": "I look."}
 
 
-def test_results_that_name_another_order_of_calls_are_refused():
+def test_results_come_in_the_order_of_the_calls_that_they_name():
     asks = [{**ASKS, "id": identity} for identity in ("c1", "c2")]
-    results = [{**RESULT, "tool_call_id": identity} for identity in ("c1", "c2")]
+    one, two = ({"role": "tool", "content": text, "tool_call_id": text} for text in ("c1", "c2"))
     calls = {"role": "assistant", "tool_calls": asks}
-    assert FORMAT_HANDLERS["messages"](openai(calls, *results, ANSWER), WHERE)["messages"][2:4] == [RESULT, RESULT]
-    swapped = openai(calls, *reversed(results), ANSWER)
-    assert reason_of(FORMAT_HANDLERS["messages"], swapped, WHERE) == "results_out_of_order"
+    for results in ((one, two), (two, one)):
+        made = FORMAT_HANDLERS["messages"](openai(calls, *results, ANSWER), WHERE)["messages"]
+        assert [turn["content"] for turn in made[2:4]] == ["c1", "c2"] and "tool_call_id" not in made[2]
+    nameless = {"role": "tool", "content": "x"}
+    assert FORMAT_HANDLERS["messages"](openai(calls, nameless, ANSWER), WHERE)["messages"][2]["content"] == "x"
+    assert FORMAT_HANDLERS["messages"](openai(calls), WHERE)["messages"][1]["tool_calls"] == [ASKS, ASKS]
+    for results, reason in (
+        ((two,), "call_without_result"),
+        ((one, one), "result_without_call"),
+        ((one, {**two, "tool_call_id": "c3"}), "result_without_call"),
+    ):
+        assert reason_of(FORMAT_HANDLERS["messages"], openai(calls, *results, ANSWER), WHERE) == reason
+
+
+def test_nulls_that_a_parquet_column_of_objects_adds_are_taken_out():
+    """pyarrow gives every object of a column the keys of all."""
+    import pyarrow
+
+    tool = {"name": "look", "parameters": {"type": "object", "properties": {"n": {"type": "integer", "default": 1}}}}
+    other = {"name": "find", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
+    given = [
+        openai(
+            {"role": "assistant", "tool_calls": [{"function": {"name": name, "arguments": arguments}}]}, tools=[schema]
+        )
+        for name, arguments, schema in (("look", {"n": None}, tool), ("find", {"city": "Rome"}, other))
+    ]
+    through_parquet = pyarrow.Table.from_pylist(given).to_pylist()
+    assert through_parquet != given
+    for record, plain in zip(through_parquet, given, strict=True):
+        assert FORMAT_HANDLERS["messages"](record, WHERE) == FORMAT_HANDLERS["messages"](plain, WHERE)
+    kept = FORMAT_HANDLERS["messages"](through_parquet[0], WHERE)["messages"][1]["tool_calls"][0]
+    assert kept["function"]["arguments"] == '{"n": null}'
+
+
+def test_nulls_inside_of_arguments_go_only_where_a_schema_says_that_they_are_foreign():
+    inner = {"type": "object", "properties": {"a": {}}}
+    schema = {"type": "object", "properties": {"one": inner, "many": {"type": "array", "items": inner}, "free": {}}}
+    arguments = {"one": {"a": None, "b": None}, "many": [{"b": None, "a": 1}], "free": {"b": None}, "z": None}
+    turn = {"role": "assistant", "content": "", "tool_calls": [call("f", arguments, WHERE)]}
+    tools = tool_schemas([{"name": "f", "parameters": schema}], WHERE)
+    made = conversation([USER, turn], WHERE, tools)["messages"][1]["tool_calls"][0]["function"]["arguments"]
+    assert json.loads(made) == {"one": {"a": None}, "many": [{"a": 1}], "free": {"b": None}}
+    kept = {"enum": ["a", None], "default": None}
+    listed = {"name": "f", "parameters": {"properties": {"x": {**kept, "minimum": None}, "y": None}}}
+    assert tool_schemas([listed], WHERE)[0]["function"]["parameters"] == {"properties": {"x": kept}}
+
+
+@pytest.mark.parametrize("place", ["name", "arguments", "tools", "content"])
+def test_half_of_a_character_is_refused_wherever_json_spells_it(place):
+    half = json.loads('"x \\ud83d"')
+    name = half if place == "name" else "f"
+    tools = [{"name": name, "description": half if place == "tools" else ""}]
+    arguments = json.dumps({"a": half if place == "arguments" else 1})
+    asks = {"role": "assistant", "tool_calls": [{"function": {"name": name, "arguments": arguments}}]}
+    if place == "content":
+        asks["content"] = half
+    record = {"messages": [USER, asks], "tools": json.dumps(tools)}
+    assert reason_of(FORMAT_HANDLERS["messages"], record, WHERE) == "not_utf8"
+    pair = {"prompt": "q", "chosen": "a", "rejected": half}
+    assert reason_of(FORMAT_HANDLERS["preference"], pair, WHERE) == "not_utf8"
 
 
 def test_only_the_assistant_calls():

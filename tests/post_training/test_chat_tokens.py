@@ -3,17 +3,18 @@
 import copy
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline_lib.post_training.call_support import CallSupport
 from pipeline_lib.post_training.chat_tokens import (
     control_tokens,
     end_of_turn_id,
     load_chat_tokenizer,
-    require_calls,
     tokenize_conversations,
 )
 from pipeline_lib.post_training.conversation_checks import check_conversations, mask_problem
@@ -201,10 +202,10 @@ def test_calls_as_trl_renders_them(tokenizer):
 def test_a_template_that_leaves_out_functions_calls_or_results_is_refused(tokenizer, missing):
     other = copy.deepcopy(tokenizer)
     assert missing in other.chat_template
-    require_calls(other)
+    CallSupport(other)
     other.chat_template = other.chat_template.replace(missing, "'<|im_end|>" if "im_end" in missing else "''")
     with pytest.raises(UserError, match="does not write functions"):
-        require_calls(other)
+        CallSupport(other)
     with pytest.raises(UserError, match="does not write functions"):
         check_conversations(other, [{"messages": CALLING, "tools": OFFERED}], 10_000)
 
@@ -219,16 +220,83 @@ def test_a_control_token_in_a_call_or_a_tool_is_refused(tokenizer, where):
     assert check_conversations(tokenizer, [{"messages": messages, "tools": tools}], 10_000)[0].reason == "control_token"
 
 
-def test_a_template_that_refuses_a_conversation_is_a_users_error(tokenizer):
+REFUSES_SYSTEM = "{%- if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{%- endif %}"
+
+
+def test_only_the_record_that_a_template_refuses_is_dropped(tokenizer):
     """As those of models that know no system role do."""
     other = copy.deepcopy(tokenizer)
-    refusal = "{%- if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{%- endif %}"
-    other.chat_template = refusal + other.chat_template
+    other.chat_template = REFUSES_SYSTEM + other.chat_template
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-    assert check_conversations(other, [{"messages": turns, "tools": None}], 96)[0].reason is None
     system = [{"role": "system", "content": "s"}, *turns]
-    with pytest.raises(UserError, match="chat template refuses a conversation .no system role."):
-        check_conversations(other, [{"messages": system, "tools": None}], 96)
-    pair = {"prompt": system[:2], "chosen": turns[1:], "rejected": turns[1:]}
-    with pytest.raises(UserError, match="chat template refuses a conversation"):
-        check_pairs(other, [pair], 96)
+    records = [{"messages": messages, "tools": None} for messages in (turns, system, turns)]
+    verdicts = check_conversations(other, records, 96)
+    assert [verdict.reason for verdict in verdicts] == [None, "template_refuses", None]
+    assert "no system role" in verdicts[1].detail
+    answers = {"chosen": turns[1:], "rejected": [{"role": "assistant", "content": "b"}]}
+    pairs = [{"prompt": messages[:-1], **answers} for messages in (turns, system)]
+    assert [verdict.reason for verdict in check_pairs(other, pairs, 96)] == [None, "template_refuses"]
+
+
+def test_a_template_that_loses_the_text_beside_a_call_or_the_second_call_loses_those_records_only(tokenizer):
+    one, two = [{**CALLING[1], "tool_calls": [ADD] * number} for number in (1, 2)]
+    silent = {"content": ""}
+    records = [
+        {"messages": [CALLING[0], {**one, **silent}, CALLING[2], CALLING[4]], "tools": OFFERED},
+        {"messages": [CALLING[0], one, CALLING[2], CALLING[4]], "tools": OFFERED},
+        {"messages": [CALLING[0], {**two, **silent}, *CALLING[2:]], "tools": OFFERED},
+    ]
+
+    def reasons(template):
+        other = copy.deepcopy(tokenizer)
+        other.chat_template = template
+        return [verdict.reason for verdict in check_conversations(other, records, 10_000)]
+
+    template = tokenizer.chat_template
+    assert reasons(template) == [None, None, None]
+    written = "message['content'] or ''"
+    assert template.count(written) == 1
+    textless = template.replace(written, "'' if message['tool_calls'] else message['content']")
+    assert reasons(textless) == [None, "text_beside_call", None]
+    listed = "in message['tool_calls'] or []"
+    assert template.count(listed) == 1
+    assert reasons(template.replace(listed, "in (message['tool_calls'] or [])[:1]")) == [None, None, "several_calls"]
+    mistral = "{%- for m in messages %}{%- for c in m['tool_calls'] or [] %}{%- if c['id'] | length != 9 %}"
+    mistral += "{{ raise_exception('ids have nine characters') }}{%- endif %}{%- endfor %}{%- endfor %}"
+    assert reasons(mistral + template) == [None, None, None]
+
+
+def qwen(tokenizer):
+    """A template of others: Qwen2.5's with generation markers, as TRL brings it."""
+    import trl
+
+    other = copy.deepcopy(tokenizer)
+    folder = Path(trl.__file__).parent / "chat_templates"
+    other.chat_template = (folder / "qwen2_5_training.jinja").read_text("utf-8")
+    return other
+
+
+def test_prepared_calls_read_by_datasets_are_what_trl_and_other_templates_want(tokenizer, tmp_path, monkeypatch):
+    """The columns are Parquet's JSON, so `datasets` gives TRL objects where templates expect objects."""
+    from datasets import Dataset
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
+    from trl.trainer.utils import remove_none_values
+
+    from pipeline_lib.post_training.data_kinds import INSTRUCTIONS
+    from pipeline_lib.post_training.prepared_data import _output_schema, _RowWriter
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    row = {"id": "1", "source": "s", "messages": CALLING, "tools": OFFERED}
+    with _RowWriter(tmp_path / "train.parquet", _output_schema(INSTRUCTIONS)) as writer:
+        writer.add(row)
+    dataset = Dataset.from_parquet(str(tmp_path / "train.parquet"), cache_dir=str(tmp_path / "cache"))
+    assert dataset[0]["tools"] == json.loads(OFFERED)
+    assert dataset[0]["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"a": 2, "b": '"é"'}
+    other = qwen(tokenizer)
+    arguments = SFTConfig("unused", assistant_only_loss=True, max_length=None, bf16=False, report_to="none")
+    trainer = SimpleNamespace(chat_template=None, completion_only_loss=False, _tokenizer=other)
+    plain = Dataset.from_list([remove_none_values(dataset[0])], on_mixed_types="use_json")
+    theirs = SFTTrainer._prepare_dataset(trainer, plain, other, arguments, False, None, "train")[0]
+    ours = next(conversation_rows([row], other, 10_000))
+    assert ours.columns == {"input_ids": theirs["input_ids"], "labels": theirs["labels"]}

@@ -74,29 +74,6 @@ def _check_template(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         raise UserError(f"{file} renders a prompt alone differently from the same prompt with its answer")
 
 
-def require_calls(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise UserError unless the chat template writes the functions offered, the calls of them and the results."""
-    function = {"name": "offered_function", "description": "", "parameters": {"type": "object", "properties": {}}}
-    call = {"type": "function", "function": {"name": "called_function", "arguments": '{"key": "given value"}'}}
-    turns = [
-        {"role": "user", "content": "first"},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "content": "obtained result"},
-        {"role": "assistant", "content": "second"},
-    ]
-    offered = json.dumps([{"type": "function", "function": function}])
-    tokens = tokenize_conversations(tokenizer, [turns], [offered])[0]
-    spoken = tokenizer.decode([token for token, mask in zip(tokens.ids, tokens.mask, strict=True) if mask])
-    whole = tokenizer.decode(tokens.ids)
-    absent = [text for text in ("offered_function", "obtained result") if text not in whole]
-    absent += [text for text in ("called_function", "given value") if text not in spoken]
-    if absent or "obtained result" in spoken:
-        raise UserError(
-            "the tokenizer's chat template does not write functions, their calls inside of the generation markers and"
-            f" results outside of them ({', '.join(absent) or 'results'}); use one that does, or no source that calls"
-        )
-
-
 def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the id of the token with which the assistant ends its turn: generation must stop there."""
     turns = [{"role": "user", "content": "first"}, {"role": "assistant", "content": "second"}]
@@ -159,31 +136,47 @@ def tokenize_conversations(
     return tokenized
 
 
+class TemplateRefusal(UserError):
+    """The chat template raises an error for a conversation: a role, an order or a number of calls it does not know."""
+
+
 def _rendered(tokenizer: PreTrainedTokenizerBase, conversations: list[Messages], **options: Any) -> BatchEncoding:
-    """Return what the chat template makes of conversations, as tokens. Raises UserError when it refuses one."""
+    """Return what the chat template makes of conversations, as tokens. Raises TemplateRefusal when it refuses one."""
     from jinja2 import TemplateError
 
     try:
         return tokenizer.apply_chat_template(conversations, tokenize=True, return_dict=True, **options)
     except TemplateError as error:
-        raise UserError(f"the tokenizer's chat template refuses a conversation ({error}); use another one") from None
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise TemplateRefusal(
+            f"the tokenizer's chat template refuses a conversation ({what}); use another one"
+        ) from None
 
 
 def _for_template(messages: Messages) -> Messages:
-    """Return the messages as templates expect them: arguments of calls as objects, no key without a value."""
-    return [
-        {
-            name: [_call_for_template(call) for call in value] if name == "tool_calls" else value
-            for name, value in turn.items()
-            if value is not None
-        }
-        for turn in messages
-    ]
+    """Return the messages as templates expect them: arguments of calls as objects, no key without a value.
 
-
-def _call_for_template(call: dict[str, Any]) -> dict[str, Any]:
-    function = call["function"]
-    return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
+    Calls and results also have what some templates ask for and data sets seldom keep: ids (nine digits, as Mistral's
+    demand), and the name of the function that a result is of. Results answer the calls before them in their order.
+    """
+    turns: Messages = []
+    due: list[dict[str, Any]] = []
+    number = 0
+    for message in messages:
+        turn = {name: value for name, value in message.items() if value is not None}
+        if calls := turn.get("tool_calls"):
+            due = []
+            for call in calls:
+                function = call["function"]
+                parsed = {**function, "arguments": json.loads(function["arguments"])}
+                due.append({**call, "id": f"{number:09d}", "function": parsed})
+                number += 1
+            turn["tool_calls"] = list(due)
+        elif turn["role"] == "tool" and due:
+            answered = due.pop(0)
+            turn |= {"tool_call_id": answered["id"], "name": answered["function"]["name"]}
+        turns.append(turn)
+    return turns
 
 
 def tokenize_pairs(

@@ -2,29 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from .chat_tokens import TokenizedConversation, control_tokens, require_calls, tokenize_conversations
+from .call_support import CallSupport
+from .chat_tokens import TemplateRefusal, TokenizedConversation, control_tokens, tokenize_conversations
 from .prepared_data import Verdict
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Tokens = TypeVar("Tokens")
+
 
 def check_conversations(
     tokenizer: PreTrainedTokenizerBase, records: list[dict[str, Any]], max_length: int
 ) -> list[Verdict]:
-    """Judge each {"messages", "tools"}: kept, or refused as control_token, too_long or for a mask that makes no sense.
+    """Judge each {"messages", "tools"}: kept, or refused with the reason.
 
-    Raises UserError when a record offers functions and the chat template does not write what is offered and called.
+    Raises UserError when a record offers functions and the chat template does not write functions at all.
     """
     reserved = control_tokens(tokenizer)
+    support = CallSupport(tokenizer) if any(record["tools"] for record in records) else None
+    verdicts = []
+    for record, tokens in zip(records, one_by_one_if_refused(_tokenize, tokenizer, records), strict=True):
+        if isinstance(tokens, TemplateRefusal):
+            verdicts.append(Verdict(0, "template_refuses", str(tokens)))
+        elif support and (problem := support.problem(record["messages"])):
+            verdicts.append(Verdict(len(tokens.ids), *problem))
+        else:
+            verdicts.append(_judge(record, tokens, reserved, max_length))
+    return verdicts
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, records: list[dict[str, Any]]) -> list[TokenizedConversation]:
     tools = [record["tools"] for record in records]
-    if any(tools):
-        require_calls(tokenizer)
-    tokenized = tokenize_conversations(tokenizer, [record["messages"] for record in records], tools)
-    return [_judge(record, tokens, reserved, max_length) for record, tokens in zip(records, tokenized, strict=True)]
+    return tokenize_conversations(tokenizer, [record["messages"] for record in records], tools)
+
+
+def one_by_one_if_refused(
+    tokenize: Callable[[PreTrainedTokenizerBase, list[dict[str, Any]]], list[Tokens]],
+    tokenizer: PreTrainedTokenizerBase,
+    records: list[dict[str, Any]],
+) -> list[Tokens | TemplateRefusal]:
+    """Return what `tokenize` makes of the records together or, when the template refuses one, of each by itself."""
+    try:
+        return list(tokenize(tokenizer, records))
+    except TemplateRefusal:
+        return [_alone(tokenize, tokenizer, record) for record in records]
+
+
+def _alone(tokenize: Callable, tokenizer: PreTrainedTokenizerBase, record: dict[str, Any]) -> Tokens | TemplateRefusal:
+    try:
+        return tokenize(tokenizer, [record])[0]
+    except TemplateRefusal as refusal:
+        return refusal
 
 
 def _judge(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .chat_tokens import TokenizedPair, control_tokens, tokenize_pairs
-from .conversation_checks import spelled_control_token
+from .chat_tokens import TemplateRefusal, TokenizedPair, control_tokens, tokenize_pairs
+from .conversation_checks import one_by_one_if_refused, spelled_control_token
 from .prepared_data import Verdict
 
 if TYPE_CHECKING:
@@ -15,13 +15,19 @@ if TYPE_CHECKING:
 def check_pairs(tokenizer: PreTrainedTokenizerBase, records: list[dict[str, Any]], max_length: int) -> list[Verdict]:
     """Judge each {"prompt", "chosen", "rejected"}: kept, or refused with the reason."""
     reserved = control_tokens(tokenizer)
-    tokenized = tokenize_pairs(tokenizer, [(r["prompt"], r["chosen"], r["rejected"]) for r in records])
+    tokenized = one_by_one_if_refused(_tokenize, tokenizer, records)
     return [_judge(record, pair, reserved, max_length) for record, pair in zip(records, tokenized, strict=True)]
 
 
+def _tokenize(tokenizer: PreTrainedTokenizerBase, records: list[dict[str, Any]]) -> list[TokenizedPair | None]:
+    return tokenize_pairs(tokenizer, [(r["prompt"], r["chosen"], r["rejected"]) for r in records])
+
+
 def _judge(
-    record: dict[str, Any], pair: TokenizedPair | None, reserved: tuple[str, ...], max_length: int
+    record: dict[str, Any], pair: TokenizedPair | TemplateRefusal | None, reserved: tuple[str, ...], max_length: int
 ) -> Verdict:
+    if isinstance(pair, TemplateRefusal):
+        return Verdict(0, "template_refuses", str(pair))
     if pair is None:
         return Verdict(0, "prompt_not_a_prefix", "the template renders the prompt differently when an answer follows")
     count = len(pair.chosen) + len(pair.rejected) + 2 * len(pair.prompt)

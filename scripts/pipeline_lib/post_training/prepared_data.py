@@ -234,22 +234,40 @@ def _output_row(row: dict[str, Any], kind: DataKind) -> dict[str, Any]:
 
 
 def _output_schema(kind: DataKind) -> pyarrow.Schema:
+    """Return the columns of train.parquet; what is JSON has Parquet's JSON type, which `datasets` reads as objects."""
     import pyarrow
 
     text = pyarrow.string()
     turn = [("role", text), ("content", text)]
     if kind.kind != "preference":
-        function = pyarrow.struct([("name", text), ("arguments", text)])
+        function = pyarrow.struct([("name", text), ("arguments", pyarrow.json_())])
         turn.append(("tool_calls", pyarrow.list_(pyarrow.struct([("type", text), ("function", function)]))))
     turns = pyarrow.list_(pyarrow.struct(turn))
-    fields = [("id", text), ("source", text)]
-    return pyarrow.schema(fields + [(name, text if name == "tools" else turns) for name in kind.columns])
+    types = {"tools": pyarrow.json_()}
+    fields = [("id", text), ("source", text), *((name, types.get(name, turns)) for name in kind.columns)]
+    return pyarrow.schema(fields)
 
 
 def _receipt_schema() -> pyarrow.Schema:
     import pyarrow
 
     return pyarrow.schema([(name, pyarrow.string()) for name in ("source", "where", "reason", "detail")])
+
+
+def _stored(schema: pyarrow.Schema) -> pyarrow.Schema:
+    """Return a schema with text in the place of JSON, which is how its values are given."""
+    import pyarrow
+
+    def plain(kind: pyarrow.DataType) -> pyarrow.DataType:
+        if isinstance(kind, pyarrow.BaseExtensionType):
+            return kind.storage_type
+        if pyarrow.types.is_list(kind):
+            return pyarrow.list_(plain(kind.value_type))
+        if pyarrow.types.is_struct(kind):
+            return pyarrow.struct([(each.name, plain(each.type)) for each in kind])
+        return kind
+
+    return pyarrow.schema([(each.name, plain(each.type)) for each in schema])
 
 
 class _RowWriter:
@@ -271,7 +289,8 @@ class _RowWriter:
     def _flush(self) -> None:
         import pyarrow
 
-        self._writer.write_table(pyarrow.Table.from_pylist(self._rows, schema=self._schema))
+        rows = pyarrow.Table.from_pylist(self._rows, schema=_stored(self._schema))
+        self._writer.write_table(rows.cast(self._schema))
         self._rows = []
 
     def __enter__(self) -> _RowWriter:
