@@ -116,9 +116,10 @@ class ResumableTrainer(OutOfMemoryRecovery):
         self._open_metrics(start)
         with self._metrics_file, self.stage.progress(steps, "training", "steps") as self.bar:
             self.bar.skip(start)
-            if start >= steps or self.validations.is_due(start, steps):
+            left_to_do = self.validations.is_due(start, steps)
+            if left_to_do or start >= steps:
                 self._load_from_checkpoint("")
-            if start and self.validations.is_due(start, steps):
+            if left_to_do:
                 self._validate(start)
             if start < steps:
                 try:
@@ -258,8 +259,7 @@ class ResumableTrainer(OutOfMemoryRecovery):
 
     def _open_metrics(self, start: int) -> None:
         """Open metrics.jsonl for appending, without the rows of steps and validations that will be done again."""
-        path, last = self.stage.work / METRICS, self.validations.last
-        validated = last.step if last else 0
+        path, validated = self.stage.work / METRICS, self.validations.last_step
 
         def stays(line: bytes) -> bool:
             if not line.endswith(b"\n"):

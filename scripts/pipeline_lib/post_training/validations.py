@@ -44,11 +44,16 @@ class Validations:
         self.best: Validation | None = None
         self._best_weights: dict[str, Tensor] = {}
 
+    @property
+    def last_step(self) -> int:
+        """Return the step of the last validation, 0 before the first."""
+        return self.last.step if self.last else 0
+
     def is_due(self, step: int, steps: int) -> bool:
         """Say whether the weights after `step` of `steps` are still to be validated; the last ones always are."""
         if self.every is None or (step % self.every and step != steps):
             return False
-        return self.last is None or self.last.step < step
+        return step > self.last_step
 
     def record(self, step: int, figures: dict[str, float], weights: dict[str, Tensor]) -> None:
         """Take the figures of a step and, if they are the best so far, a copy of the trainable weights, by name."""
