@@ -112,7 +112,7 @@ class PairTrainer(ResumableTrainer, DPOTrainer):
             return kept[0]
 
         with torch.no_grad(), self.accelerator.autocast():
-            loss = self._compute_loss(forward, inputs, return_outputs=False).item()
+            loss = self.compute_loss(forward, inputs).item()
         self._metrics["eval"].clear()  # which TRL would average when it logs an evaluation of its own
         [outputs] = kept
         chosen, rejected = outputs.log_probs.sum(dim=1).float().cpu().chunk(2)
