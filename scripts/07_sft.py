@@ -23,7 +23,8 @@ def estimate(stage: Stage) -> Estimate:
     examples = sum(source.result["train"] for source in data)
     tokens = sum(source.result["tokens"] for source in data)
     documents = sum(source.result["train"] + source.result["val"] for source in data)
-    return estimate_training(stage, stage.input("05_pretrain").folder("final"), examples, tokens / documents, 1)
+    folder = stage.input("05_pretrain").folder("final")
+    return estimate_training(stage, folder, examples, tokens / documents, 1, held_out=documents - examples)
 
 
 if __name__ == "__main__":

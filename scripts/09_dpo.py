@@ -22,7 +22,7 @@ def estimate(stage: Stage) -> Estimate:
     data = stage.input("08_dpo_data").result
     tokens = data["tokens"] / (2 * (data["train"] + data["val"]))
     folder = stage.input("07_sft").folder("final")
-    return estimate_training(stage, folder, data["train"], tokens, 2, forward_share=1 / 3)
+    return estimate_training(stage, folder, data["train"], tokens, 2, forward_share=1 / 3, held_out=data["val"])
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ def estimate(stage: Stage) -> Estimate:
     domain = stage.input("01_download").ledger.total("domain")["documents"]
     examples = round(domain / (1 - stage.settings.general_share))
     mean = general["tokens"] / (general["train"] + general["val"])
-    return estimate_training(stage, stage.input("09_dpo").folder("final"), examples, mean, 1, adapters=True)
+    folder, held_out = stage.input("09_dpo").folder("final"), round(domain * stage.settings.val_fraction)
+    return estimate_training(stage, folder, examples, mean, 1, adapters=True, held_out=held_out)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .base import Section
 
@@ -39,10 +39,25 @@ class FineTuningSettings(Section):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the matrix products; auto takes bfloat16 on a GPU that has it and float32 otherwise."""
     val_examples: int = Field(default=256, ge=0)
-    """Held-out examples that are measured before and after training."""
+    """Held-out examples that are measured before and after training, and in each validation between."""
+    eval_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps between two validations during training, the last step always included; null validates none."""
+    keep_best: bool = False
+    """Whether the final model is the one with the lowest validation loss, the earlier of equal ones, not the last."""
     checkpoint_seconds: float = Field(default=600.0, ge=0)
     """Time between two checkpoints in seconds; a kill loses at most this much work."""
     checkpoint_steps: int | None = Field(default=None, ge=1)
     """Steps between two checkpoints, in addition to those by time."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Number of checkpoints to keep while training runs."""
+
+    @model_validator(mode="after")
+    def _validation_can_be_done(self) -> "FineTuningSettings":
+        if self.keep_best and self.eval_steps is None:
+            raise ValueError(
+                "keep_best compares validations during training, and there are none; set eval_steps, the optimizer"
+                " steps between two"
+            )
+        if self.eval_steps is not None and not self.val_examples:
+            raise ValueError("eval_steps validates on held-out examples; set val_examples to 1 or more")
+        return self

@@ -10,6 +10,7 @@
     examples.py             07, 09, 10: the Parquet files as tokenised examples
     batch_order.py          the order of the examples, a function of seed and epoch
     resumable_trainer.py    TRL's trainers with checkpoints that continue bit for bit
+    validations.py          07, 09, 10: validation while training runs, and the best weights so far
     logp_slices.py          09: the reference's log-probabilities, kept while they are computed
     compact_head.py         what makes TRL's steps faster on a CPU
     training_setup.py       settings -> TRL arguments; loading and saving models

@@ -33,6 +33,7 @@ from .prepared_data import account, checked_batches, sorted_out
 from .resumable_trainer import METRICS
 from .supervised import ConversationTrainer, examples_read, make_trainer
 from .training_setup import load_model, matmul_dtype, save_model
+from .validations import check_held_out
 
 MERGE_TOLERANCE = 1e-4
 """Largest difference between merged and adapted logits, relative to the largest logit (float32 rounds at 1e-7)."""
@@ -175,6 +176,7 @@ def adapt(stage: Stage) -> None:
     general = general_examples(stage, tokenizer, len(domain))
     train = domain + general
     account_for_training(stage.ledger, train, examples_read(train, stage))
+    check_held_out(stage, len(val), "lora.val_fraction")
     if not stage.finished("adapter"):
         _train(stage, source, tokenizer, train, val)
     if not stage.finished("merged"):
@@ -199,13 +201,13 @@ def _train(stage: Stage, source: Path, tokenizer: PreTrainedTokenizerBase, train
     if not stage.finished("before"):
         with stage.unit("before") as unit:
             unit.result = trainer.evaluate_tokens(val)
-    trainer.train_resumably()
+    trainer.train_resumably(lambda: trainer.evaluate_tokens(val))
     with stage.unit("adapter") as unit:
         trainable = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
         unit.result = {
             "steps": trainer.args.max_steps,
             "trainable_parameters": trainable,
-            "after": trainer.evaluate_tokens(val),
+            **trainer.conclude(),
         }
         save_adapter(trainer.model, unit.path("adapter"))
 

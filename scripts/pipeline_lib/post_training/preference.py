@@ -4,17 +4,19 @@ The reference model is the starting model itself, so its log-probabilities of al
 training, and kept in the work folder, slice by slice (logp_slices.py): no second model in memory, no second forward
 pass per step, and a continued run does not compute them again.
 
-What is measured on held-out pairs, before and after:
+What is measured on held-out pairs, before (only the first), after, and in each validation between:
     val_accuracy       share of pairs whose chosen answer is the more probable one, log p(chosen) > log p(rejected)
     val_reward_accuracy, val_margin    the same relative to the reference: the implicit reward beta * log(p / p_ref)
+    val_loss           the mean over pairs of the loss that is trained on; the lowest one is the best validation
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy
+import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl.trainer.dpo_config import DPOConfig
@@ -28,6 +30,9 @@ from .examples import CUT, Examples, account_for_training, pair_rows, read_examp
 from .logp_slices import REFERENCE, LogpSlices
 from .resumable_trainer import METRICS, ResumableTrainer
 from .training_setup import check_context, horizon, load_model, save_model, trainer_arguments
+from .validations import LOSS, check_held_out
+
+_Judge = Callable[[dict[str, Any]], numpy.ndarray]
 
 
 class PairTrainer(ResumableTrainer, DPOTrainer):
@@ -40,10 +45,7 @@ class PairTrainer(ResumableTrainer, DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """Return the dataset with the reference's log-probabilities, from the work folder when they are there."""
-        logps = self.reference_logps(dataset, name)
-        for column, values in zip(REFERENCE, logps.T, strict=True):
-            dataset = dataset.add_column(column, values, new_fingerprint=f"{name}-{column}")
-        return dataset
+        return _with_reference(dataset, self.reference_logps(dataset, name), name)
 
     def reference_logps(self, dataset: Dataset, name: str) -> numpy.ndarray:
         """Return log p(chosen), log p(rejected) under the starting model, float32 [pairs, 2]; each computed once."""
@@ -57,48 +59,87 @@ class PairTrainer(ResumableTrainer, DPOTrainer):
     def answer_logps(self, dataset: Dataset, label: str, slices: LogpSlices | None = None) -> numpy.ndarray:
         """Return log p(chosen), log p(rejected) under the present model, float32 [pairs, 2].
 
-        Batches are made of pairs of similar length. The first ones, which `slices` holds, are not computed again, and
-        the others are added to it. Where memory runs out batches are done in pieces. Raises StageInterrupted between
-        batches when a signal arrived, and StageFailure when not even one pair fits into memory.
+        The first ones, which `slices` holds, are not computed again, and the others are added to it. Raises as
+        `_judged` does.
+        """
+
+        def judge(inputs: dict[str, Any]) -> numpy.ndarray:
+            answers = self.compute_ref_log_probs(self.model, inputs)
+            return numpy.stack([side.float().cpu().numpy() for side in answers], axis=1)
+
+        return self._judged(dataset, label, judge, 2, slices)
+
+    def _judged(
+        self, dataset: Dataset, label: str, judge: _Judge, figures: int, slices: LogpSlices | None = None
+    ) -> numpy.ndarray:
+        """Return what `judge` says of every pair, float32 [pairs, figures], but for what `slices` holds.
+
+        Batches are made of pairs of similar length; where memory runs out they are done in pieces. Raises
+        StageInterrupted between batches when a signal arrived, and StageFailure when not even one pair fits.
         """
         size = self.args.per_device_train_batch_size
         lengths, pieces = pair_lengths(dataset), self.pieces_that_fit(label, "pair")
         order = epoch_order(lengths, size, by_length=True, seed=0, epoch=0)
-        logps = numpy.empty((len(dataset), 2), dtype=numpy.float32)
+        verdicts = numpy.empty((len(dataset), figures), dtype=numpy.float32)
 
-        def judge(indices: Sequence[int]) -> numpy.ndarray:
-            inputs = self._prepare_inputs(self.data_collator([dataset[index] for index in indices]))
-            answers = self.compute_ref_log_probs(self.model, inputs)
-            return numpy.stack([side.float().cpu().numpy() for side in answers], axis=1)
+        def judge_pairs(indices: Sequence[int]) -> numpy.ndarray:
+            return judge(self._prepare_inputs(self.data_collator([dataset[index] for index in indices])))
 
-        known = logps[:0] if slices is None else slices.logps
-        logps[order[: len(known)]] = known
+        known = verdicts[:0] if slices is None else slices.logps
+        verdicts[order[: len(known)]] = known
         self.model.eval()
         with self.stage.progress(len(dataset), label, "pairs") as bar:
             bar.skip(len(known))
             for start in range(len(known), len(order), size):
                 indices = order[start : start + size]
-                judged = pieces.run(judge, indices, [lengths[index] for index in indices])
-                logps[indices] = batch = numpy.concatenate(judged)
+                judged = pieces.run(judge_pairs, indices, [lengths[index] for index in indices])
+                verdicts[indices] = batch = numpy.concatenate(judged)
                 if slices is not None:
                     slices.add(batch)
                 bar.advance(len(indices))
                 self.stage.stop_if_interrupted()
-        return logps
+        return verdicts
+
+    def _logps_and_loss(self, inputs: dict[str, Any]) -> numpy.ndarray:
+        """Return log p(chosen), log p(rejected) and the batch's mean loss for each of its pairs, float32 [pairs, 3].
+
+        One forward pass gives both: TRL's loss is handed a model that keeps what it returned.
+        """
+        kept: list[Any] = []
+
+        def forward(**keywords: Any) -> Any:
+            kept.append(self.model(**keywords))
+            return kept[0]
+
+        with torch.no_grad(), self.accelerator.autocast():
+            loss = self.compute_loss(forward, inputs).item()
+        self._metrics["eval"].clear()  # which TRL would average when it logs an evaluation of its own
+        [outputs] = kept
+        chosen, rejected = outputs.log_probs.sum(dim=1).float().cpu().chunk(2)
+        return numpy.stack([chosen, rejected, numpy.full(len(chosen), loss)], axis=1)
 
     def measure(self, dataset: Dataset, reference: numpy.ndarray) -> dict[str, float]:
-        """Return the three figures of the file's head for held-out pairs and their reference log-probabilities."""
+        """Return the figures of the file's head for held-out pairs and their reference log-probabilities."""
         if not len(dataset):
             return {}
-        logps = self.answer_logps(dataset, "held-out pairs")
-        if not numpy.isfinite(logps).all():
+        verdicts = self._judged(_with_reference(dataset, reference, "val"), "held-out pairs", self._logps_and_loss, 3)
+        logps, losses = verdicts[:, :2], verdicts[:, 2]
+        if not numpy.isfinite(verdicts).all():
             raise StageFailure("log-probabilities of held-out answers are not finite; lower learning_rate")
         rewards = self.beta * (logps - reference)
         return {
             "val_accuracy": float((logps[:, 0] > logps[:, 1]).mean()),
             "val_reward_accuracy": float((rewards[:, 0] > rewards[:, 1]).mean()),
             "val_margin": float((rewards[:, 0] - rewards[:, 1]).mean()),
+            LOSS: float(losses.mean(dtype=numpy.float64)),
         }
+
+
+def _with_reference(dataset: Dataset, logps: numpy.ndarray, name: str) -> Dataset:
+    """Return the dataset with the reference's log-probabilities, float32 [pairs, 2], in the columns TRL reads."""
+    for column, values in zip(REFERENCE, logps.T, strict=True):
+        dataset = dataset.add_column(column, values, new_fingerprint=f"{name}-{column}")
+    return dataset
 
 
 def pair_lengths(dataset: Dataset) -> list[int]:
@@ -162,18 +203,19 @@ def align(stage: Stage) -> None:
     _tell_of_cut_answers(stage, len(train) + len(val))
     steps = horizon(len(train), stage.settings).steps  # of all pairs: `epochs` below 1 means a share of them
     train = _within_horizon(train, stage, steps)
+    check_held_out(stage, len(val), "dpo_data.val_fraction")
     trainer = make_trainer(stage, load_model(source), tokenizer, train, steps)
     held_out = val.spread(stage.settings.val_examples).dataset()
     reference = trainer.reference_logps(held_out, "val")
     if not stage.finished("final"):
-        trainer.train_resumably()
+        trainer.train_resumably(lambda: trainer.measure(held_out, reference))
         with stage.unit("final") as unit:
-            unit.result = trainer.measure(held_out, reference)
+            unit.result = trainer.conclude()
             save_model(trainer.model, source, unit.path("final"), end_of_turn_id(tokenizer))
     stage.result = {
         "steps": trainer.args.max_steps,
         "pairs": len(train),
         "before": {"val_accuracy": float((reference[:, 0] > reference[:, 1]).mean())} if len(reference) else {},
-        "after": stage.unit_result("final"),
+        **stage.unit_result("final"),
     }
     stage.adopt(METRICS)

@@ -5,12 +5,16 @@ checkpoint from its first byte. `ResumableTrainer`, mixed in before a TRL traine
 pipeline_lib.checkpoints: safetensors and JSON, published whole, verified by digest, newest valid one first.
 
 State = trainable parameters by name, optimizer state by name, schedule, every random generator, the trainer's
-counters, tokens seen, safe micro-batches (oom_recovery.py). The data position needs none: the order is a function of
-seed and epoch (batch_order.py) and the step says how far it has been read. Frozen weights come from the stage's input.
+counters, tokens seen, safe micro-batches (oom_recovery.py), the last and the best validation (validations.py). The data
+position needs none: the order is a function of seed and epoch (batch_order.py) and the step says how far it has been
+read. Frozen weights come from the stage's input.
 
 Why the continued run equals the uninterrupted one bit for bit: the trainer skips the batches of the current epoch
 that were seen, draws the next one, and only then puts the generators back (`_load_rng_state`), exactly where they
 stood when the checkpoint was taken. metrics.jsonl is cut back to the checkpoint's step and holds no times.
+
+A validation follows its step and comes before the step's checkpoint. When a signal stops it, the checkpoint says that
+it is still to be done, and the next start begins with it. It leaves the generators as it found them.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +48,15 @@ from pipeline_lib.checkpoints import (
 )
 from pipeline_lib.config.fine_tuning import FineTuningSettings
 from pipeline_lib.oom_handler import SafeBatchSizes
-from pipeline_lib.stage import Stage, StageFailure, write_bytes_atomic, write_json_atomic
+from pipeline_lib.stage import Stage, StageFailure, StageInterrupted, write_bytes_atomic, write_json_atomic
 
 from .batch_order import EpochOrder
 from .compact_head import score_supervised_positions_only
 from .oom_recovery import ExampleTooLarge, OutOfMemoryRecovery
+from .validations import LOSS, Validations
+
+Measure = Callable[[], dict[str, float]]
+"""Measures the present model on the held-out examples; nothing held out, no figures."""
 
 METRICS = "metrics.jsonl"
 _NOT_METRICS = ("runtime", "per_second", "flos")
@@ -64,6 +73,8 @@ class ResumableTrainer(OutOfMemoryRecovery):
         self.order = order
         self.training: FineTuningSettings = stage.settings
         self.micro_batches = self._safe_sizes()
+        self.validations = Validations(self.training)
+        self._measure: Measure = dict
         self.loaded: LoadedCheckpoint | None = None
         self.bar: Any = None
         self._metrics_file: Any = None
@@ -86,26 +97,31 @@ class ResumableTrainer(OutOfMemoryRecovery):
         tokens = settings.max_length if settings.batching == "pack" else 1
         return SafeBatchSizes(settings.micro_batch * tokens, state=state)
 
-    def train_resumably(self) -> int:
+    def train_resumably(self, measure: Measure = dict) -> int:
         """Train to the last step, from the newest valid checkpoint if there is one; return the steps done now.
 
-        Raises StageInterrupted after saving when a signal arrived, StageFailure when the loss is not finite, and
-        ExampleTooLarge after saving when memory is too small.
+        measure: what a validation does, where the settings ask for some. Raises StageInterrupted after saving when a
+        signal arrived, StageFailure when the loss is not finite, and ExampleTooLarge after saving when memory is too
+        small.
         """
-        steps, start = self.args.max_steps, 0
+        steps, start, self._measure = self.args.max_steps, 0, measure
         newest = newest_valid_checkpoint(self.checkpoints, self.stage.say)
         if newest is not None:
             self.loaded = load_checkpoint(newest, verify=False)
             start = self.loaded.step
+            self.validations.load(self.loaded)
             self.stage.say(f"  continuing after step {start:,} of {steps:,}")
         elif (self.stage.work / METRICS).exists():
             self.stage.say("  an earlier start ended before its first checkpoint: beginning again at step 1")
         self._open_metrics(start)
         with self._metrics_file, self.stage.progress(steps, "training", "steps") as self.bar:
-            if start >= steps:
+            self.bar.skip(start)
+            left_to_do = self.validations.is_due(start, steps)
+            if left_to_do or start >= steps:
                 self._load_from_checkpoint("")
-            else:
-                self.bar.skip(start)
+            if left_to_do:
+                self._validate(start)
+            if start < steps:
                 try:
                     self._train_from(start)
                 except ExampleTooLarge:
@@ -130,6 +146,38 @@ class ResumableTrainer(OutOfMemoryRecovery):
         if not self.stage.interrupted and self.state.global_step != self.args.max_steps:
             raise StageFailure(f"training ended after step {self.state.global_step} instead of {self.args.max_steps}")
 
+    def conclude(self) -> dict[str, Any]:
+        """Put the final weights in place after training; return what they score ("after") and which step was best.
+
+        Without validations during training the last weights are measured now.
+        """
+        if self.validations.every is None:
+            return {"after": self._measure()}
+        self.validations.put_final_weights(self._trainable())
+        return self.validations.result()
+
+    # -- validation ------------------------------------------------------------------------------------------------
+
+    def _evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Validate; the trainer calls this after it has logged a step and before it saves, when the callback asks."""
+        self.control.should_evaluate = False
+        try:
+            self._validate(self.state.global_step)
+        except StageInterrupted:
+            self._save_checkpoint(self.model, None)
+            raise
+        return {}
+
+    def _validate(self, step: int) -> None:
+        before = rng_state()
+        figures = self._measure()
+        set_rng_state(before)
+        self.validations.record(step, figures, self._trainable())
+        self._metrics_file.write(json.dumps({"step": step, **figures}) + "\n")
+        self._metrics_file.flush()
+        best = ", the best so far" if self.validations.best.step == step else ""
+        self.stage.say(f"  step {step:,}: validation loss {figures[LOSS]:.4g}{best}")
+
     # -- order of the data -----------------------------------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
@@ -152,8 +200,10 @@ class ResumableTrainer(OutOfMemoryRecovery):
             "rng": self._random,
             "tokens": self._total_train_tokens,
             "micro_batches": self.micro_batches.to_json(),
+            "validations": self.validations.state(),
         }
-        tensors = {"model": self._trainable(), "optimizer": optimizer_tensors}
+        best = self.validations.tensors(self.state.global_step)
+        tensors = {"model": self._trainable(), "optimizer": optimizer_tensors, **best}
         save_checkpoint(self.checkpoints / checkpoint_name(self.state.global_step), tensors, state)
         prune(self.checkpoints, Retention(self.training.keep_checkpoints), self.state.global_step)
         self._saved_at, self._saved_step = time.monotonic(), self.state.global_step
@@ -208,17 +258,23 @@ class ResumableTrainer(OutOfMemoryRecovery):
     # -- metrics ---------------------------------------------------------------------------------------------------
 
     def _open_metrics(self, start: int) -> None:
-        """Open metrics.jsonl for appending, without the rows of steps that will be done again."""
-        path = self.stage.work / METRICS
+        """Open metrics.jsonl for appending, without the rows of steps and validations that will be done again."""
+        path, validated = self.stage.work / METRICS, self.validations.last_step
+
+        def stays(line: bytes) -> bool:
+            if not line.endswith(b"\n"):
+                return False
+            row = json.loads(line)
+            return row["step"] <= (validated if LOSS in row else start)
+
         kept = b""
         if path.exists():
-            lines = path.read_bytes().splitlines(keepends=True)
-            kept = b"".join(line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= start)
+            kept = b"".join(filter(stays, path.read_bytes().splitlines(keepends=True)))
         write_bytes_atomic(path, kept)
         self._metrics_file = open(path, "a", encoding="utf-8")  # noqa: SIM115 closed by train_resumably
 
     def write_metrics(self, step: int, logs: dict[str, float]) -> None:
-        """Append one row. Raises StageFailure when the loss is not finite."""
+        """Append the row of a step. Raises StageFailure when the loss is not finite."""
         row = {key: value for key, value in logs.items() if not any(word in key for word in _NOT_METRICS)}
         if not math.isfinite(row["loss"]):
             raise StageFailure(
@@ -241,6 +297,8 @@ class _StageCallback(TrainerCallback):
         self._trainer.bar.advance(1, self._text)
         if self._trainer.stage.interrupted:
             control.should_training_stop = True
+        elif self._trainer.validations.is_due(state.global_step, state.max_steps):
+            control.should_evaluate = True
         finished = state.global_step >= state.max_steps  # what follows, a measurement, can be interrupted too
         if finished or self._trainer.stage.interrupted or self._trainer.checkpoint_is_due():
             control.should_save = True

@@ -21,6 +21,7 @@ from .chat_tokens import end_of_turn_id, load_chat_tokenizer
 from .examples import Examples, account_for_training, conversation_rows, read_examples, set_aside
 from .resumable_trainer import METRICS, ResumableTrainer
 from .training_setup import check_context, horizon, load_model, save_model, sequences_read, trainer_arguments
+from .validations import check_held_out
 
 _NUMBER = "example"
 _FLOWS = {"06_sft_data": "sft", "06_reasoning_data": "reasoning"}
@@ -133,6 +134,7 @@ def fine_tune(stage: Stage) -> None:
     set_aside(stage.ledger, val)
     trainer = make_trainer(stage, load_model(source), tokenizer, train)
     account_for_training(stage.ledger, train, examples_read(train, stage))
+    check_held_out(stage, len(val), "sft_data.val_fraction")
     train_and_measure(stage, trainer, val.spread(stage.settings.val_examples), source, tokenizer)
     stage.adopt(METRICS)
 
@@ -155,13 +157,13 @@ def train_and_measure(
         with stage.unit("before") as unit:
             unit.result = trainer.evaluate_tokens(val)
     if not stage.finished("final"):
-        trainer.train_resumably()
+        trainer.train_resumably(lambda: trainer.evaluate_tokens(val))
         with stage.unit("final") as unit:
-            unit.result = trainer.evaluate_tokens(val)
+            unit.result = trainer.conclude()
             save_model(trainer.model, source, unit.path("final"), end_of_turn_id(tokenizer))
     stage.result = {
         "steps": trainer.args.max_steps,
         "sequences": len(trainer.train_dataset),
         "before": stage.unit_result("before"),
-        "after": stage.unit_result("final"),
+        **stage.unit_result("final"),
     }

@@ -24,6 +24,9 @@ _LIBRARIES_SECONDS = 8.0
 
 _TIMED_STEPS = 2
 
+_FORWARD_SHARE = 1 / 3
+"""Time of a forward pass, as a share of a forward and backward one."""
+
 
 def estimate_training(
     stage: Stage,
@@ -33,13 +36,14 @@ def estimate_training(
     sequences: int,
     forward_share: float = 0.0,
     adapters: bool = False,
+    held_out: int = 0,
 ) -> Estimate:
     """Time forward and backward passes of one micro-batch and extrapolate to all steps.
 
     examples: how many there are; mean_tokens: of one sequence, before packing; sequences: per example (2 for pairs);
     forward_share: further forward passes per step, as a share of a whole step (the reference model of DPO); adapters:
-    whether these are trained, on the frozen model, and merged into it afterwards. Raises StageFailure when memory runs
-    out.
+    whether these are trained, on the frozen model, and merged into it afterwards; held_out: examples for validations
+    during training. Raises StageFailure when memory runs out.
     """
     prepare_libraries(stage)
     settings = stage.settings
@@ -68,14 +72,21 @@ def estimate_training(
         ) from None
     steps = horizon(examples, settings).steps
     every, trained = model.num_parameters(), model.num_parameters(only_trainable=True)
+    held_out_passes, told = 0, ""
+    if settings.eval_steps is not None:
+        validations, measured = math.ceil(steps / settings.eval_steps), min(held_out, settings.val_examples)
+        told = f"; {validations:,} validations of {measured:,} examples"
+        held_out_passes = validations * math.ceil(measured / settings.micro_batch)
     share = f"; {trained:,} of {every:,} parameters are trained" if adapters else ""
+    held_out_seconds = held_out_passes * _FORWARD_SHARE * seconds * conversation / length  # which are never packed
+    best = 4 * trained if settings.keep_best else 0
     return Estimate(
-        seconds=_LIBRARIES_SECONDS + steps * settings.accumulation * seconds,
+        seconds=_LIBRARIES_SECONDS + steps * settings.accumulation * seconds + held_out_seconds,
         # Adam keeps two moments of what is trained; after that, a merge holds the whole model in float32.
-        memory_bytes=max(peak + 2 * 4 * trained, before + 4 * every),
-        disk_bytes=4 * every + 3 * 4 * trained * (settings.keep_checkpoints + 1),
+        memory_bytes=max(peak + 2 * 4 * trained + (best if passes.device.type == "cpu" else 0), before + 4 * every),
+        disk_bytes=4 * every + (3 * 4 * trained + best) * (settings.keep_checkpoints + 1),
         basis=f"{steps:,} steps; micro-batches of {rows} x {length} tokens took {seconds:.2f} s each on"
-        f" {passes.device.type} in {dtype}{share}",
+        f" {passes.device.type} in {dtype}{share}{told}",
     )
 
 
