@@ -24,6 +24,15 @@ doc_to_text: question
 doc_to_target: answer
 generation_kwargs: {max_gen_toks: 8}
 """
+CALLED = """task: quiz
+source: quiz
+metrics: {success: calls_match}
+output_type: function_calls
+doc_to_text: messages
+doc_to_tools: tools
+doc_to_target: calls
+generation_kwargs: {max_gen_toks: 8}
+"""
 
 
 def write(tmp_path, text, name="quiz"):
@@ -157,6 +166,12 @@ def test_bits_per_byte_is_declared_lower_is_better_and_accuracy_higher():
             + "num_fewshot: 1\nfewshot_split: more\n",
             "num_fewshot: loglikelihood_rolling scores whole texts, which have no prompt; remove it",
         ),
+        (CALLED.replace("doc_to_tools: tools\n", ""), "doc_to_tools names the functions of a function_calls task"),
+        (GENERATED + "doc_to_tools: tools\n", "doc_to_tools names the functions of a function_calls task"),
+        (CALLED.replace("generation_kwargs: {max_gen_toks: 8}\n", ""), "function_calls needs generation_kwargs"),
+        (CALLED + "description: Call.\n", "function_calls asks what the messages say; remove description"),
+        (CALLED + "num_fewshot: 1\nfewshot_split: more\n", "function_calls shows conversations; put examples into"),
+        (CALLED.replace("calls_match", "exact_match"), "function_calls has no metric exact_match; it has: calls_valid"),
         (GENERATED + "regexes_to_ignore: ['*']\n", r"quiz\.yaml:8: regexes_to_ignore\.0: '\*' is not a valid pattern"),
     ],
 )

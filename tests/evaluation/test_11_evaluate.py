@@ -65,6 +65,10 @@ def write_evaluation_data(run):
         "heldout_docs": [{"id": f"d{n}", "text": "The sum of all elements. " * (n + 2)} for n in range(5)],
         "domain": [{"id": f"a{n}", "instruction": f"def f(x={n})", "output": f"Return {n}."} for n in range(6)],
         "shown": [{"id": f"e{n}", "instruction": f"def f(x={n})", "output": f"Give {n}."} for n in range(4, 9)],
+        "function_calling": [
+            {"messages": f"Time {n}?", "tools": [{"name": "clock"}], "calls": [{"name": "clock"}] * (n % 2)}
+            for n in range(3)
+        ],
         "unasked": [{"id": "u", "text": "x"}],
     }
     folder = run / "01_download" / "eval"
@@ -447,6 +451,30 @@ def test_examples_in_prompts_are_told_and_none_of_them_is_asked(run, tmp_path):
     (folder / "shots.yaml").write_text(keys.replace("shown", "gone"))
     done = start(again, *asked, "[shots]")
     assert done.returncode == 2 and "task shots: its fewshot_split 'gone' was not downloaded" in done.stderr
+
+
+def test_function_calls_are_asked_through_the_chat_template_alone(run, tmp_path):
+    from pipeline_lib.packing.chat_template import CHAT_TEMPLATE
+
+    again = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("11_eval"))
+    shutil.copyfile(run.parent / "config.yaml", tmp_path / "config.yaml")
+    assert (again / "07_sft" / "final" / "chat_template.jinja").exists()
+    (again / "07_sft" / "final" / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    finish_stage(again, "07_sft", {"loss": 3.0})
+    folder = shutil.copytree(PROJECT_ROOT / "configs" / "eval_tasks", tmp_path / "tasks")
+    path = folder / "function_calling.yaml"
+    path.write_text(path.read_text().replace("max_gen_toks: 256", "max_gen_toks: 16"))
+    asked = ["--tasks_folder", str(folder), "--tasks", "[domain, function_calling]", "--comparisons", "[]", "--models"]
+    done = start(again, *asked, "[pretrained, sft]", "--skip", "[]")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stdout + done.stderr
+    assert f"{path}: task function_calling: a chat template shows functions" in done.stderr
+    done = start(again, *asked, "[pretrained, sft]", "--skip", "[init.function_calling, pretrained.function_calling]")
+    assert done.returncode == 0, done.stdout + done.stderr
+    models = json.loads((again / "11_eval" / "results.json").read_text())["models"]
+    assert set(models["pretrained"]) == {"domain"} and set(models["sft"]) == {"domain", "function_calling"}
+    assert set(models["sft"]["function_calling"]) == {"valid_format", "right_tool", "success"}
+    assert {entry["n"] for entry in models["sft"]["function_calling"].values()} == {3}
+    assert models["sft"]["function_calling"]["success"]["value"] == pytest.approx(2 / 3), "it calls nothing, ever"
 
 
 def test_a_source_that_was_not_downloaded_is_named(run, tmp_path):

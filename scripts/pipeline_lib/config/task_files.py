@@ -1,4 +1,4 @@
-"""Task files: what is asked, in lm-eval's own keys, plus four of ours.
+"""Task files: what is asked, in lm-eval's own keys, plus five of ours.
 
 A file in configs/eval_tasks/ is an lm-eval task (doc_to_text, doc_to_choice, generation_kwargs, filter_list ... as its
 task guide describes them) without a data set on the hub:
@@ -7,6 +7,7 @@ task guide describes them) without a data set on the hub:
     metrics    {name in results.json: lm-eval metric}
     chat       keys that differ when the prompt goes through the model's chat template
     chance     accuracy of guessing
+    doc_to_tools  what a task of function calls offers
 
 Examples in the prompt (num_fewshot) come from another evaluation source, which lm-eval's fewshot_split names here, or
 stand in the file itself (fewshot_config.samples).
@@ -27,14 +28,24 @@ from .base import Section, resolve_path
 from .evaluate import EvaluateSettings
 from .load import build_file
 
-OutputType = Literal["multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until"]
-Metric = Literal["acc", "acc_norm", "acc_bytes", "exact_match", "bits_per_byte"]
+OutputType = Literal["multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until", "function_calls"]
+Metric = Literal[
+    "acc",
+    "acc_norm",
+    "acc_bytes",
+    "exact_match",
+    "bits_per_byte",
+    "calls_valid",
+    "functions_match",
+    "calls_match",
+]
 
 METRICS_OF: dict[str, tuple[str, ...]] = {
     "multiple_choice": ("acc", "acc_norm", "acc_bytes"),
     "generate_until": ("exact_match",),
     "loglikelihood": ("bits_per_byte", "acc"),
     "loglikelihood_rolling": ("bits_per_byte",),
+    "function_calls": ("calls_valid", "functions_match", "calls_match"),
 }
 MEANING = {
     "acc": "share of items whose right choice has the highest log-likelihood",
@@ -42,6 +53,9 @@ MEANING = {
     "acc_bytes": "share of items whose right choice has the highest log-likelihood per UTF-8 byte",
     "exact_match": "share of items whose extracted answer equals the reference",
     "bits_per_byte": "bits the model needs per UTF-8 byte of the text",
+    "calls_valid": "share of items answered by calls of offered functions with all required arguments",
+    "functions_match": "share of items whose answer calls the right functions, each as often",
+    "calls_match": "share of items whose answer calls the right functions with the right arguments, in any order",
 }
 
 
@@ -158,13 +172,15 @@ class TaskFile(Section):
     chance: float | None = Field(default=None, ge=0, le=1)
     """Accuracy of guessing, shown beside the result."""
     output_type: OutputType
-    """lm-eval: the kind of request."""
+    """lm-eval: the kind of request; function_calls is ours (evaluation/call_task.py)."""
     doc_to_text: str = ""
     """lm-eval: template or record key of the prompt."""
     doc_to_target: str | int
     """lm-eval: template or record key of the reference (the right choice's number or text, the text to be scored)."""
     doc_to_choice: str | list[str] | None = None
     """lm-eval: template or record key of the choices."""
+    doc_to_tools: str | None = None
+    """function_calls: record key of the functions that are offered; doc_to_text and doc_to_target are keys too."""
     target_delimiter: str = " "
     """lm-eval: what stands between a plain-text prompt and the answer."""
     description: str = ""
@@ -192,10 +208,17 @@ class TaskFile(Section):
                 raise ValueError(f"metrics.{name}: {self.output_type} has no metric {metric}; it has: {fitting}")
         if self.output_type == "multiple_choice" and self.doc_to_choice is None:
             raise ValueError("multiple_choice needs doc_to_choice")
-        if self.output_type == "generate_until" and self.generation_kwargs is None:
-            raise ValueError("generate_until needs generation_kwargs (until, max_gen_toks)")
-        if self.output_type == "generate_until" and not self.doc_to_text:
-            raise ValueError("generate_until needs doc_to_text")
+        generates = self.output_type in ("generate_until", "function_calls")
+        if generates and self.generation_kwargs is None:
+            raise ValueError(f"{self.output_type} needs generation_kwargs (until, max_gen_toks)")
+        if generates and not self.doc_to_text:
+            raise ValueError(f"{self.output_type} needs doc_to_text")
+        if (self.output_type == "function_calls") != (self.doc_to_tools is not None):
+            raise ValueError(
+                "doc_to_tools names the functions of a function_calls task, which needs it; no other has any"
+            )
+        if self.output_type == "function_calls" and (self.description or self.chat.doc_to_text):
+            raise ValueError("function_calls asks what the messages say; remove description and chat.doc_to_text")
         if self.output_type.startswith("loglikelihood") and not isinstance(self.doc_to_target, str):
             raise ValueError(f"{self.output_type} needs doc_to_target to be a record key or a template of the text")
         if self.filter_list and self.output_type != "generate_until":
@@ -215,6 +238,8 @@ class TaskFile(Section):
         most = max(self.shots(chat=False), self.shots(chat=True))
         if most and self.output_type == "loglikelihood_rolling":
             raise ValueError("num_fewshot: loglikelihood_rolling scores whole texts, which have no prompt; remove it")
+        if most and self.output_type == "function_calls":
+            raise ValueError("num_fewshot: function_calls shows conversations; put examples into their messages")
         if most and (self.fewshot_split is None) == (samples is None):
             raise ValueError(
                 "num_fewshot needs one place of examples: another evaluation source (fewshot_split), or"

@@ -92,11 +92,23 @@ def build_task(
     from .local_task import LocalTask
 
     config = lm_eval_config(task_file, chat) | fewshot_config(task_file, chat, examples)
+    kind: type[LocalTask] = LocalTask
+    if task_file.output_type == "function_calls":
+        from .call_task import KEYS, CallTask, call_records
+
+        if not chat:
+            raise UserError(
+                f"task {task_file.task}: a chat template shows functions, and init and pretrained are prompted without"
+                f" one; add init.{task_file.task} and pretrained.{task_file.task} to evaluate.skip"
+            )
+        # process_results tells lm-eval that the metrics are none of its own
+        kind, records = CallTask, call_records(task_file, records)
+        config |= {**KEYS, "output_type": "generate_until", "process_results": "call_task.py"}
     check_records(config, records)
     try:
         dataset = datasets.Dataset.from_list(list(records))
         config |= {"custom_dataset": lambda **_: {"test": dataset}, "metadata": {}}
-        task = LocalTask(config, document_bytes)
+        task = kind(config, document_bytes)
     except (TemplateError, LookupError, OverflowError, TypeError, ValueError) as error:
         raise UserError(f"task {task_file.task}: its records do not fit its templates: {error!r}") from None
     show_examples(task, config, records)
@@ -147,7 +159,7 @@ def _to_sample(task: "LocalTask", task_file: TaskFile, name: str, sample: dict[s
 
 
 def _what_was_said(task: "LocalTask", task_file: TaskFile, sample: dict[str, Any]) -> tuple[str, str]:
-    if task_file.output_type == "generate_until":
+    if task_file.output_type in ("generate_until", "function_calls"):
         return sample["resps"][0][0], str(sample["target"])
     if task_file.output_type == "multiple_choice":
         choices = task.doc_to_choice(sample["doc"])

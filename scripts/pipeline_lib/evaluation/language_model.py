@@ -138,10 +138,16 @@ class EvaluatedModel(LM):
                 answers[index] = cut_at(text, settings["until"])
         return answers
 
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Render messages as the prompt the model was fine-tuned on."""
+    def apply_chat_template(
+        self,
+        chat_history: list[dict[str, Any]],
+        add_generation_prompt: bool = True,
+        tools: list[dict[str, Any]] | None = None,
+    ) -> str:
+        """Render messages as the prompt the model was fine-tuned on; tools: functions that it offers, if any."""
         return self.tokenizer.apply_chat_template(
             chat_history,
+            tools=tools,
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
