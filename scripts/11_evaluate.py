@@ -143,7 +143,7 @@ def tell(stage: "Stage", questions: "Questionnaire", results: dict[str, Any]) ->
 
 def run(stage: "Stage") -> None:
     from pipeline_lib.evaluation.questionnaire import Questionnaire, model_folder
-    from pipeline_lib.evaluation.task_checks import check_tasks
+    from pipeline_lib.evaluation.task_checks import check_shown_functions, check_tasks
 
     questions = Questionnaire.read(stage)
     questions.account(stage.ledger, stage.input("01_download").ledger)
@@ -151,6 +151,7 @@ def run(stage: "Stage") -> None:
         model_folder(stage, name)
     prepare_libraries(stage)
     left_out = check_tasks(questions)
+    check_shown_functions(questions, lambda name: model_folder(stage, name))
     ask(stage, questions)
     results = summarise(stage, questions, left_out)
     write_json_atomic(stage.work / "results.json", results)

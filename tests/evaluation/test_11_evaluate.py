@@ -458,13 +458,17 @@ def test_function_calls_are_asked_through_the_chat_template_alone(run, tmp_path)
 
     again = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("11_eval"))
     shutil.copyfile(run.parent / "config.yaml", tmp_path / "config.yaml")
-    assert (again / "07_sft" / "final" / "chat_template.jinja").exists()
-    (again / "07_sft" / "final" / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    finish_stage(again, "07_sft", {"loss": 3.0})
     folder = shutil.copytree(PROJECT_ROOT / "configs" / "eval_tasks", tmp_path / "tasks")
     path = folder / "function_calling.yaml"
     path.write_text(path.read_text().replace("max_gen_toks: 256", "max_gen_toks: 16"))
     asked = ["--tasks_folder", str(folder), "--tasks", "[domain, function_calling]", "--comparisons", "[]", "--models"]
+    done = start(again, *asked, "[sft]")
+    hidden = f"{path}: sft: task function_calling: item row-1: the chat template does not show the function 'clock'"
+    assert done.returncode == 2 and hidden in done.stderr and done.stderr.count("\n") == 1, done.stdout + done.stderr
+    assert not (again / "11_eval" / "work").exists()
+    assert (again / "07_sft" / "final" / "chat_template.jinja").exists()
+    (again / "07_sft" / "final" / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    finish_stage(again, "07_sft", {"loss": 3.0})
     done = start(again, *asked, "[pretrained, sft]", "--skip", "[]")
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stdout + done.stderr
     assert f"{path}: task function_calling: a chat template shows functions" in done.stderr

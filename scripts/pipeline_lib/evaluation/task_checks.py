@@ -6,6 +6,9 @@ every record and every example.
 """
 
 import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_lib.config.task_files import AnswerFilter, task_path
@@ -37,6 +40,33 @@ def check_tasks(questions: "Questionnaire") -> dict[str, list[str]]:
             raise UserError(f"{task_path(questions.settings, name)}: {error}") from None
         left_out[name] = list(dict.fromkeys([*left_out.get(name, ()), *built.left_out]))
     return left_out
+
+
+def check_shown_functions(questions: "Questionnaire", folder_of: Callable[[str], Path]) -> None:
+    """Raise UserError, naming task file and model, for a chat template that cannot show the functions of a record.
+
+    folder_of: where a model of the run lies.
+    """
+    from transformers import AutoTokenizer
+
+    from .language_model import render_chat
+
+    for model, name in questions.pairs():
+        task, records = questions.tasks[name], questions.items[name].records
+        if task.output_type != "function_calls":
+            continue
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder_of(model), local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise UserError(f"the tokenizer of {model} does not load: {error}") from None
+        if not tokenizer.chat_template:
+            raise UserError(f"the tokenizer of {model} has no chat template, which the prompts of {name} need")
+        built = build_task(task, records, True, None)
+        try:
+            for doc in built.task_docs:
+                built.fewshot_context(doc, 0, chat_template=partial(render_chat, tokenizer))
+        except UserError as error:
+            raise UserError(f"{task_path(questions.settings, name)}: {model}: {error}") from None
 
 
 def _try_filter(answer_filter: AnswerFilter, record: dict[str, Any]) -> None:
