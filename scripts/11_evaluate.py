@@ -66,15 +66,20 @@ def ask(stage: "Stage", questions: "Questionnaire") -> None:
         with stage.unit(key) as unit, KeptAnswers(stage, key) as kept:
             loaded.begin_task(kept)
             samples = run_task(
-                loaded, questions.tasks[task], questions.items[task].records, MODELS[name].chat, settings.document_bytes
+                loaded,
+                questions.tasks[task],
+                questions.items[task].records,
+                MODELS[name].chat,
+                settings.document_bytes,
+                questions.examples[task],
             )
             table = samples_table(name, task, samples)
             pyarrow.parquet.write_table(table, unit.path(sample_file(name, task)), compression="zstd")
             unit.result = {"shortened_prompts": loaded.scorer.truncated}
 
 
-def summarise(stage: "Stage", questions: "Questionnaire") -> dict[str, Any]:
-    """Return the content of results.json."""
+def summarise(stage: "Stage", questions: "Questionnaire", left_out: dict[str, list[str]]) -> dict[str, Any]:
+    """Return the content of results.json; left_out: {task: examples that ask the same as an item}."""
     from pipeline_lib.evaluation.questionnaire import MODELS
     from pipeline_lib.evaluation.results import Scores, reproducible_numbers
     from pipeline_lib.evaluation.training_copies import TrainingCopies, tell_apart
@@ -89,10 +94,21 @@ def summarise(stage: "Stage", questions: "Questionnaire") -> dict[str, Any]:
         "comparisons": scores.comparisons(settings.comparisons, questions.metrics(), settings.confidence),
         "training": training,
         "prompts": {name: "chat template" if MODELS[name].chat else "plain text" for name in settings.models},
-        "tasks": questions.describe(),
+        "tasks": questions.describe(left_out),
         "contamination": tell_apart(TrainingCopies.read(stage), questions, scores, settings.confidence),
         "confidence": settings.confidence,
     }
+
+
+def example_lines(task: str, description: dict[str, Any]) -> list[str]:
+    """Return what the card says of the examples in a task's prompts: nothing when there are none."""
+    if not (shots := description["num_fewshot"])["plain text"] and not shots["chat template"]:
+        return []
+    counts = " and ".join(f"{count} in {prompt}" for prompt, count in shots.items())
+    lines = [f"{task}: examples before each item: {counts} ({description['examples']['of']})"]
+    if names := description["examples"]["left_out"]:
+        lines.append(f"{task}: {len(names)} examples ask the same as an item and are not shown: {', '.join(names[:5])}")
+    return lines
 
 
 def tell(stage: "Stage", questions: "Questionnaire", results: dict[str, Any]) -> None:
@@ -105,6 +121,8 @@ def tell(stage: "Stage", questions: "Questionnaire", results: dict[str, Any]) ->
     for task, description in results["tasks"].items():
         if description["items"] < description["available"]:
             stage.note(f"{task}: a seeded sample of {description['items']} of {description['available']} items")
+        for line in example_lines(task, description):
+            stage.note(line)
     rolling = [name for name, task in questions.tasks.items() if task.output_type == "loglikelihood_rolling"]
     if stage.settings.document_bytes is not None and rolling:
         stage.note(f"{', '.join(rolling)}: of each document the first {stage.settings.document_bytes:,} bytes")
@@ -125,16 +143,17 @@ def tell(stage: "Stage", questions: "Questionnaire", results: dict[str, Any]) ->
 
 def run(stage: "Stage") -> None:
     from pipeline_lib.evaluation.questionnaire import Questionnaire, model_folder
-    from pipeline_lib.evaluation.task_checks import check_tasks
+    from pipeline_lib.evaluation.task_checks import check_shown_functions, check_tasks
 
     questions = Questionnaire.read(stage)
     questions.account(stage.ledger, stage.input("01_download").ledger)
     for name in stage.settings.models:  # a damaged model is found before hours of questions, not after
         model_folder(stage, name)
     prepare_libraries(stage)
-    check_tasks(questions)
+    left_out = check_tasks(questions)
+    check_shown_functions(questions, lambda name: model_folder(stage, name))
     ask(stage, questions)
-    results = summarise(stage, questions)
+    results = summarise(stage, questions, left_out)
     write_json_atomic(stage.work / "results.json", results)
     stage.adopt("results.json")
     tell(stage, questions, results)

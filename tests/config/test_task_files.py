@@ -24,6 +24,15 @@ doc_to_text: question
 doc_to_target: answer
 generation_kwargs: {max_gen_toks: 8}
 """
+CALLED = """task: quiz
+source: quiz
+metrics: {success: calls_match}
+output_type: function_calls
+doc_to_text: messages
+doc_to_tools: tools
+doc_to_target: calls
+generation_kwargs: {max_gen_toks: 8}
+"""
 
 
 def write(tmp_path, text, name="quiz"):
@@ -123,6 +132,46 @@ def test_bits_per_byte_is_declared_lower_is_better_and_accuracy_higher():
             GENERATED + "filter_list: [{name: n, filter: [{function: map, mapping_dict: {a: 1}}]}]\n",
             r"quiz\.yaml:8: filter_list\.0\.filter\.0: mapping_dict leads from texts to texts",
         ),
+        (
+            GENERATED + "num_fewshot: 2\n",
+            r"num_fewshot needs one place of examples: .* \(fewshot_split\), or fewshot_c",
+        ),
+        (GENERATED + "num_fewshot: -1\n", r"quiz\.yaml:8: num_fewshot"),
+        (GENERATED + "num_fewshot: 2\nfewshot_split: quiz\n", "fewshot_split is quiz, whose records are asked"),
+        (GENERATED + "fewshot_split: more\n", "there are examples and no prompt shows them; set num_fewshot"),
+        (
+            GENERATED + "num_fewshot: 2\nfewshot_config: {samples: [{question: a, answer: b}]}\n",
+            r"num_fewshot is 2 and fewshot_config\.samples has 1 examples",
+        ),
+        (
+            GENERATED + "num_fewshot: 1\nfewshot_split: x\nfewshot_config: {samples: [{question: a, answer: b}]}\n",
+            "num_fewshot needs one place of examples",
+        ),
+        (
+            GENERATED + "num_fewshot: 1\nfewshot_split: more\nfewshot_config: {sampler: balanced}\n",
+            r"quiz\.yaml:10: fewshot_config\.sampler: .*'default' or 'first_n'",
+        ),
+        (
+            GENERATED + "num_fewshot: 1\nfewshot_split: more\nfewshot_config: {process_docs: evil.run}\n",
+            r"quiz\.yaml:10: unknown key 'fewshot_config\.process_docs'",
+        ),
+        (
+            GENERATED + "num_fewshot: 1\nfewshot_split: more\nchat: {fewshot_config: {doc_to_target: 0}}\n",
+            r"fewshot_config\.doc_to_target: the number of a choice needs multiple_choice",
+        ),
+        (
+            GENERATED.replace("generate_until", "loglikelihood_rolling").replace(
+                "exact_match: exact_match", "b: bits_per_byte"
+            )
+            + "num_fewshot: 1\nfewshot_split: more\n",
+            "num_fewshot: loglikelihood_rolling scores whole texts, which have no prompt; remove it",
+        ),
+        (CALLED.replace("doc_to_tools: tools\n", ""), "doc_to_tools names the functions of a function_calls task"),
+        (GENERATED + "doc_to_tools: tools\n", "doc_to_tools names the functions of a function_calls task"),
+        (CALLED.replace("generation_kwargs: {max_gen_toks: 8}\n", ""), "function_calls needs generation_kwargs"),
+        (CALLED + "description: Call.\n", "function_calls asks what the messages say; remove description"),
+        (CALLED + "num_fewshot: 1\nfewshot_split: more\n", "function_calls shows conversations; put examples into"),
+        (CALLED.replace("calls_match", "exact_match"), "function_calls has no metric exact_match; it has: calls_valid"),
         (GENERATED + "regexes_to_ignore: ['*']\n", r"quiz\.yaml:8: regexes_to_ignore\.0: '\*' is not a valid pattern"),
     ],
 )

@@ -64,6 +64,11 @@ def write_evaluation_data(run):
         ],
         "heldout_docs": [{"id": f"d{n}", "text": "The sum of all elements. " * (n + 2)} for n in range(5)],
         "domain": [{"id": f"a{n}", "instruction": f"def f(x={n})", "output": f"Return {n}."} for n in range(6)],
+        "shown": [{"id": f"e{n}", "instruction": f"def f(x={n})", "output": f"Give {n}."} for n in range(4, 9)],
+        "function_calling": [
+            {"messages": f"Time {n}?", "tools": [{"name": "clock"}], "calls": [{"name": "clock"}] * (n % 2)}
+            for n in range(3)
+        ],
         "unasked": [{"id": "u", "text": "x"}],
     }
     folder = run / "01_download" / "eval"
@@ -416,6 +421,64 @@ def test_a_mistake_in_a_task_file_is_one_line_before_any_model_is_asked(run, tmp
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stdout + done.stderr
     assert re.search(rf"{folder / 'arithmetic.yaml'}: .*{message}", done.stderr), done.stderr
     assert not (run / "11_eval" / "work").exists()
+
+
+def test_examples_in_prompts_are_told_and_none_of_them_is_asked(run, tmp_path):
+    """Records e4 and e5 ask the same as the items a4 and a5."""
+    again = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("11_eval"))
+    shutil.copyfile(run.parent / "config.yaml", tmp_path / "config.yaml")
+    records = again / "01_download" / "eval" / "shown.jsonl"
+    records.write_text(records.read_text().replace("Give 4", "Return 4").replace("Give 5", "Return 5"))
+    downloaded = Manifest.read(again / "01_download" / "manifest.json")
+    finish_stage(again, "01_download", ledger=Ledger.from_json(downloaded.ledger))
+    folder = shutil.copytree(PROJECT_ROOT / "configs" / "eval_tasks", tmp_path / "tasks")
+    keys = "base: domain.yaml\ntask: shots\nnum_fewshot: 2\nfewshot_split: shown\nchat: {num_fewshot: 3}\n"
+    (folder / "shots.yaml").write_text(keys)
+    asked = ["--models", "[init, sft]", "--comparisons", "[sft-vs-init]", "--tasks_folder", str(folder), "--tasks"]
+    done = start(again, *asked, "[shots]")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "shots: examples before each item: 2 in plain text and 3 in chat template (shown)" in done.stdout
+    assert "shots: 2 examples ask the same as an item and are not shown: e4, e5" in done.stdout
+    described = json.loads((again / "11_eval" / "results.json").read_text())["tasks"]["shots"]
+    assert described["num_fewshot"] == {"plain text": 2, "chat template": 3}
+    assert described["examples"] == {"of": "shown", "available": 5, "sampler": "default", "left_out": ["e4", "e5"]}
+    ledger = json.loads((again / "11_eval" / "manifest.json").read_text())["ledger"]["eval"]
+    assert ledger["shown"]["dropped"] == {"an example for prompts, not asked": {"documents": 5}}
+    (folder / "shots.yaml").write_text(keys.replace("shown", "unasked"))
+    done = start(again, *asked, "[shots]")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stdout + done.stderr
+    assert "shots.yaml: task shots: example u lacks 'instruction'" in done.stderr
+    (folder / "shots.yaml").write_text(keys.replace("shown", "gone"))
+    done = start(again, *asked, "[shots]")
+    assert done.returncode == 2 and "task shots: its fewshot_split 'gone' was not downloaded" in done.stderr
+
+
+def test_function_calls_are_asked_through_the_chat_template_alone(run, tmp_path):
+    from pipeline_lib.packing.chat_template import CHAT_TEMPLATE
+
+    again = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("11_eval"))
+    shutil.copyfile(run.parent / "config.yaml", tmp_path / "config.yaml")
+    folder = shutil.copytree(PROJECT_ROOT / "configs" / "eval_tasks", tmp_path / "tasks")
+    path = folder / "function_calling.yaml"
+    path.write_text(path.read_text().replace("max_gen_toks: 256", "max_gen_toks: 16"))
+    asked = ["--tasks_folder", str(folder), "--tasks", "[domain, function_calling]", "--comparisons", "[]", "--models"]
+    done = start(again, *asked, "[sft]")
+    hidden = f"{path}: sft: task function_calling: item row-1: the chat template does not show the function 'clock'"
+    assert done.returncode == 2 and hidden in done.stderr and done.stderr.count("\n") == 1, done.stdout + done.stderr
+    assert not (again / "11_eval" / "work").exists()
+    assert (again / "07_sft" / "final" / "chat_template.jinja").exists()
+    (again / "07_sft" / "final" / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    finish_stage(again, "07_sft", {"loss": 3.0})
+    done = start(again, *asked, "[pretrained, sft]", "--skip", "[]")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stdout + done.stderr
+    assert f"{path}: task function_calling: a chat template shows functions" in done.stderr
+    done = start(again, *asked, "[pretrained, sft]", "--skip", "[init.function_calling, pretrained.function_calling]")
+    assert done.returncode == 0, done.stdout + done.stderr
+    models = json.loads((again / "11_eval" / "results.json").read_text())["models"]
+    assert set(models["pretrained"]) == {"domain"} and set(models["sft"]) == {"domain", "function_calling"}
+    assert set(models["sft"]["function_calling"]) == {"valid_format", "right_tool", "success"}
+    assert {entry["n"] for entry in models["sft"]["function_calling"].values()} == {3}
+    assert models["sft"]["function_calling"]["success"]["value"] == pytest.approx(2 / 3), "it calls nothing, ever"
 
 
 def test_a_source_that_was_not_downloaded_is_named(run, tmp_path):

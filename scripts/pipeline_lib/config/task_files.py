@@ -1,11 +1,16 @@
-"""Task files: what is asked, in ten of lm-eval's own keys, plus four of ours.
+"""Task files: what is asked, in lm-eval's own keys, plus five of ours.
 
 A file in configs/eval_tasks/ is an lm-eval task (doc_to_text, doc_to_choice, generation_kwargs, filter_list ... as its
-task guide describes them) without a data set on the hub and without examples in the prompt:
+task guide describes them) without a data set on the hub:
 
     source     the evaluation source (download.sources, kind eval) whose records are the items
     metrics    {name in results.json: lm-eval metric}
     chat       keys that differ when the prompt goes through the model's chat template
+    chance     accuracy of guessing
+    doc_to_tools  what a task of function calls offers
+
+Examples in the prompt (num_fewshot) come from another evaluation source, which lm-eval's fewshot_split names here, or
+stand in the file itself (fewshot_config.samples).
 
 Templates come from these files only; records are data and are never evaluated. lm-eval's keys that run code
 (`!function`, process_docs, custom_dataset) do not exist here, and an unknown key is an error.
@@ -13,7 +18,7 @@ Templates come from these files only; records are data and are never evaluated. 
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -23,14 +28,24 @@ from .base import Section, resolve_path
 from .evaluate import EvaluateSettings
 from .load import build_file
 
-OutputType = Literal["multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until"]
-Metric = Literal["acc", "acc_norm", "acc_bytes", "exact_match", "bits_per_byte"]
+OutputType = Literal["multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until", "function_calls"]
+Metric = Literal[
+    "acc",
+    "acc_norm",
+    "acc_bytes",
+    "exact_match",
+    "bits_per_byte",
+    "calls_valid",
+    "functions_match",
+    "calls_match",
+]
 
 METRICS_OF: dict[str, tuple[str, ...]] = {
     "multiple_choice": ("acc", "acc_norm", "acc_bytes"),
     "generate_until": ("exact_match",),
     "loglikelihood": ("bits_per_byte", "acc"),
     "loglikelihood_rolling": ("bits_per_byte",),
+    "function_calls": ("calls_valid", "functions_match", "calls_match"),
 }
 MEANING = {
     "acc": "share of items whose right choice has the highest log-likelihood",
@@ -38,6 +53,9 @@ MEANING = {
     "acc_bytes": "share of items whose right choice has the highest log-likelihood per UTF-8 byte",
     "exact_match": "share of items whose extracted answer equals the reference",
     "bits_per_byte": "bits the model needs per UTF-8 byte of the text",
+    "calls_valid": "share of items answered by calls of offered functions with all required arguments",
+    "functions_match": "share of items whose answer calls the right functions, each as often",
+    "calls_match": "share of items whose answer calls the right functions with the right arguments, in any order",
 }
 
 
@@ -103,11 +121,39 @@ class AnswerFilter(Section):
     """The steps."""
 
 
+class FewshotWording(Section):
+    """Where an example reads differently from what is asked."""
+
+    doc_to_text: str | None = None
+    """Template or record key of an example's prompt, if not the task's."""
+    doc_to_target: str | int | None = None
+    """Template or record key of an example's answer, if not the task's (a solution, where only its number is asked)."""
+    doc_to_choice: str | list[str] | None = None
+    """Template or record key of an example's choices, if not the task's."""
+    target_delimiter: str | None = None
+    """What stands between an example's prompt and its answer, if not the task's."""
+    fewshot_delimiter: str | None = None
+    """What stands after an example, if not the task's."""
+
+
+class FewshotSettings(FewshotWording):
+    """lm-eval's fewshot_config: how examples are chosen, and their wording."""
+
+    sampler: Literal["default", "first_n"] = "default"
+    """default draws examples for every item, with a seed; first_n shows every item the first ones."""
+    samples: list[dict[str, Any]] | None = None
+    """The examples themselves, instead of an evaluation source (fewshot_split)."""
+
+
 class ChatPrompt(Section):
     """What changes when the prompt goes through a chat template."""
 
     doc_to_text: str | None = None
     """Template or record key of the user's message."""
+    num_fewshot: int | None = Field(default=None, ge=0)
+    """Number of examples before it, each a turn of the user and one of the assistant."""
+    fewshot_config: FewshotWording | None = None
+    """Wording of the examples, where it differs."""
     generation_kwargs: GenerationSettings | None = None
     """Generation settings: until, max_gen_toks."""
 
@@ -126,17 +172,27 @@ class TaskFile(Section):
     chance: float | None = Field(default=None, ge=0, le=1)
     """Accuracy of guessing, shown beside the result."""
     output_type: OutputType
-    """lm-eval: the kind of request."""
+    """lm-eval: the kind of request; function_calls is ours (evaluation/call_task.py)."""
     doc_to_text: str = ""
     """lm-eval: template or record key of the prompt."""
     doc_to_target: str | int
     """lm-eval: template or record key of the reference (the right choice's number or text, the text to be scored)."""
     doc_to_choice: str | list[str] | None = None
     """lm-eval: template or record key of the choices."""
+    doc_to_tools: str | None = None
+    """function_calls: record key of the functions that are offered; doc_to_text and doc_to_target are keys too."""
     target_delimiter: str = " "
     """lm-eval: what stands between a plain-text prompt and the answer."""
     description: str = ""
     """lm-eval: text before every prompt."""
+    num_fewshot: int = Field(default=0, ge=0)
+    """lm-eval: number of examples before what is asked."""
+    fewshot_split: str | None = None
+    """lm-eval: where the examples are; here the name of another evaluation source in 01_download."""
+    fewshot_delimiter: str = "\n\n"
+    """lm-eval: what stands after an example in plain text."""
+    fewshot_config: FewshotSettings = FewshotSettings()
+    """lm-eval: sampler, samples, and the keys that differ for examples."""
     generation_kwargs: GenerationSettings | None = None
     """lm-eval: until, max_gen_toks."""
     filter_list: list[AnswerFilter] | None = None
@@ -152,10 +208,17 @@ class TaskFile(Section):
                 raise ValueError(f"metrics.{name}: {self.output_type} has no metric {metric}; it has: {fitting}")
         if self.output_type == "multiple_choice" and self.doc_to_choice is None:
             raise ValueError("multiple_choice needs doc_to_choice")
-        if self.output_type == "generate_until" and self.generation_kwargs is None:
-            raise ValueError("generate_until needs generation_kwargs (until, max_gen_toks)")
-        if self.output_type == "generate_until" and not self.doc_to_text:
-            raise ValueError("generate_until needs doc_to_text")
+        generates = self.output_type in ("generate_until", "function_calls")
+        if generates and self.generation_kwargs is None:
+            raise ValueError(f"{self.output_type} needs generation_kwargs (until, max_gen_toks)")
+        if generates and not self.doc_to_text:
+            raise ValueError(f"{self.output_type} needs doc_to_text")
+        if (self.output_type == "function_calls") != (self.doc_to_tools is not None):
+            raise ValueError(
+                "doc_to_tools names the functions of a function_calls task, which needs it; no other has any"
+            )
+        if self.output_type == "function_calls" and (self.description or self.chat.doc_to_text):
+            raise ValueError("function_calls asks what the messages say; remove description and chat.doc_to_text")
         if self.output_type.startswith("loglikelihood") and not isinstance(self.doc_to_target, str):
             raise ValueError(f"{self.output_type} needs doc_to_target to be a record key or a template of the text")
         if self.filter_list and self.output_type != "generate_until":
@@ -168,6 +231,42 @@ class TaskFile(Section):
                 " and a metric has one value per item; keep one and write a task file for each of the others"
             )
         return self
+
+    @model_validator(mode="after")
+    def _examples_are_none_of_the_items(self) -> "TaskFile":
+        samples = self.fewshot_config.samples
+        most = max(self.shots(chat=False), self.shots(chat=True))
+        if most and self.output_type == "loglikelihood_rolling":
+            raise ValueError("num_fewshot: loglikelihood_rolling scores whole texts, which have no prompt; remove it")
+        if most and self.output_type == "function_calls":
+            raise ValueError("num_fewshot: function_calls shows conversations; put examples into their messages")
+        if most and (self.fewshot_split is None) == (samples is None):
+            raise ValueError(
+                "num_fewshot needs one place of examples: another evaluation source (fewshot_split), or"
+                " fewshot_config.samples"
+            )
+        if not most and (self.fewshot_split or samples is not None):
+            raise ValueError("there are examples and no prompt shows them; set num_fewshot, or remove them")
+        if most and self.fewshot_split == self.source:
+            raise ValueError(
+                f"fewshot_split is {self.source}, whose records are asked, so answers would stand in prompts; take the"
+                " examples from another source"
+            )
+        if samples is not None and len(samples) < most:
+            raise ValueError(f"num_fewshot is {most} and fewshot_config.samples has {len(samples)} examples")
+        wordings = (self.example_wording(chat) for chat in (False, True))
+        if self.output_type != "multiple_choice" and any(isinstance(way.doc_to_target, int) for way in wordings):
+            raise ValueError("fewshot_config.doc_to_target: the number of a choice needs multiple_choice")
+        return self
+
+    def shots(self, chat: bool) -> int:
+        """Return the number of examples in a prompt; chat: one that goes through a chat template."""
+        return self.chat.num_fewshot if chat and self.chat.num_fewshot is not None else self.num_fewshot
+
+    def example_wording(self, chat: bool) -> FewshotWording:
+        """Return how examples read; chat: in a prompt that goes through a chat template."""
+        changed = self.chat.fewshot_config.model_dump(exclude_unset=True) if chat and self.chat.fewshot_config else {}
+        return self.fewshot_config.model_copy(update=changed)
 
 
 def task_path(settings: EvaluateSettings, name: str) -> Path:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline_lib.config.task_files import TaskFile
 from pipeline_lib.stage import StageFailure, UserError
 
+from .few_shot import Example, fewshot_config, show_examples
 from .items import ID
+from .record_keys import check_records
 
 if TYPE_CHECKING:
     from .language_model import EvaluatedModel
@@ -44,18 +46,20 @@ def run_task(
     records: Sequence[dict[str, Any]],
     chat: bool,
     document_bytes: int | None,
+    examples: Sequence[Example] = (),
 ) -> list[Sample]:
     """Ask one model the items of one task and return one Sample per metric and item, in the order of the items.
 
-    chat: prompt through the model's chat template; document_bytes: length to which whole-text items are cut. Raises
-    UserError when a record lacks what the task's templates name, or does not fit them.
+    chat: prompt through the model's chat template; document_bytes: length to which whole-text items are cut; examples:
+    what prompts may show (few_shot.py). Raises UserError when a record lacks what the task's templates name, or does
+    not fit them.
     """
     from jinja2 import TemplateError
     from lm_eval.evaluator import evaluate
 
     if chat and not model.tokenizer.chat_template:
         raise UserError("the model's tokenizer has no chat template, which its prompts need")
-    task = build_task(task_file, records, chat, document_bytes)
+    task = build_task(task_file, records, chat, document_bytes, examples)
     try:
         answers = evaluate(
             model,
@@ -75,7 +79,11 @@ def run_task(
 
 
 def build_task(
-    task_file: TaskFile, records: Sequence[dict[str, Any]], chat: bool, document_bytes: int | None
+    task_file: TaskFile,
+    records: Sequence[dict[str, Any]],
+    chat: bool,
+    document_bytes: int | None,
+    examples: Sequence[Example] = (),
 ) -> "LocalTask":
     """Return the lm-eval task with `records` as its data set. Raises UserError naming the task on a misfit."""
     import datasets
@@ -83,20 +91,32 @@ def build_task(
 
     from .local_task import LocalTask
 
-    config = lm_eval_config(task_file, chat)
-    _check_records(config, records)
+    config = lm_eval_config(task_file, chat) | fewshot_config(task_file, chat, examples)
+    kind: type[LocalTask] = LocalTask
+    if task_file.output_type == "function_calls":
+        from .call_task import KEYS, CallTask, call_records
+
+        if not chat:
+            raise UserError(
+                f"task {task_file.task}: a chat template shows functions, and init and pretrained are prompted without"
+                f" one; add init.{task_file.task} and pretrained.{task_file.task} to evaluate.skip"
+            )
+        # process_results tells lm-eval that the metrics are none of its own
+        kind, records = CallTask, call_records(task_file, records)
+        config |= {**KEYS, "output_type": "generate_until", "process_results": "call_task.py"}
+    check_records(config, records)
     try:
         dataset = datasets.Dataset.from_list(list(records))
         config |= {"custom_dataset": lambda **_: {"test": dataset}, "metadata": {}}
-        task = LocalTask(config, document_bytes)
+        task = kind(config, document_bytes)
     except (TemplateError, LookupError, OverflowError, TypeError, ValueError) as error:
         raise UserError(f"task {task_file.task}: its records do not fit its templates: {error!r}") from None
-    task.set_fewshot_seed(0)
+    show_examples(task, config, records)
     return task
 
 
 def lm_eval_config(task_file: TaskFile, chat: bool) -> dict[str, Any]:
-    """Return the dict lm-eval builds its task from, without the data set."""
+    """Return the dict lm-eval builds its task from, without data set and examples."""
     kinds = {
         metric: {
             "metric": metric,
@@ -111,7 +131,6 @@ def lm_eval_config(task_file: TaskFile, chat: bool) -> dict[str, Any]:
         "task": task_file.task,
         "output_type": task_file.output_type,
         "test_split": "test",
-        "num_fewshot": 0,
         "doc_to_text": task_file.doc_to_text,
         "doc_to_target": task_file.doc_to_target,
         "target_delimiter": task_file.target_delimiter,
@@ -123,33 +142,9 @@ def lm_eval_config(task_file: TaskFile, chat: bool) -> dict[str, Any]:
         "generation_kwargs": task_file.generation_kwargs and task_file.generation_kwargs.model_dump(exclude_unset=True),
         "filter_list": [entry.model_dump() for entry in task_file.filter_list or []] or None,
     }
-    changed = task_file.chat.model_dump(exclude_none=True, exclude_unset=True) if chat else {}
+    own = {"num_fewshot", "fewshot_config"}  # few_shot.py
+    changed = task_file.chat.model_dump(exclude_none=True, exclude_unset=True, exclude=own) if chat else {}
     return config | {key: value for key, value in optional.items() if value is not None} | changed
-
-
-def _check_records(config: dict[str, Any], records: Sequence[dict[str, Any]]) -> None:
-    """A template shows a missing value as the text "None", and a model would be asked that. Raises UserError first."""
-    from jinja2 import Environment, TemplateError, meta
-
-    needed: set[str] = set()
-    for field in ("doc_to_text", "doc_to_target", "doc_to_choice"):
-        template = config.get(field)
-        if not isinstance(template, str):
-            continue
-        if template.isidentifier():
-            needed.add(template)
-            continue
-        try:
-            needed |= meta.find_undeclared_variables(Environment().parse(template))
-        except TemplateError as error:
-            raise UserError(f"task {config['task']}: {field} is not a valid template: {error.message}") from None
-    for record in records:
-        if missing := sorted(key for key in needed if record.get(key) is None):
-            raise UserError(f"task {config['task']}: item {record[ID]} lacks {missing[0]!r}, which the task file names")
-        key = config["doc_to_target"]  # or a template, which has its turn when it is filled in
-        is_scored = config["output_type"].startswith("loglikelihood") and key in record
-        if is_scored and not (isinstance(record[key], str) and record[key]):
-            raise UserError(f"task {config['task']}: item {record[ID]}: {key} is not a text: {record[key]!r}")
 
 
 def _to_sample(task: "LocalTask", task_file: TaskFile, name: str, sample: dict[str, Any]) -> Sample:
@@ -164,7 +159,7 @@ def _to_sample(task: "LocalTask", task_file: TaskFile, name: str, sample: dict[s
 
 
 def _what_was_said(task: "LocalTask", task_file: TaskFile, sample: dict[str, Any]) -> tuple[str, str]:
-    if task_file.output_type == "generate_until":
+    if task_file.output_type in ("generate_until", "function_calls"):
         return sample["resps"][0][0], str(sample["target"])
     if task_file.output_type == "multiple_choice":
         choices = task.doc_to_choice(sample["doc"])

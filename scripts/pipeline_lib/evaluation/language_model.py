@@ -138,19 +138,35 @@ class EvaluatedModel(LM):
                 answers[index] = cut_at(text, settings["until"])
         return answers
 
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Render messages as the prompt the model was fine-tuned on."""
-        return self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
+    def apply_chat_template(
+        self,
+        chat_history: list[dict[str, Any]],
+        add_generation_prompt: bool = True,
+        tools: list[dict[str, Any]] | None = None,
+    ) -> str:
+        """Render messages as the prompt the model was fine-tuned on; tools: functions that it offers, if any."""
+        return render_chat(self.tokenizer, chat_history, tools, add_generation_prompt)
 
     @property
     def tokenizer_name(self) -> str:
         """Name of the tokenizer in lm-eval's cache keys (no cache is used)."""
         return type(self.tokenizer).__name__
+
+
+def render_chat(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]] | None = None,
+    add_generation_prompt: bool = True,
+) -> str:
+    """Return messages, and the functions they offer, as the tokenizer's chat template writes them."""
+    return tokenizer.apply_chat_template(
+        messages,
+        tools=tools,
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=not add_generation_prompt,
+    )
 
 
 def _common_prefix(first: list[int], second: list[int]) -> int:

@@ -20,6 +20,7 @@ from lm_eval.utils import env
 
 from pipeline_lib.stage import UserError
 
+from .few_shot import Example
 from .items import ID, shorten
 
 # What a template that can be read raises over a record that it does not fit.
@@ -33,6 +34,8 @@ class LocalTask(ConfigurableTask):
     def __init__(self, config: dict[str, Any], document_bytes: int | None):
         """document_bytes: length to which whole texts are cut. Raises UserError when the first record does not fit."""
         self._document_bytes = document_bytes
+        self.examples: tuple[Example, ...] = ()
+        self.left_out: tuple[str, ...] = ()  # ids of examples that ask the same as an item
         super().__init__(config=config)
 
     def check_every_record(self) -> None:
@@ -40,13 +43,16 @@ class LocalTask(ConfigurableTask):
         for doc in self.task_docs:
             self.doc_to_text(doc)
             self.doc_to_target(doc)
+        for example in self.examples:
+            self.doc_to_text(example, self.fewshot_cfg.doc_to_text)
+            self.doc_to_target(example, self.fewshot_cfg.doc_to_target)
 
     def right_choice(self, doc: dict[str, Any], target: Any) -> str:
         """Return the choice that `target` names by number or text.
 
         lm-eval only warns when there is none, and counts every answer as wrong. Raises UserError.
         """
-        choices = self.doc_to_choice(doc)
+        choices = self.doc_to_choice(doc, self.fewshot_cfg.doc_to_choice if isinstance(doc, Example) else None)
         if isinstance(target, int) and 0 <= target < len(choices):
             return choices[target]
         if isinstance(target, str) and target in choices:
@@ -55,9 +61,11 @@ class LocalTask(ConfigurableTask):
 
     # -- lm-eval's interface ---------------------------------------------------------------------------------------
 
+    # A template that is passed is that of examples, where it differs from what is asked.
+
     def doc_to_text(self, doc: dict[str, Any], doc_to_text: Any = None) -> str:
         """Return the prompt of a record. Raises UserError when it is no text, or there is nothing to answer."""
-        text = self._filled_in(doc, "doc_to_text")
+        text = self._filled_in(doc, "doc_to_text", doc_to_text)
         if not isinstance(text, str):
             raise self._misfit(doc, f"doc_to_text is not a text: {_spell(text)}")
         if self.OUTPUT_TYPE == "generate_until" and not text.strip():
@@ -66,10 +74,10 @@ class LocalTask(ConfigurableTask):
 
     def doc_to_choice(self, doc: dict[str, Any], doc_to_choice: Any = None) -> list[str]:
         """Return the choices of a record. Raises UserError when they are not a list of texts that can be scored."""
-        choices = given = self.config.doc_to_choice
+        choices = given = self.config.doc_to_choice if doc_to_choice is None else doc_to_choice
         if isinstance(given, str):
-            choices = self._filled_in(doc, "doc_to_choice")
-        if isinstance(given, str) and given not in self.features:
+            choices = self._filled_in(doc, "doc_to_choice", given)
+        if isinstance(given, str) and given not in doc:
             choices = self._literal(doc, choices)
         if not isinstance(choices, list | tuple) or not choices:
             raise self._misfit(doc, f"doc_to_choice is not a list of choices: {_spell(choices)}")
@@ -83,12 +91,16 @@ class LocalTask(ConfigurableTask):
     def doc_to_target(self, doc: dict[str, Any], doc_to_target: Any = None) -> int | str | list:
         """Return the reference of a record. Raises UserError when it is no choice, or no text that can be scored."""
         if self.OUTPUT_TYPE not in ("loglikelihood", "loglikelihood_rolling"):
+            given = self.config.doc_to_target if doc_to_target is None else doc_to_target
             with self._about(doc, "doc_to_target"):
-                target = super().doc_to_target(doc, doc_to_target)
+                is_key = isinstance(given, str) and given in doc
+                target = doc[given] if is_key else super().doc_to_target(doc, given)
             if self.OUTPUT_TYPE == "multiple_choice":
                 self.right_choice(doc, target)
+            elif isinstance(doc, Example):
+                self._check_shown_answer(doc, target)
             return target
-        text = self._filled_in(doc, "doc_to_target")
+        text = self._filled_in(doc, "doc_to_target", doc_to_target)
         if not isinstance(text, str) or not text:
             raise self._misfit(doc, f"doc_to_target is not a text: {_spell(text)}")
         return shorten(text, self._document_bytes) if self.OUTPUT_TYPE == "loglikelihood_rolling" else text
@@ -104,10 +116,16 @@ class LocalTask(ConfigurableTask):
 
     # --------------------------------------------------------------------------------------------------------------
 
-    def _filled_in(self, doc: dict[str, Any], field: str) -> Any:
+    def _check_shown_answer(self, doc: Example, target: Any) -> None:
+        """lm-eval shows an example the first of several answers, and one without an answer as half an example."""
+        shown = target[0] if isinstance(target, list) and target else target
+        if not isinstance(shown, str) or not shown:
+            raise self._misfit(doc, f"doc_to_target is not a text that a prompt can show: {_spell(target)}")
+
+    def _filled_in(self, doc: dict[str, Any], field: str, given: Any = None) -> Any:
         """Return the value of the record's key that the task file names, or the text that its template makes."""
-        template = getattr(self.config, field)
-        if template in self.features:
+        template = getattr(self.config, field) if given is None else given
+        if template in doc:
             return doc[template]
         with self._about(doc, field):
             return _compiled(template).render(**doc)
@@ -131,7 +149,8 @@ class LocalTask(ConfigurableTask):
             raise self._misfit(doc, f"{field} cannot be filled in: {problem}") from None
 
     def _misfit(self, doc: dict[str, Any], problem: str) -> UserError:
-        return UserError(f"task {self.config.task}: item {doc[ID]}: {problem}")
+        kind = "example" if isinstance(doc, Example) else "item"
+        return UserError(f"task {self.config.task}: {kind} {doc[ID]}: {problem}")
 
 
 @lru_cache(maxsize=64)

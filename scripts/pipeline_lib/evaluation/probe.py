@@ -36,7 +36,14 @@ def estimate_cost(stage: "Stage", questions: Questionnaire) -> Estimate:
         records = questions.items[task].records[:count]
         started = time.perf_counter()
         try:
-            run_task(model, questions.tasks[task], records, MODELS[name].chat, settings.document_bytes)
+            run_task(
+                model,
+                questions.tasks[task],
+                records,
+                MODELS[name].chat,
+                settings.document_bytes,
+                questions.examples[task],
+            )
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline_lib.config.task_files import MEANING, TaskFile, read_task_files
 from pipeline_lib.stage import UserError
 
+from .few_shot import Example, read_examples
 from .items import ID, Items, choose_items, item_places, read_items
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Questionnaire:
     settings: "EvaluateSettings"
     tasks: dict[str, TaskFile]
     items: dict[str, Items]
+    examples: dict[str, list[Example]]  # what prompts may show, if any
     files: dict[str, tuple[str, ...]]  # of each task's source, inside 01_download
     folder: Path  # 01_download
 
@@ -62,18 +64,24 @@ class Questionnaire:
         download = stage.input("01_download")
         entries = json.loads(download.file("sources.json").read_bytes())["sources"]
         files = {entry["name"]: tuple(entry["files"]) for entry in entries if entry["kind"] == "eval"}
-        items = {}
-        for name, task in tasks.items():
-            if task.source not in files:
+
+        def paths(name: str, source: str, key: str) -> list[Path]:
+            if source not in files:
                 known = ", ".join(sorted(files)) or "none"
                 raise UserError(
-                    f"task {name}: its source {task.source!r} was not downloaded (evaluation sources: {known}); add it"
+                    f"task {name}: its {key} {source!r} was not downloaded (evaluation sources: {known}); add it"
                     " to download.sources or leave the task out of evaluate.tasks"
                 )
-            records = read_items([download.file(file) for file in files[task.source]])
+            return [download.file(file) for file in files[source]]
+
+        items, examples = {}, {}
+        for name, task in tasks.items():
+            records = read_items(paths(name, task.source, "source"))
             items[name] = choose_items(records, stage.settings.limits.get(name, stage.settings.limit), stage.seed)
+            shown = paths(name, task.fewshot_split, "fewshot_split") if task.fewshot_split else []
+            examples[name] = read_examples(task, shown)
         of_task = {name: files[task.source] for name, task in tasks.items()}
-        return cls(stage.settings, tasks, items, of_task, download.path)
+        return cls(stage.settings, tasks, items, examples, of_task, download.path)
 
     def pairs(self) -> Iterator[tuple[str, str]]:
         """Yield (model, task), model by model, so that each model is loaded once."""
@@ -88,7 +96,8 @@ class Questionnaire:
         return {record[ID]: places[record[ID]] for record in self.items[task].records}
 
     def account(self, ledger: "Ledger", downloaded: "Ledger") -> None:
-        """Enter every downloaded evaluation record: asked, beyond the limit, or of no task."""
+        """Enter every downloaded evaluation record: asked, beyond the limit, only shown, or of no task."""
+        shown = {task.fewshot_split for task in self.tasks.values()}
         asked: dict[str, set[str]] = {}
         for task, items in self.items.items():
             asked.setdefault(self.tasks[task].source, set()).update(record[ID] for record in items.records)
@@ -99,7 +108,8 @@ class Questionnaire:
             used = len(asked.get(source, ()))
             ledger.enter("eval", source, documents)
             ledger.keep("eval", source, used)
-            reason = "beyond the limit of its task" if source in asked else "no task asks it"
+            unasked = "an example for prompts, not asked" if source in shown else "no task asks it"
+            reason = "beyond the limit of its task" if source in asked else unasked
             if documents > used:
                 ledger.drop("eval", source, reason, documents - used)
 
@@ -107,8 +117,11 @@ class Questionnaire:
         """Return {task: {name in results.json: lm-eval metric}}."""
         return {name: dict(task.metrics) for name, task in self.tasks.items()}
 
-    def describe(self) -> dict[str, Any]:
-        """Return what a reader of the results needs to know about each task."""
+    def describe(self, left_out: dict[str, list[str]]) -> dict[str, Any]:
+        """Return what a reader of the results needs to know about each task.
+
+        left_out: {task: examples that ask the same as an item} (task_checks.py).
+        """
         described = {}
         for name, task in self.tasks.items():
             described[name] = {
@@ -116,5 +129,13 @@ class Questionnaire:
                 "chance": task.chance,
                 "items": len(self.items[name].records),
                 "available": self.items[name].available,
+                "num_fewshot": {"plain text": task.shots(chat=False), "chat template": task.shots(chat=True)},
             }
+            if self.examples[name]:
+                described[name]["examples"] = {
+                    "of": task.fewshot_split or "the task file",
+                    "available": len(self.examples[name]),
+                    "sampler": task.fewshot_config.sampler,
+                    "left_out": left_out.get(name, []),
+                }
         return described

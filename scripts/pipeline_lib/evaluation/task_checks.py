@@ -2,10 +2,13 @@
 
 lm-eval makes the filters that extract answers only when all answers of a task are there. Here each is made and given an
 answer beforehand, and each task is built as plain and as chat models are asked it, and its templates are filled in with
-every record.
+every record and every example.
 """
 
 import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline_lib.config.task_files import AnswerFilter, task_path
@@ -20,16 +23,50 @@ if TYPE_CHECKING:
 _ANSWER = "an answer"
 
 
-def check_tasks(questions: "Questionnaire") -> None:
-    """Raise UserError, naming the task file, for filters that cannot be made and templates that records do not fit."""
+def check_tasks(questions: "Questionnaire") -> dict[str, list[str]]:
+    """Return {task: ids of the examples that its prompts leave out, because they ask the same as an item}.
+
+    Raises UserError, naming the task file, for filters that cannot be made and templates that records do not fit.
+    """
+    left_out: dict[str, list[str]] = {}
     for name, chat in dict.fromkeys((task, MODELS[model].chat) for model, task in questions.pairs()):
         task, records = questions.tasks[name], questions.items[name].records
         try:
             for answer_filter in task.filter_list or []:
                 _try_filter(answer_filter, records[0])
-            build_task(task, records, chat, questions.settings.document_bytes).check_every_record()
+            built = build_task(task, records, chat, questions.settings.document_bytes, questions.examples[name])
+            built.check_every_record()
         except UserError as error:
             raise UserError(f"{task_path(questions.settings, name)}: {error}") from None
+        left_out[name] = list(dict.fromkeys([*left_out.get(name, ()), *built.left_out]))
+    return left_out
+
+
+def check_shown_functions(questions: "Questionnaire", folder_of: Callable[[str], Path]) -> None:
+    """Raise UserError, naming task file and model, for a chat template that cannot show the functions of a record.
+
+    folder_of: where a model of the run lies.
+    """
+    from transformers import AutoTokenizer
+
+    from .language_model import render_chat
+
+    for model, name in questions.pairs():
+        task, records = questions.tasks[name], questions.items[name].records
+        if task.output_type != "function_calls":
+            continue
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder_of(model), local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise UserError(f"the tokenizer of {model} does not load: {error}") from None
+        if not tokenizer.chat_template:
+            raise UserError(f"the tokenizer of {model} has no chat template, which the prompts of {name} need")
+        built = build_task(task, records, True, None)
+        try:
+            for doc in built.task_docs:
+                built.fewshot_context(doc, 0, chat_template=partial(render_chat, tokenizer))
+        except UserError as error:
+            raise UserError(f"{task_path(questions.settings, name)}: {model}: {error}") from None
 
 
 def _try_filter(answer_filter: AnswerFilter, record: dict[str, Any]) -> None:
