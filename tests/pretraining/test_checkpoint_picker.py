@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from pipeline_lib.checkpoints import survey
+from pipeline_lib.checkpoints import folders, survey
 from pipeline_lib.reporting import checkpoints
 
 
@@ -92,3 +92,18 @@ def test_nothing_is_overwritten_and_a_run_without_checkpoints_says_so(trained, p
     assert "is there already" in capsys.readouterr().err
     assert call(packed_run) == 2
     assert "holds no checkpoint" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_training_removes_meanwhile_is_no_damage(trained, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(trained[1], run)
+    rows = checkpoints.rows_of(run)
+    digest = folders.file_digest
+
+    def removing(path):
+        shutil.rmtree(rows[-1].path, ignore_errors=True)
+        return digest(path)
+
+    monkeypatch.setattr(folders, "file_digest", removing)
+    assert [row.step for row in checkpoints.rows_of(run)] == [row.step for row in rows[:-1]]
+    assert all(row.bytes > 1000 and row.problem is None for row in rows)

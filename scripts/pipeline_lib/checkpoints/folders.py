@@ -176,19 +176,25 @@ class Surveyed:
     path: Path
     step: int | None
     score: float | None
+    bytes: int
     problem: str | None
 
 
 def survey(folder: Path) -> list[Surveyed]:
-    """Return all checkpoints under `folder`, every byte verified; saves that never finished are none."""
+    """Return all checkpoints under `folder`, every byte verified; saves that never finished are none.
+
+    Nor are those that a run at work removes in the meantime.
+    """
     found = []
     for _, path, body, problem in _candidates(folder):
         try:
             if problem is None:
                 _check_files(path, body, deep=True)
-        except CheckpointError as error:
+        except (CheckpointError, FileNotFoundError) as error:
             problem = str(error)
-        found.append(Surveyed(path, body.get("step"), body.get("score"), problem))
+        if problem is None or path.exists():
+            size = sum(file["bytes"] for file in body.get("files", {}).values())
+            found.append(Surveyed(path, body.get("step"), body.get("score"), size, problem))
     return found
 
 

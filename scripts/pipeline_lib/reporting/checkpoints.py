@@ -10,13 +10,12 @@ out is a Hugging Face directory like final/ of stage 05, with the tokenizer; of 
 import argparse
 import shutil
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from pipeline_lib.checkpoints import CheckpointError, as_os_errors, load_checkpoint, survey
+from pipeline_lib.checkpoints import CheckpointError, Surveyed, as_os_errors, load_checkpoint, survey
 from pipeline_lib.config.run_choice import read_run_choice
 from pipeline_lib.stage.atomic import atomic_path
 from pipeline_lib.stage.errors import StageFailure, UserError
@@ -27,39 +26,20 @@ INITIAL, TRAINED = "04_init", "05_pretrain"
 LAST, BEST = "last", "best"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One checkpoint folder. score: validation bits per byte of this very step, where it was measured."""
-
-    path: Path
-    step: int | None
-    score: float | None
-    bytes: int
-    problem: str | None
-
-
-def rows_of(run_folder: Path) -> list[Row]:
+def rows_of(run_folder: Path) -> list[Surveyed]:
     """Return the checkpoints of stage 05, finished or at work, the last step first and damaged ones at the end."""
     folders = [run_folder / TRAINED / place / "checkpoints" for place in (".", "work")]
-    rows = [
-        Row(found.path, found.step, found.score, _bytes_of(found.path), found.problem)
-        for folder in folders
-        for found in survey(folder)
-    ]
+    rows = [found for folder in folders for found in survey(folder)]
     return sorted(rows, key=lambda row: (row.problem is not None, -(row.step or 0)))
 
 
-def _bytes_of(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-
-
-def best_of(rows: list[Row]) -> Row | None:
+def best_of(rows: list[Surveyed]) -> Surveyed | None:
     """Return the whole checkpoint with the lowest validation score, the earliest of several; None without any."""
     scored = [row for row in rows if row.problem is None and row.score is not None]
     return min(scored, key=lambda row: (row.score, row.step)) if scored else None
 
 
-def chosen(rows: list[Row], wanted: str) -> Row:
+def chosen(rows: list[Surveyed], wanted: str) -> Surveyed:
     """Return the whole checkpoint of a step, or the last or best one. Raises UserError when it is not there."""
     whole = [row for row in rows if row.problem is None]
     if wanted == LAST and whole:
@@ -76,7 +56,7 @@ def chosen(rows: list[Row], wanted: str) -> Row:
     return found[0]
 
 
-def export(row: Row, initial: list[Path], target: Path) -> None:
+def export(row: Surveyed, initial: list[Path], target: Path) -> None:
     """Write the model of a checkpoint to `target`, whole or not at all: configuration, weights, tokenizer.
 
     initial: the verified files of stage 04. Raises CheckpointError when the weights are damaged or do not fit its
@@ -103,7 +83,7 @@ def export(row: Row, initial: list[Path], target: Path) -> None:
                 shutil.copyfile(file, staging / file.name)
 
 
-def print_rows(rows: list[Row], console: Console) -> None:
+def print_rows(rows: list[Surveyed], console: Console) -> None:
     """Print one line per checkpoint: step, validation, size, and what is wrong with it."""
     table = Table()
     for column in ("step", "bits per byte", "size", "folder", "state"):
