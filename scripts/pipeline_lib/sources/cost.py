@@ -1,6 +1,6 @@
 """What stage 01 would cost, source by source: a probe of python_docs and of local files, and questions about sizes.
 
-What lies behind a network takes as long as that network does: of http files the sizes are asked for, of the hub nothing.
+What lies behind a network takes as long as that network does: http servers are asked for sizes, the hub for nothing.
 """
 
 from __future__ import annotations
