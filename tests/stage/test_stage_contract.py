@@ -131,6 +131,8 @@ def test_a_signal_finishes_the_unit_and_names_the_command_that_continues(toy: To
     assert before >= 2, "the unit in hand must be finished, not thrown away"
     code, out, _ = toy.run()
     assert code == 0 and f"{before} of 6" in out
+    time_line = next(line for line in out.splitlines() if line.startswith("  time "))
+    assert " s in this start, which went on with earlier work, peak memory " in time_line
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
