@@ -109,6 +109,14 @@ def test_the_line_is_spelt_as_promised():
     assert line == "Step 770/26,235 ( 2.9%) | Loss: 5.583 | 106,212 tok/s | ETA: 04:23h"
 
 
+@pytest.mark.parametrize(
+    ("seconds", "spelled"),
+    [(0.0, "0s"), (0.4, "0s"), (41.7, "42s"), (59.4, "59s"), (59.6, "00:01h"), (60, "00:01h"), (3600, "01:00h")],
+)
+def test_less_than_a_minute_is_spelt_in_seconds(seconds, spelled):
+    assert spell_progress(1, 2, 5.0, 1.0, seconds).endswith(f" | ETA: {spelled}")
+
+
 def test_printed_speed_is_that_of_the_clock():
     """A clock of its own: how late a busy machine hands the word over decides nothing."""
     now, said = 100.0, []
@@ -146,7 +154,11 @@ def test_the_card_of_a_run_agrees_with_its_own_lines(packed_run, launcher, tmp_p
     wall = time.time() - before
     assert done.code == 0, done.output
     assert (
-        len(re.findall(r"Step \d+/24 \(.*%\) \| Loss: \d+\.\d{3} \| [\d,]+ tok/s \| ETA: \d\d:\d\dh", done.output))
+        len(
+            re.findall(
+                r"Step \d+/24 \(.*%\) \| Loss: \d+\.\d{3} \| [\d,]+ tok/s \| ETA: (?:\d\d:\d\dh|\d+s)", done.output
+            )
+        )
         == 24
     )
     folder = run / "05_pretrain"
