@@ -466,3 +466,8 @@ def test_a_refusal_while_working_leaves_nothing_of_a_first_start_and_all_of_an_e
 def test_a_start_that_fails_keeps_its_log(toy: Toy):
     assert toy.run(TOY_BROKEN="crash")[0] == 1
     assert "RuntimeError: a defect" in (toy.folder / "log.txt").read_text()
+
+
+def test_the_card_names_the_stage_that_comes_next(toy: Toy):
+    last = toy.run()[1].rstrip().splitlines()[-1]
+    assert last.startswith("  next         python scripts/02_clean_deduplicate.py --config ")

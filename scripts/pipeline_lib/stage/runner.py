@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .account import describe_engine, describe_request, describe_run, print_card
-from .catalog import BEFORE_PACKED, BY_NAME, StageSpec, next_stage
+from .catalog import BEFORE_PACKED, BY_NAME, StageSpec
 from .errors import StageFailure, StageInterrupted, UserError, WorkersLost
 from .freshness import (
     as_begun,
@@ -347,8 +347,7 @@ def _run_and_publish(
         | describe_request(fingerprint, asked_for),
     )
     workspace.publish(manifest)
-    following = next_stage(spec.name)
-    print_card(stage, spec, following)
+    print_card(stage, spec)
     return stage.exit_code
 
 
