@@ -82,9 +82,11 @@ def test_several_documents_are_counted_and_the_first_listed(cleaned):
     assert lines[0].startswith("50 documents ") and lines[0].endswith(f"the first {SHOWN_MATCHES}:")
     assert lines[1] == "  s-page1  stays  data/pages.jsonl:1, https://a.org/pages/1"
     assert len(lines) == SHOWN_MATCHES + 2
-    both = explain(cleaned[0], "irst")
+    both = explain(cleaned[0], "irst", cleaned[1])
     assert both[0].startswith("2 documents ")
-    assert both[1] == "  s-short  removed by gopher_quality.min_words  data/notes/a.first.md"
+    short = "  s-short  removed by gopher_quality.min_words  data/notes/a.first.md"
+    assert both[1] == f"{short}, https://a.org/(short)"
+    assert explain(cleaned[0], "irst")[1] == short, "nobody knows its URL without the shards of stage 01"
 
 
 def test_what_is_asked_is_no_expression(cleaned):

@@ -65,7 +65,7 @@ def _spellings(asked: str) -> str:
 
 def _whole(asked: str) -> str:
     """An expression for a whole URL, or for a file by its name or path, before a line, row or byte if one is named."""
-    return rf"(^|/)({_spellings(asked)})($|:[0-9]+$|, (record|row|byte) .+$)"
+    return rf"(^|[/#])({_spellings(asked)})($|:[0-9]+$|, (record|row|byte) .+$)"
 
 
 def _part(asked: str) -> str:
@@ -111,6 +111,9 @@ class _Seen:
         for row in _rows([self._receipts], removed, ("id", "origin", "rule")):
             count += 1
             first += [row] * (len(first) < SHOWN_MATCHES)
+        shown = pc.field("id").isin(pa.array([row["id"] for row in first], pa.string()))
+        known = {row["id"]: row["url"] for row in _rows(self._downloaded, shown, _PLACE)}
+        first = [{**row, "url": known.get(row["id"])} for row in first]
         for row in _rows(self._kept, found("origin", "url"), _PLACE):
             count += 1
             first += [row] * (len(first) < SHOWN_MATCHES)
