@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: "argparse.ArgumentParser") -> None:
-    parser.add_argument("--why", metavar="ID", help="print why a document was removed or kept, and do nothing else")
+    parser.add_argument(
+        "--why",
+        metavar="ID",
+        help="print why a document (its id, or the file or URL it was read from) was removed or kept, nothing else",
+    )
     parser.add_argument(
         "--explore", metavar="RULE", nargs="?", const="all", help="print what other thresholds would keep or remove"
     )
@@ -37,10 +41,11 @@ def describe_inputs(config: "RunConfig") -> dict:
     return {**example_files(config.clean), **lists, "toxicity": describe_backend(config.clean.toxicity), "asked": asked}
 
 
-def why(context: "ActionContext", identity: str) -> None:
-    from pipeline_lib.text_cleaning.receipts import explain
+def why(context: "ActionContext", asked: str) -> None:
+    from pipeline_lib.text_cleaning.fates import explain
 
-    print("\n".join(explain(context.stage_folder, identity)))
+    downloaded = sorted((context.run_folder / "01_download").glob("part-*.parquet"))
+    print("\n".join(explain(context.stage_folder, asked, downloaded)))
 
 
 def explore(context: "ActionContext", rule: str) -> None:

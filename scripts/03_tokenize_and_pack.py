@@ -100,13 +100,15 @@ def estimate(stage: "Stage") -> Estimate:
     from pipeline_lib.packing.mixture_plan import describe_mixture, plan_mixture
     from pipeline_lib.packing.probe import probe_packing
     from pipeline_lib.packing.shards import plan_runs
+    from pipeline_lib.packing.vocabulary_forecast import foresee_vocabulary
 
     runs = plan_runs(stage.input("02_clean").files("part-*.parquet"))
     estimated, bytes_per_token = probe_packing(runs, stage.settings, PROBED_BYTES)
+    ledger = stage.input("02_clean").ledger.items()
+    cleaned = {source: entry.kept[1] for flow, source, entry in ledger if flow == "text"}
+    if warning := foresee_vocabulary(runs, sum(cleaned.values()), stage.settings, PROBED_BYTES):
+        print(f"  WARNING {warning}")
     if stage.settings.weights or stage.settings.token_shares:
-        cleaned = {
-            source: entry.kept[1] for flow, source, entry in stage.input("02_clean").ledger.items() if flow == "text"
-        }
         plans = plan_mixture(cleaned, stage.settings, bytes_per_token)
         print(f"  mixture, at {bytes_per_token:.2f} bytes of text per token")
         print("\n".join(describe_mixture(plans, "bytes")))

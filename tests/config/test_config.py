@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from pipeline_lib.config.base import PROJECT_ROOT, Section
 from pipeline_lib.config.command_line import read_command_line
 from pipeline_lib.config.load import _sections_in, merge, parse_value, read_layers
+from pipeline_lib.config.patterns import IN_WORDS
 from pipeline_lib.config.run import RunConfig
 from pipeline_lib.config.schema import SCHEMA_PATH, schema_text
+from pipeline_lib.config.task_files import TaskFile
 from pipeline_lib.stage import UserError
 from pipeline_lib.stage.catalog import STAGES
 
@@ -69,6 +71,26 @@ def test_unknown_section_names_the_nearest_section(tmp_path: Path):
 def test_wrong_type_names_file_line_and_value(tmp_path: Path):
     with pytest.raises(UserError, match=r"run\.yaml:2: seed: .*integer.*got 'many'"):
         read(write(tmp_path, "run: x\nseed: many\n"))
+
+
+def test_a_name_that_is_not_allowed_is_told_in_words_what_a_name_may_hold(tmp_path: Path):
+    text = "download:\n  sources:\n    - name: My Notes\n      kind: text\n      type: local\n      paths: [x]\n"
+    with pytest.raises(UserError) as refused:
+        read(write(tmp_path, text))
+    words = "a name may hold lower-case letters, digits, '.', '_' and '-', and begins with a letter or digit"
+    assert str(refused.value).endswith(f"run.yaml:3: download.sources.0.name: {words}, got 'My Notes'")
+
+
+def test_every_pattern_of_a_setting_has_words():
+    def patterns(schema: object) -> set[str]:
+        if isinstance(schema, list):
+            return set().union(*map(patterns, schema))
+        if not isinstance(schema, dict):
+            return set()
+        own = {schema["pattern"]} if isinstance(schema.get("pattern"), str) else set()
+        return own.union(*map(patterns, schema.values()))
+
+    assert patterns([RunConfig.model_json_schema(), TaskFile.model_json_schema()]) == set(IN_WORDS)
 
 
 @pytest.mark.parametrize("value", ["true", '"7"'])

@@ -141,6 +141,21 @@ def test_a_vocabulary_larger_than_the_text_supports_is_one_clear_line(packing_ru
     assert "pack.vocab_size: 50000" in err and "set vocab_size to at most" in err
 
 
+@pytest.mark.parametrize("shards", [1, 3])
+def test_the_plan_foresees_the_very_number_at_which_the_stage_refuses_a_vocabulary(packing_run, documents, shards):
+    run = packing_run(documents, shards, vocab_size=50_000)
+    code, out, _ = run.run("--plan")
+    assert code == 0
+    [line] = [line for line in out.splitlines() if line.startswith("  WARNING pack.vocab_size asks for 50,000")]
+    foreseen = line.partition("the stage will refuse it; set vocab_size to at most ")[2].partition(",")[0]
+    assert f"set vocab_size to at most {foreseen}," in run.run()[2]
+
+
+def test_the_plan_does_not_warn_of_a_vocabulary_that_the_text_supports(packing_run, documents):
+    code, out, _ = packing_run(documents).run("--plan")
+    assert code == 0 and "WARNING" not in out
+
+
 def test_a_document_without_text_is_named(packing_run, documents):
     code, _, err = packing_run([*documents[:5], {**documents[5], "text": None}]).run()
     assert code == 2 and "has no text" in err and "part-0000" in err

@@ -109,6 +109,14 @@ def test_the_line_is_spelt_as_promised():
     assert line == "Step 770/26,235 ( 2.9%) | Loss: 5.583 | 106,212 tok/s | ETA: 04:23h"
 
 
+@pytest.mark.parametrize(
+    ("seconds", "spelled"),
+    [(0.0, "0s"), (0.4, "0s"), (41.7, "42s"), (59.4, "59s"), (59.6, "00:01h"), (60, "00:01h"), (3600, "01:00h")],
+)
+def test_less_than_a_minute_is_spelt_in_seconds(seconds, spelled):
+    assert spell_progress(1, 2, 5.0, 1.0, seconds).endswith(f" | ETA: {spelled}")
+
+
 def test_printed_speed_is_that_of_the_clock():
     """A clock of its own: how late a busy machine hands the word over decides nothing."""
     now, said = 100.0, []
@@ -126,6 +134,16 @@ def test_printed_speed_is_that_of_the_clock():
         assert printed == pytest.approx(truth, abs=0.5)  # what the line rounds
 
 
+def test_the_time_of_a_resumed_run_says_that_it_is_of_all_starts_together():
+    from pipeline_lib.pretraining.cost import Prediction
+
+    prediction = Prediction(100.0, 10**9, 10**6, 1000.0, "a probe")
+    alone = prediction.against(110.0, 10**9, 10**6, resumed=False)
+    assert "; training took 1 min 50 s (+10%), " in alone
+    together = prediction.against(110.0, 10**9, 10**6, resumed=True)
+    assert "; training took 1 min 50 s in all starts together (+10%), " in together
+
+
 def test_the_card_of_a_run_agrees_with_its_own_lines(packed_run, launcher, tmp_path):
     import shutil
 
@@ -136,7 +154,11 @@ def test_the_card_of_a_run_agrees_with_its_own_lines(packed_run, launcher, tmp_p
     wall = time.time() - before
     assert done.code == 0, done.output
     assert (
-        len(re.findall(r"Step \d+/24 \(.*%\) \| Loss: \d+\.\d{3} \| [\d,]+ tok/s \| ETA: \d\d:\d\dh", done.output))
+        len(
+            re.findall(
+                r"Step \d+/24 \(.*%\) \| Loss: \d+\.\d{3} \| [\d,]+ tok/s \| ETA: (?:\d\d:\d\dh|\d+s)", done.output
+            )
+        )
         == 24
     )
     folder = run / "05_pretrain"
@@ -147,7 +169,9 @@ def test_the_card_of_a_run_agrees_with_its_own_lines(packed_run, launcher, tmp_p
     assert timing["seconds"] < wall
     (predicted,) = [note for note in Manifest.read(folder / "manifest.json").notes if note.startswith("predicted ")]
     percent = r" \([+-]\d+%\)"
-    assert re.fullmatch(rf"predicted .+ of memory, .+ of disk; took .+{percent}, .+{percent}, .+{percent}", predicted)
+    took = rf"training took [^%]+ s{percent}, .+{percent}, .+{percent}"
+    assert re.fullmatch(rf"predicted .+ of memory, .+ of disk; {took}", predicted)
+    assert "in this start" not in done.output and "in all starts" not in predicted
     uses = result["token_uses"]
     assert sum(uses.values()) == result["tokens"] == 24 * 512
     assert 0 < timing["step_mfu"] < 1 and 0 < timing["loader_share"] < 1

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from pipeline_lib.reporting import chat, report, run_card
-from pipeline_lib.reporting.chat import Conversation, choose_folder
+from pipeline_lib.reporting.chat import Continuation, Conversation, choose_model
 from pipeline_lib.reporting.plots import training_curve
 from pipeline_lib.reporting.report import render
 from pipeline_lib.reporting.run_card import print_run_card
@@ -185,17 +185,17 @@ def test_metrics_without_a_loss_have_no_curve(tmp_path: Path):
 
 def test_chat_says_what_to_do_when_there_is_no_model(half_done: Path, tmp_path: Path):
     with pytest.raises(UserError, match=r"holds no model yet; make the first with: .*04_init_model\.py -c x$"):
-        choose_folder(tmp_path / "empty", None, " -c x")
+        choose_model(tmp_path / "empty", None, " -c x")
     with pytest.raises(UserError, match=r"07_sft/manifest.json is missing; make it with: .*07_sft\.py -c x"):
-        choose_folder(half_done, "sft", " -c x")
+        choose_model(half_done, "sft", " -c x")
 
 
 def test_chat_refuses_a_damaged_model(tmp_path: Path):
     finish_stage(tmp_path, "04_init", {"config.json": b"{}", "model.safetensors": b"weights"}, Ledger())
-    assert choose_folder(tmp_path, "init") == tmp_path / "04_init"
+    assert choose_model(tmp_path, "init") == ("04_init", tmp_path / "04_init")
     (tmp_path / "04_init" / "model.safetensors").write_bytes(b"weighty")
     with pytest.raises(UserError, match=r"model\.safetensors is damaged"):
-        choose_folder(tmp_path, "init")
+        choose_model(tmp_path, "init")
 
 
 TEMPLATE = (
@@ -285,11 +285,48 @@ def test_a_gpu_that_the_configuration_demands_and_the_machine_lacks_is_an_error(
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(chat, "choose_folder", lambda *_: turn_ender)
+    monkeypatch.setattr(chat, "choose_model", lambda *_: ("07_sft", turn_ender))
     (tmp_path / "mine.yaml").write_text("evaluate: {device: cuda}")
     with pytest.raises(SystemExit, match="2"):
         chat.main(["--config", str(tmp_path / "mine.yaml"), "--prompt", "hello"])
     assert capsys.readouterr().err.startswith("error: evaluate.device is cuda and this machine has no usable GPU")
+
+
+@pytest.mark.parametrize("stage", ["04_init", "05_pretrain", "07_sft", "09_dpo", "10_lora"])
+def test_models_before_07_continue_text_and_who_answers_is_told_beside_the_answer(
+    turn_ender: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, stage: str
+):
+    from transformers.utils import logging
+
+    logging.enable_progress_bar()  # as in a process of its own
+    monkeypatch.setattr(chat, "choose_model", lambda *_: (stage, turn_ender))
+    chat.main(["--prompt", "hello", "--device", "cpu", "--max-new-tokens", "4"])
+    out, err = capsys.readouterr()
+    text = stage < "06"
+    assert out == ("</turn></turn></turn></turn>\n" if text else "</turn>\n")
+    how = (
+        "continues text: it has not been trained on conversations" if text else "answers in turns of its chat template"
+    )
+    assert err == f"{turn_ender} (made by {stage}) {how}\n"
+
+
+def test_a_text_is_continued_as_pretraining_spells_it(
+    turn_ender: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = Path(shutil.copytree(turn_ender, tmp_path / "model"))
+    (folder / "chat_template.jinja").unlink()  # no text needs one
+    model = Continuation(folder, 4, 0.0, "cpu")
+    generate, seen = model._model.generate, []
+    monkeypatch.setattr(model._model, "generate", lambda **inputs: seen.append(inputs) or generate(**inputs))
+    for text in ("<end> one", "<end> one", ""):
+        model.ask(text)
+    words = [model._tokenizer.convert_ids_to_tokens(inputs["input_ids"][0].tolist()) for inputs in seen]
+    assert words == [[*"<end>Ġone"], [*"<end>Ġone"], ["<end>"]], "no special token, and nothing of the text before"
+    assert model._model.generation_config.eos_token_id == model._tokenizer.eos_token_id
+    with pytest.raises(
+        UserError, match="these 300 tokens and an answer of 4 do not fit into the model's context of 256"
+    ):
+        model.ask("x" * 300)
 
 
 def test_an_interrupted_answer_loses_the_question_alone(
@@ -351,7 +388,7 @@ def test_running_out_of_memory_costs_the_question_alone(
     assert out.count("</turn>") == 2
     assert err == "error: out of memory; ask shorter or lower --max-new-tokens (it ran on cpu)\n"
     conversation._device = "cuda"
-    monkeypatch.setattr(conversation, "_answer", out_of_memory)
+    monkeypatch.setattr(conversation, "_respond", out_of_memory)
     with pytest.raises(StageFailure, match="out of memory; run it on the CPU with --device cpu or ask shorter"):
         conversation.ask("again")
 
@@ -360,7 +397,7 @@ def test_running_out_of_memory_costs_the_question_alone(
 def test_running_out_of_memory_without_a_conversation_is_one_line(
     turn_ender: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, broken: str
 ):
-    monkeypatch.setattr(chat, "choose_folder", lambda *_: turn_ender)
+    monkeypatch.setattr(chat, "choose_model", lambda *_: ("07_sft", turn_ender))
     monkeypatch.setattr(f"pipeline_lib.reporting.chat.{broken}", out_of_memory)
     with pytest.raises(SystemExit, match="1"):
         chat.main(["--prompt", "hello", "--device", "cpu"])
@@ -374,7 +411,7 @@ def test_the_device_of_the_command_line_comes_before_that_of_the_configuration(
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(chat, "choose_folder", lambda *_: turn_ender)
+    monkeypatch.setattr(chat, "choose_model", lambda *_: ("07_sft", turn_ender))
     (tmp_path / "mine.yaml").write_text("evaluate: {device: cuda}")
     ask = ["--config", str(tmp_path / "mine.yaml"), "--prompt", "hello", "--max-new-tokens", "4"]
     chat.main([*ask, "--device", "cpu"])
@@ -392,7 +429,7 @@ def test_interrupting_the_only_question_is_no_traceback(turn_ender: Path, monkey
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(chat, "choose_folder", lambda *_: turn_ender)
+    monkeypatch.setattr(chat, "choose_model", lambda *_: ("07_sft", turn_ender))
     monkeypatch.setattr(Conversation, "ask", interrupted)
     with pytest.raises(SystemExit, match="130"):
         chat.main(["--prompt", "hello"])

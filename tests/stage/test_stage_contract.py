@@ -131,6 +131,8 @@ def test_a_signal_finishes_the_unit_and_names_the_command_that_continues(toy: To
     assert before >= 2, "the unit in hand must be finished, not thrown away"
     code, out, _ = toy.run()
     assert code == 0 and f"{before} of 6" in out
+    time_line = next(line for line in out.splitlines() if line.startswith("  time "))
+    assert " s in this start, which went on with earlier work, peak memory " in time_line
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -438,3 +440,34 @@ def test_the_notes_of_interrupted_starts_are_on_the_card_of_the_one_that_finishe
 def test_an_input_refused_after_a_note_leaves_no_work_behind(toy: Toy):
     assert toy.run(TOY_NOTE="slow mode", TOY_BROKEN="user")[0] == 2
     assert not (toy.folder / "work").exists()
+
+
+@pytest.mark.parametrize("script", ["05_pretrain.py", "12_check_gates.py"])
+def test_a_stage_that_is_refused_at_once_leaves_no_folder(tmp_path: Path, scripts: Path, script: str):
+    command = [sys.executable, str(scripts / script), "--run-dir", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "is missing; make it with" in done.stderr
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run" / "other").mkdir(parents=True)
+    assert subprocess.run(command, capture_output=True, timeout=60).returncode == 2
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["other"]
+
+
+def test_a_refusal_while_working_leaves_nothing_of_a_first_start_and_all_of_an_earlier_one(toy: Toy):
+    assert toy.run(TOY_BROKEN="user")[0] == 2
+    assert not toy.run_folder.exists()
+    assert toy.run(TOY_BROKEN="failure", TOY_UNITS="2")[0] == 0
+    before = sorted(path.name for path in toy.folder.iterdir())
+    assert toy.run("--force", TOY_BROKEN="user")[0] == 2
+    assert sorted(path.name for path in toy.folder.iterdir()) == before
+    assert "squares numbers (--force was given)" in (toy.folder / "log.txt").read_text()
+
+
+def test_a_start_that_fails_keeps_its_log(toy: Toy):
+    assert toy.run(TOY_BROKEN="crash")[0] == 1
+    assert "RuntimeError: a defect" in (toy.folder / "log.txt").read_text()
+
+
+def test_the_card_names_the_stage_that_comes_next(toy: Toy):
+    last = toy.run()[1].rstrip().splitlines()[-1]
+    assert last.startswith("  next         python scripts/02_clean_deduplicate.py --config ")

@@ -19,8 +19,8 @@ from fork_launcher import run_script
 from pipeline_lib.config.clean import CleanSettings
 from pipeline_lib.stage import Ledger, UserError, file_digest
 from pipeline_lib.stage.manifest import MANIFEST, Manifest
+from pipeline_lib.text_cleaning.fates import explain
 from pipeline_lib.text_cleaning.memory_share import fitting_workers, memory_limit
-from pipeline_lib.text_cleaning.receipts import explain
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "02_clean_deduplicate.py"
 VOCABULARY = [
@@ -324,6 +324,7 @@ def test_why_tells_the_fate_of_a_removed_and_of_a_kept_document(finished):
     assert f"  removed: {prose(101)[:200]!r}" in near and f"  stays:   {prose(101)[:200]!r}" in near
     assert " MinHash bands agree (removed from Jaccard 0.8)" in near
     assert "  read from web.jsonl, record near" in near
+    assert near.split("stays instead: good-1-1\n")[1].startswith("    read from books.jsonl, record good-1-1\n")
     leaked = "\n".join(explain(folder, "leaked"))
     assert "shares text with eval/questions.jsonl:1" in leaked and "  read from web.jsonl, record leaked" in leaked
     survivor = explain(folder, "good-1-1")
@@ -336,6 +337,7 @@ def test_why_tells_the_fate_of_a_removed_and_of_a_kept_document(finished):
     assert not any("stays instead of" in line for line in explain(folder, "good-1-2"))
     short = start(finished, "--why", "short").stdout
     assert "removed by gopher_quality.min_words" in short and "score 48, threshold 50" in short
+    assert start(finished, "--why", "web.jsonl, record short").stdout == short
     unknown = start(finished, "--why", "nobody")
     assert unknown.returncode == 2 and "no document 'nobody'" in unknown.stderr
 

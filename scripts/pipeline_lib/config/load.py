@@ -14,6 +14,7 @@ from pipeline_lib.stage.errors import UserError
 
 from .base import Section
 from .model import ModelSettings
+from .patterns import IN_WORDS
 from .run import RunConfig
 
 Location = tuple[str | int, ...]
@@ -173,6 +174,8 @@ def _explain(model: type[Section], error: dict[str, Any]) -> str:
         return f"unknown key {name!r}{hint}"
     if error["type"] == "missing":
         return f"{name}: this key is required"
+    if error["type"] == "string_pattern_mismatch":
+        return f"{name}: {IN_WORDS[error['ctx']['pattern']]}, got {error['input']!r}"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     given = "" if isinstance(error["input"], dict) else f", got {error['input']!r}"
     return f"{name}: {message[:1].lower()}{message[1:]}{given}" if name else message

@@ -12,6 +12,7 @@ from .gates import GatesSettings
 from .lora import LoraSettings
 from .model import ModelSettings
 from .pack import PackSettings
+from .patterns import RUN_NAME
 from .pretrain import PretrainSettings
 from .reasoning_data import ReasoningDataSettings
 from .scale_out import ScaleOutSettings
@@ -22,7 +23,7 @@ from .sft_data import SftDataSettings
 class RunConfig(Section):
     """One run of the pipeline."""
 
-    run: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    run: str | None = Field(default=None, pattern=RUN_NAME)
     """Name of the run and of its folder below runs/; the YAML's file name when not given."""
     seed: int = Field(default=42, ge=0)
     """Seed of every random choice in every stage."""

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from .base import Section
+from .patterns import SLURM_TIME
 
 
 class ScaleOutSettings(Section):
@@ -22,7 +23,7 @@ class ScaleOutSettings(Section):
     """slurm and ray: memory that a task reserves per CPU, in GB (2^30 bytes); its sorting stays below that."""
     partition: str | None = None
     """slurm: the partition whose nodes do the work; they must see the run folder and this project at the same paths."""
-    time: str = Field(default="24:00:00", pattern=r"^(\d+-)?\d+(:\d+){0,2}$")
+    time: str = Field(default="24:00:00", pattern=SLURM_TIME)
     """slurm: time limit of a task, as sbatch reads it: hours:minutes:seconds or days-hours."""
     qos: str = ""
     """slurm: quality of service; the cluster's default when empty."""

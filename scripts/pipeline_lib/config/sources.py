@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from pydantic import Field, model_validator
 
 from .base import Section
+from .patterns import HTTP_ADDRESS, HUB_REPOSITORY, SHA256, SOURCE_NAME
 
 SourceKind = Literal["text", "sft", "reasoning", "preference", "domain", "eval"]
 SourceType = Literal["python_docs", "hub", "http", "local"]
@@ -65,16 +66,16 @@ REQUIRED_OF_TYPE = {"local": "paths", "http": "urls", "hub": "repo"}
 class HttpFile(Section):
     """One file to download and the digest that proves it is the right one."""
 
-    url: str = Field(pattern=r"^https?://[^\s]+$")
+    url: str = Field(pattern=HTTP_ADDRESS)
     """Address of the file; the suffix of its path (.jsonl, .parquet, .warc.gz ...) tells how it is read."""
-    sha256: str = Field(pattern=r"^[0-9a-fA-F]{64}$")
+    sha256: str = Field(pattern=SHA256)
     """SHA-256 of the whole file, 64 hexadecimal digits; a download with another digest is refused."""
 
 
 class SourceSettings(Section):
     """One data set: its name, its purpose, and where its records are read from."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$", max_length=64)
+    name: str = Field(pattern=SOURCE_NAME, max_length=64)
     """Name of the source in file names, ledgers and cards; lower case, unique among the sources of one kind."""
     kind: SourceKind
     """What the records are for: pretraining text, chat, reasoning, preference pairs, a LoRA domain, or evaluation."""
@@ -92,7 +93,7 @@ class SourceSettings(Section):
     """local: files, folders or globs (`**` descends), relative to the project root; each is read sorted by name."""
     urls: list[HttpFile] = []
     """http: the files to download, each with its SHA-256."""
-    repo: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?$")
+    repo: str | None = Field(default=None, pattern=HUB_REPOSITORY)
     """hub: the data set's repository, for example HuggingFaceFW/fineweb-edu."""
     config_name: str | None = None
     """hub: the configuration (subset) of the data set; none means its default."""

@@ -27,6 +27,7 @@ from pipeline_lib.stage import UserError
 from .base import Section, resolve_path
 from .evaluate import EvaluateSettings
 from .load import build_file
+from .patterns import TASK_NAME
 
 OutputType = Literal["multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until", "function_calls"]
 Metric = Literal[
@@ -161,7 +162,7 @@ class ChatPrompt(Section):
 class TaskFile(Section):
     """One evaluation task; keys without a word on lm-eval are ours."""
 
-    task: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    task: str = Field(pattern=TASK_NAME)
     """Name of the task in results.json."""
     source: str
     """Name of the evaluation source in 01_download whose records are asked."""

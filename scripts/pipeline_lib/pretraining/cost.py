@@ -71,11 +71,12 @@ class Prediction:
         """Return the numbers by name."""
         return asdict(self)
 
-    def against(self, seconds: float, memory_bytes: int, disk_bytes: int) -> str:
-        """Spell the prediction beside the truth."""
+    def against(self, seconds: float, memory_bytes: int, disk_bytes: int, resumed: bool) -> str:
+        """Spell the prediction beside the truth; seconds: of training, in all starts together where it was resumed."""
+        starts = " in all starts together" if resumed else ""
         return (
             f"predicted {duration(self.seconds)}, {size(self.memory_bytes)} of memory, {size(self.disk_bytes)} of disk;"
-            f" took {duration(seconds)} ({seconds / self.seconds - 1:+.0%}), {size(memory_bytes)}"
+            f" training took {duration(seconds)}{starts} ({seconds / self.seconds - 1:+.0%}), {size(memory_bytes)}"
             f" ({memory_bytes / self.memory_bytes - 1:+.0%}), {size(disk_bytes)}"
             f" ({disk_bytes / self.disk_bytes - 1:+.0%})"
         )

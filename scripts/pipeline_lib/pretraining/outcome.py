@@ -118,7 +118,8 @@ class Outcome:
         if self.prediction is not None:
             unforeseen = _bytes_below(stage.work / incidents.FOLDER)
             seconds = self.run.seconds - stage.result[TIMING]["text_wait_seconds"]
-            told = self.prediction.against(seconds, peak_memory(self.run.device), _bytes_below(stage.work) - unforeseen)
+            disk = _bytes_below(stage.work) - unforeseen
+            told = self.prediction.against(seconds, peak_memory(self.run.device), disk, stage.resuming)
             bundles = f"; bundles of incidents take {size(unforeseen)} more" if unforeseen else ""
             stage.note(told + bundles, lasting=False)
 

@@ -7,11 +7,15 @@ from collections.abc import Callable
 
 
 def spell_progress(step: int, steps: int, loss: float, tokens_per_second: float, seconds_left: float) -> str:
-    """Return "Step 770/26,235 ( 2.9%) | Loss: 5.583 | 106,212 tok/s | ETA: 04:23h"; the time left in hours:minutes."""
+    """Return "Step 770/26,235 ( 2.9%) | Loss: 5.583 | 106,212 tok/s | ETA: 04:23h".
+
+    The time left is in hours:minutes, below a minute in seconds: "ETA: 42s".
+    """
     hours, minutes = divmod(round(seconds_left / 60), 60)
+    left = f"{seconds_left:.0f}s" if round(seconds_left) < 60 else f"{hours:02d}:{minutes:02d}h"
     return (
         f"Step {step:,}/{steps:,} ({100 * step / steps:4.1f}%) | Loss: {loss:.3f} | {tokens_per_second:,.0f} tok/s"
-        f" | ETA: {hours:02d}:{minutes:02d}h"
+        f" | ETA: {left}"
     )
 
 

@@ -26,7 +26,10 @@ _SAMPLES = 16
 
 
 class LocalSource:
-    """The records of the files that `settings.paths` names. Raises UserError for a path that names none."""
+    """The records of the files that `settings.paths` names. Raises UserError for a path that names none.
+
+    files, labels: the files in reading order, and their names in keys and messages.
+    """
 
     def __init__(self, settings: SourceSettings, bench: Workbench | None = None):
         self.settings = settings
@@ -35,18 +38,18 @@ class LocalSource:
         found, left_out = find_files(settings)
         if left_out and bench is not None:
             bench.note(f"source {self.name}: {describe_left_out(left_out)}")
-        self._files, self._labels = list(found), list(found.values())
+        self.files, self.labels = list(found), list(found.values())
         self._entries: dict[int, dict[str, Any]] = {}
-        count = len(self._files)
+        count = len(self.files)
         self._borders = (
             unit_borders(bench, self.kind, self.name, map(self._entry, range(count)), count) if bench else []
         )
-        self._units = plan_units(self._labels, [file.stat().st_size for file in self._files], self._borders)
+        self._units = plan_units(self.labels, [file.stat().st_size for file in self.files], self._borders)
         self._pieces = dict(zip(unit_names(self._units), self._units, strict=True))
 
     def fingerprint(self) -> dict[str, Any]:
         """Name, size and content digest of every file."""
-        return {"files": [self._entry(number) for number in range(len(self._files))]}
+        return {"files": [self._entry(number) for number in range(len(self.files))]}
 
     def provenance(self) -> dict[str, Any]:
         """What was read, for sources.json, and where its units ended before it grew."""
@@ -62,14 +65,12 @@ class LocalSource:
             yield from self._read_piece(piece)
 
     def _read_piece(self, piece: Piece) -> Iterator[Record | Dropped]:
-        label = self._labels[piece.file]
-        return records_of(
-            rows_of_file(self._files[piece.file], label, self.settings, piece.share), label, self.settings
-        )
+        label = self.labels[piece.file]
+        return records_of(rows_of_file(self.files[piece.file], label, self.settings, piece.share), label, self.settings)
 
     def _entry(self, number: int) -> dict[str, Any]:
         if number not in self._entries:  # a digest costs reading the file
-            self._entries[number] = {"path": self._labels[number], **content_digest(self._files[number])}
+            self._entries[number] = {"path": self.labels[number], **content_digest(self.files[number])}
         return self._entries[number]
 
 

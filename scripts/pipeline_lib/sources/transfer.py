@@ -166,6 +166,11 @@ class Transfer:
                 patience.wait(failure)
         return bytes(data[: end - start])
 
+    def size_of(self, url: str) -> int | None:
+        """The size of the file in bytes, asked once, or None where the server does not tell it. Raises TryAgain."""
+        with self._response(url, {"Range": "bytes=0-0"}) as response:
+            return _content_range(response)[1]
+
     def serves_ranges(self, url: str, size: int) -> bool:
         """Whether the server gives a part of the file when asked for one."""
         try:

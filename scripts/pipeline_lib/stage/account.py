@@ -6,9 +6,10 @@ import sys
 import time
 from typing import Any
 
-from .catalog import StageSpec
+from .catalog import StageSpec, later_stages
 from .code_version import code_digest
 from .digests import json_digest
+from .freshness import next_to_make
 from .inputs import repairing_command
 from .manifest import MANIFEST, Manifest
 from .parallel import available_cores
@@ -17,15 +18,22 @@ from .stage import Stage
 _VERSIONED = ("numpy", "pyarrow", "torch", "transformers", "trl", "peft", "lm_eval", "gigatoken", "numba", "tokenizers")
 
 
-def print_card(stage: Stage, spec: StageSpec, following: StageSpec | None) -> None:
-    """Print the card of the stage that has just been published, as its manifest on disk tells it."""
+def print_card(stage: Stage, spec: StageSpec) -> None:
+    """Print the card of the stage that has just been published, as its manifest on disk tells it, and what is next."""
     from .card import card_rows
     from .card import print_card as print_rows
 
     manifest = Manifest.read(stage.folder / MANIFEST)
-    print_rows(manifest, spec.does, repairing_command(following.name, stage.arguments) if following else None)
+    print_rows(manifest, spec.does, _what_is_next(stage))
     for label, text in card_rows(manifest):
         stage.log(f"  {label:<12} {text}")
+
+
+def _what_is_next(stage: Stage) -> str | None:
+    if not later_stages(stage.spec.name):
+        return None
+    following = next_to_make(stage)
+    return repairing_command(following.name, stage.arguments) if following else "nothing: all stages are up to date"
 
 
 def describe_engine(stage: Stage) -> dict[str, Any]:

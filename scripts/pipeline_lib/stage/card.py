@@ -73,8 +73,9 @@ def card_rows(manifest: Manifest) -> list[tuple[str, str]]:
     rows = ledger_lines(Ledger.from_json(manifest.ledger))
     rows += [(key.replace("_", " "), spell_value(value)) for key, value in manifest.result.items()]
     rows += [("note", note) for note in manifest.notes]
-    run = manifest.run
-    rows.append(("time", f"{duration(run['seconds'])}, peak memory {size(run['peak_memory_bytes'])}"))
+    run = manifest.run  # of the last start: one that was killed could not say how long it had worked
+    alone = " in this start, which went on with earlier work" if run["resumed"] else ""
+    rows.append(("time", f"{duration(run['seconds'])}{alone}, peak memory {size(run['peak_memory_bytes'])}"))
     return rows
 
 

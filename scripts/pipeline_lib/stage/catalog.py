@@ -125,7 +125,6 @@ BEFORE_PACKED = ("02_clean", "03_packed")
 BY_NAME = {spec.name: spec for spec in STAGES}
 
 
-def next_stage(name: str) -> StageSpec | None:
-    """Return the stage after `name`, or None after the last."""
-    position = STAGES.index(BY_NAME[name])
-    return STAGES[position + 1] if position + 1 < len(STAGES) else None
+def later_stages(name: str) -> tuple[StageSpec, ...]:
+    """Return the stages after `name`, in their order."""
+    return STAGES[STAGES.index(BY_NAME[name]) + 1 :]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .catalog import BEFORE_PACKED, BY_NAME, StageSpec
+from .catalog import BEFORE_PACKED, BY_NAME, StageSpec, later_stages
 from .code_version import SCRIPTS, code_version
 from .errors import UserError
 from .inputs import repairing_command
@@ -85,6 +85,31 @@ def why_not_up_to_date(stage: Stage, manifest: Manifest | None, fingerprint: dic
     if unfinished(stage, fingerprint).begun_by_force():
         return "a start with --force has not finished"
     return None
+
+
+def next_to_make(stage: Stage) -> StageSpec | None:
+    """Return the first stage after this one that is not known to be up to date, None when all of them are.
+
+    Told from manifests, settings and code, in milliseconds. A stage that depends on data outside of the run, which only
+    its own script can describe, is never known to be.
+    """
+    left_out = BEFORE_PACKED if stage.config.packed else ()
+    for spec in later_stages(stage.spec.name):
+        later = Stage(spec, stage.config, stage.run_folder, stage.threads, stage.arguments)
+        if spec.name not in left_out and not _known_up_to_date(later):
+            return spec
+    return None
+
+
+def _known_up_to_date(stage: Stage) -> bool:
+    manifest = Manifest.read(stage.folder / MANIFEST)
+    if manifest is None or manifest.fingerprint.get("data") or not manifest.looks_untouched(stage.folder):
+        return False
+    try:
+        fingerprint = fingerprint_of(stage, stage.spec, None)
+    except UserError:  # an input is missing
+        return False
+    return why_not_up_to_date(stage, manifest, fingerprint) is None
 
 
 def unfinished(stage: Stage, fingerprint: dict[str, Any]) -> Workspace:

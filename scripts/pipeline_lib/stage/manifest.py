@@ -99,6 +99,12 @@ class Manifest:
         status = path.stat()
         return [status.st_size, status.st_mtime_ns]
 
+    def looks_untouched(self, folder: Path) -> bool:
+        """Whether every output has the size and modification time recorded at publication; nothing is read."""
+        seen = self.run.get("seen", {})
+        paths = {name: folder / name for name in self.files}
+        return all(path.is_file() and seen.get(name) == self.stat_of(path) for name, path in paths.items())
+
     def damaged_files(self, folder: Path) -> list[str]:
         """Return the outputs that are missing or whose content is not what was written.
 

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 class Estimate:
     """What a short probe expects of a whole stage; None where the probe cannot tell.
 
-    seconds: wall time; memory_bytes: peak of the process tree; disk_bytes: new files; basis: what was measured.
+    seconds: wall time; memory_bytes: peak of the process tree; disk_bytes: new files; basis: what was measured; parts:
+    a line for each part of the whole, where there are several.
     """
 
     seconds: float | None
     memory_bytes: int | None
     disk_bytes: int | None
     basis: str
+    parts: tuple[str, ...] = ()
 
 
 def print_plan(
@@ -72,6 +74,8 @@ def _print_cost(stage: "Stage", estimate: Callable[["Stage"], Estimate]) -> bool
     free = shutil.disk_usage(home).free
     here = "" if stage.config.scale_out.engine == "local" or not stage.spec.scales_out else "on this machine alone "
     print(f"  cost    {here}about {time}, {memory} of memory, {disk} of disk ({size(free)} free); {cost.basis}")
+    for part in cost.parts:
+        print(f"    {part}")
     if cost.disk_bytes is not None and cost.disk_bytes > free:
         print("  WARNING the outputs would not fit on this disk")
     return True

@@ -13,12 +13,13 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .account import describe_engine, describe_request, describe_run, print_card
-from .catalog import BEFORE_PACKED, BY_NAME, StageSpec, next_stage
+from .catalog import BEFORE_PACKED, BY_NAME, StageSpec
 from .errors import StageFailure, StageInterrupted, UserError, WorkersLost
 from .freshness import (
     as_begun,
@@ -37,7 +38,7 @@ from .manifest import MANIFEST, Manifest
 from .memory import PeakMemory
 from .parallel import available_cores
 from .plan import Estimate, print_plan
-from .stage import Stage
+from .stage import LOG, Stage
 from .system_errors import is_out_of_memory, spell_system_error, tells_of_a_full_disk
 from .torchrun import restart, starts_again
 from .workspace import Workspace, finish_publication
@@ -166,12 +167,13 @@ def _main(spec, run, estimate, inputs, extra_arguments, actions, join, continue_
 
 def _execute(stage: Stage, spec: StageSpec, run: Callable[[Stage], None], inputs, join, continue_with) -> int:
     _make_folder(stage.folder)
+    said_before = (stage.folder / LOG).exists()
     stage.open_log()
     if stage.forced and restart():
         stage.forced = False
         stage.say(f"{stage.name}: restart {restart()} of torchrun; --force counted at the first start only")
     lock = _lock_or_share(stage, spec, inputs, join)
-    force = stage.forced
+    force, refused = stage.forced, False
     try:
         if finish_publication(stage.folder):
             stage.say(f"{stage.name}: finished moving its outputs into place")
@@ -198,11 +200,28 @@ def _execute(stage: Stage, spec: StageSpec, run: Callable[[Stage], None], inputs
             fingerprint = _continue_other_work(stage, fingerprint, continue_with)
         return _run_and_publish(stage, spec, run, fingerprint, asked_for, force)
     except UserError:
+        refused = True
         if spec.verdict_files:
             _withdraw(stage)
         raise
     finally:
+        _release(stage.folder, lock, discard=refused and not said_before)
+
+
+def _release(folder: Path, lock: StageLock, discard: bool) -> None:
+    """Give the lock back; `discard`: with the folder, and that of the run, where nothing but this start is in them.
+
+    A stage that was refused at once is none that has begun. Another process that waits for the lock makes the folder
+    anew (see lock.py), so an entry that appears in this moment keeps it.
+    """
+    if not discard or {path.name for path in folder.iterdir()} - {LOCK, LOG}:
         lock.release()
+        return
+    (folder / LOG).unlink(missing_ok=True)
+    lock.release(remove=True)
+    with suppress(OSError):  # not empty
+        folder.rmdir()
+        folder.parent.rmdir()
 
 
 def _withdraw(stage: Stage) -> None:
@@ -313,7 +332,7 @@ def _run_and_publish(
         stage.say(traceback.format_exc().rstrip())
         raise StageFailure(
             f"{stage.name} failed by a defect or an unforeseen condition (traceback above and in"
-            f" {stage.folder / 'log.txt'}); finished units are kept"
+            f" {stage.folder / LOG}); finished units are kept"
         ) from None
     manifest = Manifest(
         stage=stage.name,
@@ -328,8 +347,7 @@ def _run_and_publish(
         | describe_request(fingerprint, asked_for),
     )
     workspace.publish(manifest)
-    following = next_stage(spec.name)
-    print_card(stage, spec, following)
+    print_card(stage, spec)
     return stage.exit_code
 
 

@@ -28,6 +28,9 @@ from .workspace import Workspace
 if TYPE_CHECKING:
     from pipeline_lib.config.run import RunConfig
 
+LOG = "log.txt"
+"""What a stage said, with times, in its folder."""
+
 
 class Unit:
     """One resumable piece of a stage: its files, its part of the ledger, and a small result."""
@@ -147,7 +150,7 @@ class Stage:
 
     def open_log(self) -> None:
         """Keep what is said from here on in log.txt (called by the runner once the stage folder exists)."""
-        self._log_path = self.folder / "log.txt"
+        self._log_path = self.folder / LOG
 
     def say(self, line: str) -> None:
         """Print one line and keep it in log.txt with the time."""

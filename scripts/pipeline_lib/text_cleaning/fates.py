@@ -1,0 +1,173 @@
+"""`--why`: the fate of one document, asked for by its id, or by the file or URL that it was read from.
+
+Receipts and kept shards say where each document was read; the URL of one that was removed only the shards of stage 01
+know, while they are there.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline_lib.config import PROJECT_ROOT
+from pipeline_lib.stage import UserError
+
+from .receipts import EXACT, NEAR, PREVIEW_CHARACTERS, RECEIPTS, receipt_schema
+
+if TYPE_CHECKING:
+    import pyarrow.compute as pc
+
+SHOWN_COPIES = 5
+SHOWN_MATCHES = 20
+_PLACE = ("id", "origin", "url")
+
+
+def explain(stage_folder: Path, asked: str, downloaded: Sequence[Path] = ()) -> list[str]:
+    """Return the lines that tell one document's fate, or list the documents when several have what is asked for.
+
+    asked: an id; or a file, path or URL, or a part of one of these. Those that are it as a whole (a file of that name)
+    go before those that contain it. downloaded: the shards of stage 01. Raises UserError when this stage has never seen
+    such a document.
+    """
+    import pyarrow.parquet as pq
+
+    receipts = stage_folder / RECEIPTS
+    if not receipts.is_file():
+        raise UserError(f"{receipts} does not exist; run this script without --why first")
+    if not pq.read_schema(receipts).equals(receipt_schema()):
+        raise UserError(f"{receipts} was written by another version of this stage; run this script without --why first")
+    seen = _Seen(receipts, sorted(stage_folder.glob("part-*.parquet")), downloaded)
+    if lines := seen.fate(asked):
+        return lines
+    for pattern in (_whole(asked), _part(asked)):
+        count, first = seen.matching(pattern)
+        if count == 1:
+            return seen.fate(first[0]["id"])
+        if count:
+            shown = f"; the first {len(first)}" if count > len(first) else ""
+            lines = [f"{count:,} documents were read from {asked!r}, or have it in their id or URL{shown}:"]
+            return [*lines, *map(_listed, first), "  --why with one of these ids tells more"]
+    raise UserError(
+        f"no document {asked!r} in {stage_folder}: neither an id nor a part of one, nor of the file or URL that one was"
+        " read from; ids are in the `id` column of 01_download/part-*.parquet"
+    )
+
+
+def _spellings(asked: str) -> str:
+    """An expression of the names that stage 01 may have for a file: inside the project they are relative to it."""
+    names = [asked]
+    if "/" in asked and "://" not in asked:
+        absolute = os.path.normpath(Path.cwd() / asked)
+        names += [absolute, os.path.relpath(absolute, PROJECT_ROOT), os.path.normpath(asked)]
+    return "|".join(re.escape(name) for name in dict.fromkeys(names))
+
+
+def _whole(asked: str) -> str:
+    """An expression for a whole URL, or for a file by its name or path, before a line, row or byte if one is named."""
+    return rf"(^|[/#])({_spellings(asked)})($|:[0-9]+$|, (record|row|byte) .+$)"
+
+
+def _part(asked: str) -> str:
+    return f"({_spellings(asked)})"
+
+
+class _Seen:
+    """The documents that the stage has seen: one row each in the receipts or in a kept shard."""
+
+    def __init__(self, receipts: Path, kept: Sequence[Path], downloaded: Sequence[Path]):
+        self._receipts, self._kept, self._downloaded = receipts, kept, downloaded
+
+    def fate(self, identity: str) -> list[str]:
+        """The lines about the document with this id, none when there is no such document."""
+        import pyarrow.compute as pc
+
+        wanted = pc.field("id") == identity
+        if removed := next(_rows([self._receipts], wanted), None):
+            known = next(_rows(self._downloaded, wanted, _PLACE), {})
+            survivor = next(_rows(self._kept, pc.field("id") == removed["survivor_id"], _PLACE), {})
+            return _explain_removal({**removed, "url": known.get("url")}, survivor)
+        for part in self._kept:
+            if kept := next(_rows([part], wanted), None):
+                replaced = (pc.field("survivor_id") == identity) & pc.field("rule").isin([EXACT, NEAR])
+                return _explain_survival(part, kept, list(_rows([self._receipts], replaced)))
+        return []
+
+    def matching(self, pattern: str) -> tuple[int, list[dict]]:
+        """How many documents have a place that the expression (RE2) finds, and the first of them, with their fate."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        def found(*columns: str) -> "pc.Expression":
+            expression = pc.match_substring_regex(pc.field("id"), pattern)
+            for name in columns:
+                expression = expression | pc.match_substring_regex(pc.field(name), pattern)
+            return expression
+
+        urls = pc.match_substring_regex(pc.field("url"), pattern)
+        by_url = pa.array([row["id"] for row in _rows(self._downloaded, urls, _PLACE)], pa.string())
+        removed = found("origin") | pc.field("id").isin(by_url)
+        count, first = 0, []
+        for row in _rows([self._receipts], removed, ("id", "origin", "rule")):
+            count += 1
+            first += [row] * (len(first) < SHOWN_MATCHES)
+        shown = pc.field("id").isin(pa.array([row["id"] for row in first], pa.string()))
+        known = {row["id"]: row["url"] for row in _rows(self._downloaded, shown, _PLACE)}
+        first = [{**row, "url": known.get(row["id"])} for row in first]
+        for row in _rows(self._kept, found("origin", "url"), _PLACE):
+            count += 1
+            first += [row] * (len(first) < SHOWN_MATCHES)
+        return count, first
+
+
+def _rows(files: Sequence[Path], wanted: "pc.Expression", columns: Sequence[str] | None = None) -> Iterator[dict]:
+    """The rows of the files for which the expression holds, file by file."""
+    import pyarrow.parquet as pq
+
+    for file in files:
+        chosen = None if columns is None else list(columns)
+        yield from pq.read_table(file, columns=chosen, filters=wanted).to_pylist()
+
+
+def _listed(row: dict) -> str:
+    fate = f"removed by {row['rule']}" if "rule" in row else "stays"
+    place = ", ".join(filter(None, (row["origin"], row.get("url"))))
+    return f"  {row['id']}  {fate}  {place}".rstrip()
+
+
+def _explain_removal(row: dict, survivor: dict) -> list[str]:
+    lines = [f"{row['id']} (source {row['source']}) was removed by {row['rule']}", *_place(row)]
+    if row["rule"] in (EXACT, NEAR):
+        lines += [f"  stays instead: {row['survivor_id']}", *(f"  {line}" for line in _place(survivor))]
+        lines.append(f"  {_similarity(row)} (removed from Jaccard {row['threshold']:g})")
+        return [*lines, f"  removed: {row['preview']!r}", f"  stays:   {row['survivor_preview']!r}"]
+    score = "told by datatrove only as passed or not" if row["score"] is None else f"{row['score']:g}"
+    lines.append(f"  score {score}, threshold {row['threshold']:g}")
+    if row["survivor_id"]:
+        lines.append(f"  shares text with {row['survivor_id']}")
+    return [*lines, f"  text: {row['preview']!r}"]
+
+
+def _place(row: dict) -> list[str]:
+    """Where the document was read, and its URL when it is known."""
+    known = [("read from", row.get("origin")), ("url", row.get("url"))]
+    return [f"  {name} {place}" for name, place in known if place]
+
+
+def _similarity(row: dict) -> str:
+    found = f"Jaccard {row['jaccard']:.3f}, containment {row['containment']:.3f}"
+    return f"{found}, {row['bands']} MinHash bands agree" if row["bands"] else f"{found}, compared exactly"
+
+
+def _explain_survival(part: Path, row: dict, copies: list[dict]) -> list[str]:
+    lines = [f"{row['id']} (source {row['source']}) stays, in {part.name}", *_place(row)]
+    for name, value in row.items():
+        if name not in ("id", "source", "text", "url", "origin", "license"):
+            lines.append(f"  {name} {value:g}" if isinstance(value, float) else f"  {name} {value}")
+    lines.append(f"  text: {row['text'][:PREVIEW_CHARACTERS]!r}")
+    for copy in sorted(copies, key=lambda copy: (-copy["jaccard"], copy["id"]))[:SHOWN_COPIES]:
+        lines.append(f"  stays instead of {copy['id']}: {_similarity(copy)}")
+        lines += [*(f"  {line}" for line in _place(copy)), f"    removed: {copy['preview']!r}"]
+    if len(copies) > SHOWN_COPIES:
+        lines.append(f"  and of {len(copies) - SHOWN_COPIES} more")
+    return lines
