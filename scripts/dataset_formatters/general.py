@@ -1,9 +1,8 @@
 """Chat and instruction formats: role/content messages, Alpaca, ShareGPT, Dolly."""
 
-import json
 from typing import Any
 
-from .record import MalformedRecord, Message, Where, list_field, message, text_field
+from .record import MalformedRecord, Message, Where, has_entries, list_field, message, refuse_unread, text_field
 from .tool_calls import calling, calls_of, result, tool_schemas
 from .turns import conversation
 
@@ -119,16 +118,6 @@ def refuse_calls(messages: list[Message], where: Where) -> list[Message]:
     return messages
 
 
-def has_entries(value: Any) -> bool:
-    """Whether a field holds anything; some data sets write lists as JSON inside of a string, and none as "[]"."""
-    if not isinstance(value, str):
-        return bool(value)
-    try:
-        return bool(json.loads(value))
-    except (ValueError, RecursionError):
-        return bool(value.strip())
-
-
 def with_system(record: dict[str, Any], messages: list[Message], where: Where) -> list[Message]:
     """Return the messages after the optional "system" text of their record.
 
@@ -156,6 +145,7 @@ def format_messages(record: Any, where: Where) -> dict[str, Any]:
     if isinstance(record, dict) and record.get("label") is False:
         raise MalformedRecord("judged_bad", where, '"label" says that the answer is not a good one')
     turns = role_content_turns(list_field(record, "messages", where), where)
+    refuse_unread(record, ("system", "tools", "functions"), where)
     return conversation(with_system(record, turns, where), where, tools_of(record, where))
 
 
@@ -168,6 +158,7 @@ def format_alpaca(record: Any, where: Where) -> dict[str, Any]:
     instruction = text_field(record, "instruction", where)
     extra = text_field(record, "input", where, required=False)
     output = text_field(record, "output", where)
+    refuse_unread(record, ("input", "history", "system"), where)
     question = instruction if extra in ("", "<noinput>") else f"{instruction}\n\n{extra}"
     turns = [*_earlier_turns(record, where), message("user", question), message("assistant", output)]
     return conversation(with_system(record, turns, where), where)
@@ -192,6 +183,7 @@ def format_sharegpt(record: Any, where: Where) -> dict[str, Any]:
     one call or several, and answered by turns from observation (or tool, function_response).
     """
     turns = from_value_turns(list_field(record, "conversations", where), where)
+    refuse_unread(record, ("system", "tools", "functions"), where)
     return conversation(with_system(record, turns, where), where, tools_of(record, where))
 
 
@@ -199,14 +191,12 @@ def format_dolly(record: Any, where: Where) -> dict[str, Any]:
     """Read {"instruction", "context", "response"}: the optional context follows the instruction after a blank line.
 
     The context is Wikipedia's text with its citation marks ("[1]"), which stay: they cannot be told from a text that
-    speaks of "[1]". "category" says what was asked for and is not read. Raises MalformedRecord; reason unread_input
-    when the record also has an "input", which would be lost.
+    speaks of "[1]". "category" says what was asked for and is not read. Raises MalformedRecord.
     """
     instruction = text_field(record, "instruction", where)
     context = text_field(record, "context", where, required=False)
     response = text_field(record, "response", where)
-    if has_entries(record.get("input")):
-        raise MalformedRecord("unread_input", where, 'Dolly has its text in "context", and this record has an "input"')
+    refuse_unread(record, ("context",), where)
     question = f"{instruction}\n\n{context}" if context else instruction
     return conversation([message("user", question), message("assistant", response)], where)
 

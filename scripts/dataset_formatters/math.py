@@ -18,7 +18,7 @@ import re
 from typing import Any
 
 from .choices import brought_letters, lettered, question_with, right_choice, worked_solution
-from .record import MalformedRecord, Where, list_field, message, text_field
+from .record import MalformedRecord, Where, list_field, message, refuse_unread, text_field
 from .turns import conversation
 
 _CALCULATION = re.compile(r"<<[^<>]*>>")
@@ -50,6 +50,7 @@ def format_gsm8k(record: Any, where: Where) -> dict[str, Any]:
     """Read {"question", "answer"}, the answer ending in a line "#### number"."""
     question = text_field(record, "question", where)
     answer = text_field(record, "answer", where)
+    refuse_unread(record, (), where)
     found = _FINAL_LINE.search(answer)
     if found is None:
         raise MalformedRecord("no_final_answer", where, 'the answer has no last line "#### number"')
@@ -62,22 +63,22 @@ def format_gsm8k(record: Any, where: Where) -> dict[str, Any]:
 
 def format_orca_math(record: Any, where: Where) -> dict[str, Any]:
     """Read {"question", "answer"}, the answer free text without a mark before its result."""
-    return _solved(text_field(record, "question", where), text_field(record, "answer", where), where)
+    question, answer = text_field(record, "question", where), text_field(record, "answer", where)
+    refuse_unread(record, (), where)
+    return _solved(question, answer, where)
 
 
 def format_metamath(record: Any, where: Where) -> dict[str, Any]:
     """Read {"query", "response"}; the question asked is the query, not "original_question" it was made from."""
-    return _solved(text_field(record, "query", where), text_field(record, "response", where), where)
+    question, solution = text_field(record, "query", where), text_field(record, "response", where)
+    refuse_unread(record, (), where)
+    return _solved(question, solution, where)
 
 
 def format_mathinstruct(record: Any, where: Where) -> dict[str, Any]:
-    """Read {"instruction", "output"}; the output is a solution in words, or a program that prints the answer.
-
-    Raises MalformedRecord; reason unread_input for an Alpaca record, whose "input" belongs to the question.
-    """
+    """Read {"instruction", "output"}; the output is a solution in words, or a program that prints the answer."""
     question, solution = text_field(record, "instruction", where), text_field(record, "output", where)
-    if text_field(record, "input", where, required=False):
-        raise MalformedRecord("unread_input", where, 'a record with an "input" is not of this data set')
+    refuse_unread(record, (), where)
     return _solved(question, solution, where)
 
 
@@ -87,6 +88,7 @@ def format_math(record: Any, where: Where) -> dict[str, Any]:
     Raises MalformedRecord; reason no_final_answer when the solution has no last \\boxed{...} that can be read.
     """
     problem, solution = text_field(record, "problem", where), text_field(record, "solution", where)
+    refuse_unread(record, (), where)
     if boxed_answer(solution) is None:
         raise MalformedRecord("no_final_answer", where, r"the solution has no \boxed{answer}, or an unfinished one")
     return _solved(problem, solution, where)
@@ -127,6 +129,7 @@ def format_aqua(record: Any, where: Where) -> dict[str, Any]:
     choices = lettered(options, where)
     right = right_choice(choices, text_field(record, "correct", where), where)
     solution = worked_solution(text_field(record, "rationale", where), right.label, where)
+    refuse_unread(record, (), where)
     return _solved(question_with(question, choices), solution, where)
 
 

@@ -106,20 +106,22 @@ def test_the_most_specific_of_those_that_read_about_as_many_is_named():
 
 
 @pytest.mark.parametrize(
-    ("special", "general", "marked", "plain"),
+    ("special", "general", "reader", "marked", "plain"),
     [
-        ("mathinstruct", "alpaca", {"source": "data/CoT/gsm_train.json", "instruction": "q", "output": "a"},
+        ("mathinstruct", "alpaca", "alpaca", {"source": "data/CoT/gsm_train.json", "instruction": "q", "output": "a"},
          {"source": "seed", "instruction": "q", "output": "a"}),
-        ("hermes", "sharegpt", {"conversations": [SAID[0], {"from": "gpt", "value": "<tool_call>{}</tool_call>"}]},
+        ("hermes", "sharegpt", "sharegpt",
+         {"conversations": [SAID[0], {"from": "gpt", "value": "<tool_call>{}</tool_call>"}]},
          {"conversations": SAID}),
-        ("toolbench", "sharegpt", {"conversations": [SAID[0], {"from": "gpt", "value": "Action: f\nAction Input: {}"}]},
+        ("toolbench", "sharegpt", "sharegpt",
+         {"conversations": [SAID[0], {"from": "gpt", "value": "Action: f\nAction Input: {}"}]},
          {"conversations": SAID, "tools": [{"name": "f"}]}),
-        ("toolbench", "metamath", {"query": "q", "response": "a", "tools": [{"name": "f"}]},
+        ("toolbench", "metamath", "toolbench", {"query": "q", "response": "a", "tools": [{"name": "f"}]},
          {"query": "q", "response": "a", "type": "GSM_Rephrased"}),
     ],
 )  # fmt: skip
-def test_formats_that_read_the_same_records_are_told_by_their_mark(special, general, marked, plain):
-    handlers = {special: FORMAT_HANDLERS[general], general: FORMAT_HANDLERS[general]}
+def test_formats_that_read_the_same_records_are_told_by_their_mark(special, general, reader, marked, plain):
+    handlers = dict.fromkeys((special, general), FORMAT_HANDLERS[reader])
     assert detect_dataset_format([marked] * 3, handlers) == special
     assert detect_dataset_format([plain] * 3, handlers) == general
     for odd in (None, 7, [None], [{"value": 7}], {"data/": 1}):
