@@ -28,6 +28,14 @@ ROLES = {
 }
 """What data sets call the roles of a conversation; "call": the assistant's turn that is nothing but calls."""
 
+_UNREAD = {
+    "thinking": "unread_reasoning",
+    "reasoning": "unread_reasoning",
+    "reasoning_content": "unread_reasoning",
+    "refusal": "unread_refusal",
+}
+"""What a turn may say beside its content, and the reason for refusing a record that would lose it."""
+
 
 def role_of(name: Any, where: Where) -> str:
     """Return system, user, assistant, tool or call for the many names data sets give them. Raises MalformedRecord."""
@@ -88,9 +96,21 @@ def from_value_turns(turns: list, where: Where) -> list[Message]:
 
 
 def _role_of_turn(turn: Any, name: str, where: Where) -> str:
+    """Return the role of a turn of which nothing is lost when its content and calls are read. Raises MalformedRecord.
+
+    An assistant's "weight" is OpenAI's: 1 (or none) is to be learnt and 0 is not (judged_bad). Training learns all of
+    an assistant's turns, so it can heed no other weight (unknown_weight).
+    """
     if not isinstance(turn, dict):
         raise MalformedRecord("wrong_type", where, f"a turn must be an object, not {type(turn).__name__}")
-    return role_of(turn.get(name), where)
+    role, weight = role_of(turn.get(name), where), turn.get("weight")
+    if role in ("assistant", "call") and weight not in (None, 1):
+        reason = "judged_bad" if weight == 0 else "unknown_weight"
+        raise MalformedRecord(reason, where, f'"weight" of a turn is {weight!r:.40}, and only 1 can be learnt')
+    for field, reason in _UNREAD.items():
+        if has_entries(turn.get(field)):
+            raise MalformedRecord(reason, where, f'"{field}" of a turn would be lost; make it part of the content')
+    return role
 
 
 def _calls_beside(turn: dict[str, Any]) -> Any:
@@ -138,7 +158,8 @@ def format_messages(record: Any, where: Where) -> dict[str, Any]:
 
     An optional "system" field comes first. Functions are offered in "tools" (or "functions"), called in "tool_calls" of
     an assistant's turn and answered by turns of the role tool. Raises MalformedRecord; reason judged_bad for a record
-    whose "label" is false, which says in data sets for KTO that its answer is not a good one.
+    whose "label" is false, which says in data sets for KTO that its answer is not a good one, and for an assistant's
+    turn of "weight" 0, which OpenAI's layout does not train on.
     """
     if isinstance(record, list):
         return conversation(role_content_turns(record, where), where)

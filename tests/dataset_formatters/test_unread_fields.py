@@ -1,4 +1,4 @@
-"""Nothing that belongs to a question is lost: a format either shows it or refuses the record (unread_input)."""
+"""Nothing is lost: a format shows what belongs to a question or a turn, or it refuses the record under a name."""
 
 import json
 
@@ -145,3 +145,62 @@ def test_the_system_text_of_a_pair_comes_first_whether_its_sides_repeat_it_or_no
     record = {"system": "t", "prompt": [system, user], "chosen": good, "rejected": bad}
     assert made_or_reason("preference", record) == "two_systems"
     assert made_or_reason("preference", {**record, "system": ["t"]}) == "wrong_type"
+
+
+def layouts(turns):
+    """The same turns in each layout that is read turn by turn, as (format, record)."""
+    said = [{"from": turn["role"], "value": turn["content"], **rest(turn)} for turn in turns]
+    pair = {"chosen": turns, "rejected": [*turns[:-1], {"role": "assistant", "content": "another"}]}
+    yield "messages", {"messages": turns}
+    yield "messages", turns
+    yield "sharegpt", {"conversations": said}
+    yield "preference", pair
+    yield "preference", {"prompt": turns[:-1], "chosen": turns[-1:], "rejected": pair["rejected"][-1:]}
+    yield "sharegpt-preference", {"conversations": said[:-1], "chosen": said[-1], "rejected": said[-1]}
+    yield "openai-preference", {
+        "input": {"messages": turns[:-1]}, "preferred_output": turns[-1:], "non_preferred_output": turns[-1:]
+    }  # fmt: skip
+
+
+def rest(turn):
+    return {key: value for key, value in turn.items() if key not in ("role", "content")}
+
+
+CHAT = [*TURNS, {"role": "user", "content": "q2"}, {"role": "assistant", "content": "a2"}]
+
+
+@pytest.mark.parametrize("place", [1, 3])
+@pytest.mark.parametrize(
+    ("beside", "reason"),
+    [
+        ({"weight": 0}, "judged_bad"),
+        ({"weight": 0.0}, "judged_bad"),
+        ({"weight": 0.5}, "unknown_weight"),
+        ({"weight": "0"}, "unknown_weight"),
+        ({"weight": []}, "unknown_weight"),
+        ({"thinking": "t"}, "unread_reasoning"),
+        ({"reasoning": [{"text": "t"}]}, "unread_reasoning"),
+        ({"reasoning_content": " t"}, "unread_reasoning"),
+        ({"refusal": "I cannot."}, "unread_refusal"),
+    ],
+)
+def test_what_a_turn_says_beside_its_content_is_not_lost(place, beside, reason):
+    turns = [{**turn, **beside} if number == place else turn for number, turn in enumerate(CHAT)]
+    for name, record in layouts(turns):
+        assert made_or_reason(name, record) == reason, (name, record)
+
+
+def test_turns_that_say_nothing_more_are_read_as_ever():
+    nothing = {"weight": 1, "thinking": None, "reasoning_content": "", "reasoning": [], "refusal": None}
+    turns = [{**turn, **nothing} for turn in CHAT]
+    turns[0]["weight"] = turns[2]["weight"] = 0  # of the user's turns nothing is learnt anyway
+    for (name, record), (_, plain) in zip(layouts(turns), layouts(CHAT), strict=True):
+        assert FORMAT_HANDLERS[name](record, WHERE) == FORMAT_HANDLERS[name](plain, WHERE)
+
+
+def test_a_call_that_is_not_to_be_learnt_is_refused_too():
+    called = {"name": "lost_and_found", "arguments": "{}"}
+    turns = [TURNS[0], {"role": "assistant", "tool_calls": [{"function": called}], "weight": 0}]
+    assert made_or_reason("messages", {"messages": turns, "tools": TOOLS}) == "judged_bad"
+    said = [SAID[0], {"from": "function_call", "value": json.dumps(called), "weight": 0}]
+    assert made_or_reason("sharegpt", {"conversations": said, "tools": TOOLS}) == "judged_bad"
