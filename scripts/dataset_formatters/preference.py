@@ -27,14 +27,17 @@ def format_preference(record: Any, where: Where) -> dict[str, Any]:
     """Read {"prompt", "chosen", "rejected"}, each a list of {"role", "content"} or a plain string.
 
     Sides that repeat the prompt (whole conversations) are cut after it. Without "prompt" it is what both sides begin
-    with, all but the last turn. An optional "system" text comes first, whether the sides repeat it or not. Raises
+    with, all but the last turn; so it is where it is a text and they lead up to that text, with a system message or
+    earlier turns before it. An optional "system" text comes first, whether the sides repeat it or not. Raises
     MalformedRecord; reason prompt_mismatch when a side has another prompt.
     """
     if not isinstance(record, dict):
         raise MalformedRecord("wrong_type", where, f"a record must be an object, not {type(record).__name__}")
     sides = {name: _side(record, name, where) for name in ("chosen", "rejected")}
     if isinstance(record.get("prompt"), str):
-        prompt = [message("user", content_of(record["prompt"], where))]
+        asked = message("user", content_of(record["prompt"], where))
+        before, other = (side[:-1] for side in sides.values())
+        prompt = before if before == other and before[-1:] == [asked] else [asked]
     elif record.get("prompt") is None and len(sides["chosen"]) > 1:
         prompt = sides["chosen"][:-1]
     else:
