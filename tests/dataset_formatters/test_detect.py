@@ -26,6 +26,8 @@ from dataset_formatters import (
 from dataset_formatters.__main__ import main
 from dataset_formatters.detect import MARKS, SPECIFIC_TO_GENERAL, records_read
 from pipeline_lib.config.sources import ChatFormat, PairFormat
+from pipeline_lib.sources.base import Dropped
+from pipeline_lib.sources.json_rows import read_json, read_json_lines
 from pipeline_lib.stage import UserError
 
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
@@ -215,6 +217,22 @@ def test_every_refused_record_is_counted_and_ten_are_shown(tmp_path):
     assert result.errors[0] == 'chat.jsonl:1: no field "output" (missing_field)'
 
 
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".jsonl.gz"])
+def test_half_of_a_surrogate_pair_is_refused_as_stage_01_drops_it(tmp_path, suffix):
+    halves = [{"instruction": "a \ud83d", "output": "b"}, {"instruction": "a", "output": "b", "\udc00": 1}]
+    whole = [{"instruction": "Smile!", "output": "It is \U0001f600, and \\ud83d is text."}, *ALPACA]
+    path = write(tmp_path / f"chat{suffix}", [*halves, *whole])
+    read = read_json if suffix == ".json" else read_json_lines
+    rows = list(read(path, "chat", "" if suffix != ".jsonl.gz" else ".gz"))
+    dropped = [row for row in rows if isinstance(row, Dropped)]
+    assert [row.reason for row in dropped] == ["not UTF-8"] * 2 and len(rows) == 33
+    result = validate_dataset(path)
+    assert (result.is_valid, result.format_type, result.total_samples) == (False, "alpaca", 33)
+    assert result.refused == {"not_utf8": 2}
+    where = "chat.json, record 1" if suffix == ".json" else f"chat{suffix}:1"
+    assert result.errors[0] == f"{where}: half of a surrogate pair, which no UTF-8 file can hold (not_utf8)"
+
+
 def test_warnings_tell_what_is_worth_a_look(tmp_path):
     odd = [ALPACA[3], {"instruction": "a", "output": "No."}, {"instruction": "b", "output": "word " * 1001}]
     chinese = {"instruction": "c", "output": "这是一个没有空格的完整回答。"}
@@ -281,7 +299,7 @@ def test_the_command_says_who_reads_what_and_shows_the_first(tmp_path, capsys):
 
 def test_the_command_starts_without_heavy_libraries_and_prints_what_a_terminal_cannot(tmp_path, scripts):
     path = tmp_path / "chat.jsonl"
-    path.write_text(json.dumps({"instruction": "é \ud800", "output": "Naïve answers have words."}) + "\n")
+    path.write_text(json.dumps({"instruction": "é ☃", "output": "Naïve answers have words."}) + "\n")
     code = (
         "import sys, runpy; sys.argv = ['x', sys.argv[1]]\n"
         "try: runpy.run_module('dataset_formatters', run_name='__main__')\n"
