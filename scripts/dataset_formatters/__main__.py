@@ -61,7 +61,7 @@ def _report(path: Path, found: DatasetValidationResult) -> Iterator[str]:
 
 
 def _printable(text: str) -> str:
-    """Return a text without what the terminal's encoding cannot spell, such as halves of surrogate pairs."""
+    """Return a text without what the terminal's encoding cannot spell."""
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "replace").decode(encoding)
 

@@ -9,8 +9,7 @@ insist on what their data set is known by, and read what another is meant for; t
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from .general import has_entries
-from .record import MalformedRecord
+from .record import MalformedRecord, has_entries
 from .tables import FORMAT_HANDLERS, Handler
 
 SPECIFIC_TO_GENERAL = (

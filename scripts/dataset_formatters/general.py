@@ -1,9 +1,8 @@
 """Chat and instruction formats: role/content messages, Alpaca, ShareGPT, Dolly."""
 
-import json
 from typing import Any
 
-from .record import MalformedRecord, Message, Where, list_field, message, text_field
+from .record import MalformedRecord, Message, Where, has_entries, list_field, message, refuse_unread, text_field
 from .tool_calls import calling, calls_of, result, tool_schemas
 from .turns import conversation
 
@@ -28,6 +27,14 @@ ROLES = {
     "tool_response": "tool",
 }
 """What data sets call the roles of a conversation; "call": the assistant's turn that is nothing but calls."""
+
+_UNREAD = {
+    "thinking": "unread_reasoning",
+    "reasoning": "unread_reasoning",
+    "reasoning_content": "unread_reasoning",
+    "refusal": "unread_refusal",
+}
+"""What a turn may say beside its content, and the reason for refusing a record that would lose it."""
 
 
 def role_of(name: Any, where: Where) -> str:
@@ -117,9 +124,21 @@ def from_value_turns(turns: list, where: Where) -> list[Message]:
 
 
 def _role_of_turn(turn: Any, name: str, where: Where) -> str:
+    """Return the role of a turn of which nothing is lost when its content and calls are read. Raises MalformedRecord.
+
+    An assistant's "weight" is OpenAI's: 1 (or none) is to be learnt and 0 is not (judged_bad). Training learns all of
+    an assistant's turns, so it can heed no other weight (unknown_weight).
+    """
     if not isinstance(turn, dict):
         raise MalformedRecord("wrong_type", where, f"a turn must be an object, not {type(turn).__name__}")
-    return role_of(turn.get(name), where)
+    role, weight = role_of(turn.get(name), where), turn.get("weight")
+    if role in ("assistant", "call") and weight not in (None, 1):
+        reason = "judged_bad" if weight == 0 else "unknown_weight"
+        raise MalformedRecord(reason, where, f'"weight" of a turn is {weight!r:.40}, and only 1 can be learnt')
+    for field, reason in _UNREAD.items():
+        if has_entries(turn.get(field)):
+            raise MalformedRecord(reason, where, f'"{field}" of a turn would be lost; make it part of the content')
+    return role
 
 
 def _calls_beside(turn: dict[str, Any]) -> Any:
@@ -147,16 +166,6 @@ def refuse_calls(messages: list[Message], where: Where) -> list[Message]:
     return messages
 
 
-def has_entries(value: Any) -> bool:
-    """Whether a field holds anything; some data sets write lists as JSON inside of a string, and none as "[]"."""
-    if not isinstance(value, str):
-        return bool(value)
-    try:
-        return bool(json.loads(value))
-    except (ValueError, RecursionError):
-        return bool(value.strip())
-
-
 def with_system(record: dict[str, Any], messages: list[Message], where: Where) -> list[Message]:
     """Return the messages after the optional "system" text of their record.
 
@@ -177,13 +186,15 @@ def format_messages(record: Any, where: Where) -> dict[str, Any]:
 
     An optional "system" field comes first. Functions are offered in "tools" (or "functions"), called in "tool_calls" of
     an assistant's turn and answered by turns of the role tool. Raises MalformedRecord; reason judged_bad for a record
-    whose "label" is false, which says in data sets for KTO that its answer is not a good one.
+    whose "label" is false, which says in data sets for KTO that its answer is not a good one, and for an assistant's
+    turn of "weight" 0, which OpenAI's layout does not train on.
     """
     if isinstance(record, list):
         return conversation(role_content_turns(record, where), where)
     if isinstance(record, dict) and record.get("label") is False:
         raise MalformedRecord("judged_bad", where, '"label" says that the answer is not a good one')
     turns = role_content_turns(list_field(record, "messages", where), where)
+    refuse_unread(record, ("system", "tools", "functions"), where)
     return conversation(with_system(record, turns, where), where, tools_of(record, where))
 
 
@@ -196,6 +207,7 @@ def format_alpaca(record: Any, where: Where) -> dict[str, Any]:
     instruction = text_field(record, "instruction", where)
     extra = text_field(record, "input", where, required=False)
     output = text_field(record, "output", where)
+    refuse_unread(record, ("input", "history", "system"), where)
     question = instruction if extra in ("", "<noinput>") else f"{instruction}\n\n{extra}"
     turns = [*_earlier_turns(record, where), message("user", question), message("assistant", output)]
     return conversation(with_system(record, turns, where), where)
@@ -220,6 +232,7 @@ def format_sharegpt(record: Any, where: Where) -> dict[str, Any]:
     one call or several, and answered by turns from observation (or tool, function_response).
     """
     turns = from_value_turns(list_field(record, "conversations", where), where)
+    refuse_unread(record, ("system", "tools", "functions"), where)
     return conversation(with_system(record, turns, where), where, tools_of(record, where))
 
 
@@ -227,14 +240,12 @@ def format_dolly(record: Any, where: Where) -> dict[str, Any]:
     """Read {"instruction", "context", "response"}: the optional context follows the instruction after a blank line.
 
     The context is Wikipedia's text with its citation marks ("[1]"), which stay: they cannot be told from a text that
-    speaks of "[1]". "category" says what was asked for and is not read. Raises MalformedRecord; reason unread_input
-    when the record also has an "input", which would be lost.
+    speaks of "[1]". "category" says what was asked for and is not read. Raises MalformedRecord.
     """
     instruction = text_field(record, "instruction", where)
     context = text_field(record, "context", where, required=False)
     response = text_field(record, "response", where)
-    if has_entries(record.get("input")):
-        raise MalformedRecord("unread_input", where, 'Dolly has its text in "context", and this record has an "input"')
+    refuse_unread(record, ("context",), where)
     question = f"{instruction}\n\n{context}" if context else instruction
     return conversation([message("user", question), message("assistant", response)], where)
 

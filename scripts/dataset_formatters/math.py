@@ -17,21 +17,23 @@ so that "1080", "1,080" and "$1080." cannot count as different answers.
 import re
 from typing import Any
 
-from .choices import brought_letters, lettered, question_with, right_choice, worked_solution
-from .record import MalformedRecord, Where, list_field, message, text_field
+from .choices import FINAL_MARK, brought_letters, lettered, question_with, right_choice, worked_solution
+from .record import MalformedRecord, Where, list_field, message, refuse_unread, text_field
 from .turns import conversation
 
 _CALCULATION = re.compile(r"<<[^<>]*>>")
-_FINAL_LINE = re.compile(r"\n?[ \t]*####[ \t]*([^\n]*)\s*\Z")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _TOKEN = re.compile(r"\\(?:[A-Za-z]+|[^\sA-Za-z])|[^\s\\{}$]")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _NUMBER = re.compile(
-    r"(?P<sign>[-+]?) *\$? *"
+    r"(?P<sign>[-+]?) *(?:\$ *)?"
     r"(?:(?P<whole>\d{1,3}(?P<separator>[, ])\d{3}(?:(?P=separator)\d{3})*|\d+)"
     r"(?:\.(?P<decimals>\d*))?|\.(?P<only>\d+))"
 )
-"""Separators stand between groups of three digits, all of one kind: "3, 4" and "12 15" are two numbers each."""
+"""Separators stand between groups of three digits, all of one kind: "3, 4" and "12 15" are two numbers each.
+
+Trap: two repetitions that can share the same spaces would try every way to share them, in the square of their number.
+"""
 
 
 def normalised_number(text: str) -> str | None:
@@ -50,34 +52,45 @@ def format_gsm8k(record: Any, where: Where) -> dict[str, Any]:
     """Read {"question", "answer"}, the answer ending in a line "#### number"."""
     question = text_field(record, "question", where)
     answer = text_field(record, "answer", where)
-    found = _FINAL_LINE.search(answer)
-    if found is None:
-        raise MalformedRecord("no_final_answer", where, 'the answer has no last line "#### number"')
-    number = normalised_number(found.group(1))
+    refuse_unread(record, (), where)
+    steps, final = _steps_and_final(answer, where)
+    number = normalised_number(final)
     if number is None:
-        raise MalformedRecord("final_answer_is_not_a_number", where, f"the final answer is {found.group(1)!r}")
-    steps = _CALCULATION.sub("", answer[: found.start()]).strip()
+        raise MalformedRecord("final_answer_is_not_a_number", where, f"the final answer is {final!r:.80}")
+    steps = _CALCULATION.sub("", steps).strip()
     return _solved(question, worked_solution(steps, number, where), where)
+
+
+def _steps_and_final(answer: str, where: Where) -> tuple[str, str]:
+    """Return what stands before and behind the first mark of the last line of an answer without white space around it.
+
+    Found by plain search, in one pass: a pattern with white space before the mark starts anew at each space of a text.
+    Raises MalformedRecord (no_final_answer).
+    """
+    mark = answer.find(FINAL_MARK, answer.rfind("\n") + 1)
+    if mark < 0:
+        raise MalformedRecord("no_final_answer", where, 'the answer has no last line "#### number"')
+    return answer[:mark].strip(), answer[mark + len(FINAL_MARK) :].strip()
 
 
 def format_orca_math(record: Any, where: Where) -> dict[str, Any]:
     """Read {"question", "answer"}, the answer free text without a mark before its result."""
-    return _solved(text_field(record, "question", where), text_field(record, "answer", where), where)
+    question, answer = text_field(record, "question", where), text_field(record, "answer", where)
+    refuse_unread(record, (), where)
+    return _solved(question, answer, where)
 
 
 def format_metamath(record: Any, where: Where) -> dict[str, Any]:
     """Read {"query", "response"}; the question asked is the query, not "original_question" it was made from."""
-    return _solved(text_field(record, "query", where), text_field(record, "response", where), where)
+    question, solution = text_field(record, "query", where), text_field(record, "response", where)
+    refuse_unread(record, (), where)
+    return _solved(question, solution, where)
 
 
 def format_mathinstruct(record: Any, where: Where) -> dict[str, Any]:
-    """Read {"instruction", "output"}; the output is a solution in words, or a program that prints the answer.
-
-    Raises MalformedRecord; reason unread_input for an Alpaca record, whose "input" belongs to the question.
-    """
+    """Read {"instruction", "output"}; the output is a solution in words, or a program that prints the answer."""
     question, solution = text_field(record, "instruction", where), text_field(record, "output", where)
-    if text_field(record, "input", where, required=False):
-        raise MalformedRecord("unread_input", where, 'a record with an "input" is not of this data set')
+    refuse_unread(record, (), where)
     return _solved(question, solution, where)
 
 
@@ -87,6 +100,7 @@ def format_math(record: Any, where: Where) -> dict[str, Any]:
     Raises MalformedRecord; reason no_final_answer when the solution has no last \\boxed{...} that can be read.
     """
     problem, solution = text_field(record, "problem", where), text_field(record, "solution", where)
+    refuse_unread(record, (), where)
     if boxed_answer(solution) is None:
         raise MalformedRecord("no_final_answer", where, r"the solution has no \boxed{answer}, or an unfinished one")
     return _solved(problem, solution, where)
@@ -127,6 +141,7 @@ def format_aqua(record: Any, where: Where) -> dict[str, Any]:
     choices = lettered(options, where)
     right = right_choice(choices, text_field(record, "correct", where), where)
     solution = worked_solution(text_field(record, "rationale", where), right.label, where)
+    refuse_unread(record, (), where)
     return _solved(question_with(question, choices), solution, where)
 
 

@@ -12,7 +12,7 @@ one by one, so they are refused with the name of the file that has the trees.
 from typing import Any
 
 from .general import role_of
-from .record import MalformedRecord, Message, Where, list_field, message, text_field
+from .record import MalformedRecord, Message, Where, list_field, message, refuse_unread, text_field
 from .turns import conversation
 
 TREES_FILE = "2023-04-12_oasst_ready.trees.jsonl.gz"
@@ -42,6 +42,7 @@ def format_oasst(record: Any, where: Where) -> dict[str, Any]:
     branch = _best_branch(record["prompt"], where)
     while len(branch) > 1 and branch[-1]["role"] == "user":
         branch.pop()
+    refuse_unread(record, (), where)
     return conversation(branch, where)
 
 

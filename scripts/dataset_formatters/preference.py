@@ -8,8 +8,8 @@ transcripts differ earlier has no single prompt and is refused.
 import re
 from typing import Any
 
-from .general import content_of, from_value_turns, has_entries, refuse_calls, role_content_turns, with_system
-from .record import MalformedRecord, Message, Where, list_field, message, text_field
+from .general import content_of, from_value_turns, refuse_calls, role_content_turns, with_system
+from .record import MalformedRecord, Message, Where, has_entries, list_field, message, refuse_unread, text_field
 from .turns import preference
 
 _SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
@@ -27,21 +27,27 @@ def format_preference(record: Any, where: Where) -> dict[str, Any]:
     """Read {"prompt", "chosen", "rejected"}, each a list of {"role", "content"} or a plain string.
 
     Sides that repeat the prompt (whole conversations) are cut after it. Without "prompt" it is what both sides begin
-    with, all but the last turn. Raises MalformedRecord; reason prompt_mismatch when a side has another prompt.
+    with, all but the last turn; so it is where it is a text and they lead up to that text, with a system message or
+    earlier turns before it. An optional "system" text comes first, whether the sides repeat it or not. Raises
+    MalformedRecord; reason prompt_mismatch when a side has another prompt.
     """
     if not isinstance(record, dict):
         raise MalformedRecord("wrong_type", where, f"a record must be an object, not {type(record).__name__}")
     sides = {name: _side(record, name, where) for name in ("chosen", "rejected")}
     if isinstance(record.get("prompt"), str):
-        prompt = [message("user", content_of(record["prompt"], where))]
+        asked = message("user", content_of(record["prompt"], where))
+        before, other = (side[:-1] for side in sides.values())
+        prompt = before if before == other and before[-1:] == [asked] else [asked]
     elif record.get("prompt") is None and len(sides["chosen"]) > 1:
         prompt = sides["chosen"][:-1]
     else:
         prompt = refuse_calls(role_content_turns(list_field(record, "prompt", where), where), where)
+    refuse_unread(record, ("system",), where)
+    whole = with_system(record, prompt, where)
     for name, side in sides.items():
-        if len(side) > 1 and side[:-1] != prompt:
+        if len(side) > 1 and side[:-1] not in (prompt, whole):
             raise MalformedRecord("prompt_mismatch", where, f'"{name}" answers another prompt')
-    return preference(prompt, sides["chosen"][-1:], sides["rejected"][-1:], where)
+    return preference(whole, sides["chosen"][-1:], sides["rejected"][-1:], where)
 
 
 def format_sharegpt_preference(record: Any, where: Where) -> dict[str, Any]:
@@ -52,6 +58,7 @@ def format_sharegpt_preference(record: Any, where: Where) -> dict[str, Any]:
     prompt = from_value_turns(list_field(record, "conversations", where), where)
     answers = [from_value_turns([record.get(name)], where) for name in ("chosen", "rejected")]
     prompt, *answers = (refuse_calls(turns, where) for turns in (prompt, *answers))
+    refuse_unread(record, ("system",), where)
     return preference(with_system(record, prompt, where), *answers, where)
 
 
@@ -67,6 +74,7 @@ def format_hh_rlhf(record: Any, where: Where) -> dict[str, Any]:
     """Read {"chosen", "rejected"}: two transcripts that differ in the last answer only."""
     chosen = transcript_turns(text_field(record, "chosen", where), where)
     rejected = transcript_turns(text_field(record, "rejected", where), where)
+    refuse_unread(record, (), where)
     if chosen[:-1] != rejected[:-1]:
         raise MalformedRecord("prompt_mismatch", where, "the transcripts differ before the last turn")
     return preference(chosen[:-1], chosen[-1:], rejected[-1:], where)
@@ -75,14 +83,15 @@ def format_hh_rlhf(record: Any, where: Where) -> dict[str, Any]:
 def format_orca_dpo(record: Any, where: Where) -> dict[str, Any]:
     """Read {"system", "question", "chosen", "rejected"}, all of them texts, the system text optional."""
     prompt = [message("user", text_field(record, "question", where))]
-    if system := text_field(record, "system", where, required=False):
-        prompt.insert(0, message("system", system))
-    return preference(prompt, _answer(record, "chosen", where), _answer(record, "rejected", where), where)
+    refuse_unread(record, ("system",), where)
+    answers = [_answer(record, name, where) for name in ("chosen", "rejected")]
+    return preference(with_system(record, prompt, where), *answers, where)
 
 
 def format_stack_exchange(record: Any, where: Where) -> dict[str, Any]:
     """Read {"question", "response_j", "response_k"}, of which response_j got more votes."""
     prompt = [message("user", text_field(record, "question", where))]
+    refuse_unread(record, (), where)
     return preference(prompt, _answer(record, "response_j", where), _answer(record, "response_k", where), where)
 
 
@@ -103,6 +112,8 @@ def format_openai_preference(record: Any, where: Where) -> dict[str, Any]:
         raise MalformedRecord("wrong_type", where, 'a record must be an object whose "input" is an object')
     if has_entries(record["input"].get("tools")):
         raise MalformedRecord("tools_offered", where, "preference pairs cannot call functions")
+    refuse_unread(record, ("input",), where)
+    refuse_unread(record["input"], ("tools",), where)
     sides = [(record["input"], "messages"), (record, "preferred_output"), (record, "non_preferred_output")]
     turns = [role_content_turns(list_field(holder, name, where), where) for holder, name in sides]
     return preference(*(refuse_calls(each, where) for each in turns), where)
@@ -115,6 +126,7 @@ def format_ultrafeedback(record: Any, where: Where) -> dict[str, Any]:
     and equal_scores, when no answer is better than another.
     """
     prompt = [message("user", text_field(record, "instruction", where))]
+    refuse_unread(record, (), where)
     completions = record.get("completions")
     if not isinstance(completions, list) or not all(isinstance(each, dict) for each in completions):
         raise MalformedRecord("wrong_type", where, '"completions" must be a list of objects')

@@ -8,7 +8,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from .choices import Choice, choices_of, lettered, question_with, right_choice, worked_solution
-from .record import MalformedRecord, Where, list_field, message, text_field
+from .record import MalformedRecord, Where, list_field, message, refuse_unread, text_field
 from .turns import conversation
 
 _CONTEXTS = ("context", "text")
@@ -22,6 +22,7 @@ def format_openorca(record: Any, where: Where) -> dict[str, Any]:
     """Read {"system_prompt", "question", "response"}; an empty or absent system prompt makes no system turn."""
     system = text_field(record, "system_prompt", where, required=False)
     question, response = text_field(record, "question", where), text_field(record, "response", where)
+    refuse_unread(record, ("system_prompt",), where)
     first = [message("system", system)] if system else []
     return conversation([*first, message("user", question), message("assistant", response)], where)
 
@@ -34,6 +35,7 @@ def format_cot_collection(record: Any, where: Where) -> dict[str, Any]:
     """
     source = text_field(record, "source", where)
     rationale, target = text_field(record, "rationale", where), text_field(record, "target", where)
+    refuse_unread(record, (), where)
     solution = worked_solution(rationale, target, where)
     return conversation([message("user", source), message("assistant", solution)], where)
 
@@ -48,7 +50,9 @@ def format_arc(record: Any, where: Where) -> dict[str, Any]:
     holder, name = (asked, "stem") if isinstance(asked, dict) else (record, "question")
     question = text_field(holder, name, where)
     choices = _arc_choices(holder, where)
-    return _chosen(question, choices, text_field(record, "answerKey", where), where)
+    label = text_field(record, "answerKey", where)
+    refuse_unread(record, (), where)
+    return _chosen(question, choices, label, where)
 
 
 def _arc_choices(holder: dict[str, Any], where: Where) -> list[Choice]:
@@ -73,6 +77,7 @@ def format_logiqa(record: Any, where: Where) -> dict[str, Any]:
     question = text_field(record, _name_of(record, _QUESTIONS, where), where)
     choices = lettered(list_field(record, _name_of(record, _OPTIONS, where), where), where)
     letter = _letter_of(record.get(_name_of(record, _ANSWERS, where)), where)
+    refuse_unread(record, _CONTEXTS, where)
     return _chosen(f"{context}\n\n{question}", choices, letter, where)
 
 

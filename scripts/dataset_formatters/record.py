@@ -4,10 +4,14 @@ A formatter turns one original record into messages, or raises `MalformedRecord`
 row of the ledger, so that the drop counts show what a data set is really like.
 """
 
+import json
 from typing import Any
 
 Message = dict[str, Any]
 Where = str
+
+QUESTION_FIELDS = ("input", "context", "history", "system", "system_prompt", "tools", "functions")
+"""Fields that belong to what is asked, wherever a data set has them: an answer without them answers something else."""
 
 
 class MalformedRecord(Exception):
@@ -49,6 +53,28 @@ def list_field(record: Any, name: str, where: Where) -> list:
     if not value:
         raise MalformedRecord("empty_field", where, f'"{name}" is empty')
     return value
+
+
+def has_entries(value: Any) -> bool:
+    """Whether a field holds anything; some data sets write lists as JSON inside of a string, and none as "[]"."""
+    if not isinstance(value, str):
+        return bool(value)
+    try:
+        return json.loads(value) not in (None, "", [], {})
+    except (ValueError, RecursionError):
+        return bool(value.strip())
+
+
+def refuse_unread(record: Any, reads: tuple[str, ...], where: Where) -> None:
+    """Refuse a record with a part of the question that its format does not read and training would not show.
+
+    `reads`: those of QUESTION_FIELDS that the format reads; an empty one of the others is nothing lost. Raises
+    MalformedRecord (unread_input).
+    """
+    given = record if isinstance(record, dict) else {}
+    for name in QUESTION_FIELDS:
+        if name not in reads and has_entries(given.get(name)):
+            raise MalformedRecord("unread_input", where, f'"{name}" belongs to the question, and is not read here')
 
 
 def message(role: str, content: str) -> Message:

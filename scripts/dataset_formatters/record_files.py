@@ -16,6 +16,9 @@ from pipeline_lib.stage import UserError
 NOT_JSON = object()
 """What stands for a line that is not JSON."""
 
+NOT_UTF8 = object()
+"""What stands for a record with half of a surrogate pair, which JSON can escape and no UTF-8 file can hold."""
+
 _OPEN = {"": open, ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _READERS = ("json_lines", "json", "parquet")
 
@@ -23,8 +26,8 @@ _READERS = ("json_lines", "json", "parquet")
 def records_of_file(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield (where it stands, record) for every record of a file; its suffix tells how it is read.
 
-    A line that is not JSON comes as NOT_JSON. A JSON array is read whole, everything else piece by piece. Raises
-    UserError for a file that is not there, is damaged, or has no records.
+    A line that is not JSON comes as NOT_JSON, a record that stage 01 drops as not UTF-8 as NOT_UTF8. A JSON array is
+    read whole, everything else piece by piece. Raises UserError for a file that is not there or is damaged.
     """
     reader, compression = split_suffix(path.name)
     if reader not in _READERS or compression not in _OPEN:
@@ -60,14 +63,29 @@ def _lines(path: Path, file: IO[str]) -> Iterator[tuple[str, Any]]:
         if line.strip():
             try:
                 value = json.loads(line)
+                if "\\u" in line:
+                    value = _utf8(value)
             except (ValueError, RecursionError):
                 value = NOT_JSON
             yield f"{path.name}:{number}", value
 
 
+def _utf8(record: Any) -> Any:
+    """Return the record, or NOT_UTF8 for one with half of a surrogate pair."""
+    try:
+        json.dumps(record, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return NOT_UTF8
+    return record
+
+
 def _array(path: Path, file: IO[str]) -> Iterator[tuple[str, Any]]:
     try:
-        records = json.load(file)
+        text = file.read()
+        records = json.loads(text)
+        if "\\u" in text:
+            records = [_utf8(record) for record in records]
+        del text  # as large as the file, and nobody needs it while the records are used
     except UnicodeDecodeError:
         raise
     except (ValueError, RecursionError) as error:

@@ -10,7 +10,7 @@ from pipeline_lib.stage import UserError, json_digest
 
 from .detect import detect_dataset_format
 from .record import MalformedRecord
-from .record_files import NOT_JSON, records_of_file
+from .record_files import NOT_JSON, NOT_UTF8, records_of_file
 from .tables import FORMAT_HANDLERS, unknown_format
 
 SAMPLE = 500
@@ -62,6 +62,8 @@ def validate_dataset(path: Path | str, format_type: str | None = None) -> Datase
         try:
             if value is NOT_JSON:
                 raise MalformedRecord("not_json", where, "the line is not JSON")
+            if value is NOT_UTF8:
+                raise MalformedRecord("not_utf8", where, "half of a surrogate pair, which no UTF-8 file can hold")
             found.add(handler(value, where), where)
         except MalformedRecord as refusal:
             found.refuse(refusal)

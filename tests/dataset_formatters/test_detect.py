@@ -26,6 +26,8 @@ from dataset_formatters import (
 from dataset_formatters.__main__ import main
 from dataset_formatters.detect import MARKS, SPECIFIC_TO_GENERAL, records_read
 from pipeline_lib.config.sources import ChatFormat, PairFormat
+from pipeline_lib.sources.base import Dropped
+from pipeline_lib.sources.json_rows import read_json, read_json_lines
 from pipeline_lib.stage import UserError
 
 TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
@@ -106,20 +108,22 @@ def test_the_most_specific_of_those_that_read_about_as_many_is_named():
 
 
 @pytest.mark.parametrize(
-    ("special", "general", "marked", "plain"),
+    ("special", "general", "reader", "marked", "plain"),
     [
-        ("mathinstruct", "alpaca", {"source": "data/CoT/gsm_train.json", "instruction": "q", "output": "a"},
+        ("mathinstruct", "alpaca", "alpaca", {"source": "data/CoT/gsm_train.json", "instruction": "q", "output": "a"},
          {"source": "seed", "instruction": "q", "output": "a"}),
-        ("hermes", "sharegpt", {"conversations": [SAID[0], {"from": "gpt", "value": "<tool_call>{}</tool_call>"}]},
+        ("hermes", "sharegpt", "sharegpt",
+         {"conversations": [SAID[0], {"from": "gpt", "value": "<tool_call>{}</tool_call>"}]},
          {"conversations": SAID}),
-        ("toolbench", "sharegpt", {"conversations": [SAID[0], {"from": "gpt", "value": "Action: f\nAction Input: {}"}]},
+        ("toolbench", "sharegpt", "sharegpt",
+         {"conversations": [SAID[0], {"from": "gpt", "value": "Action: f\nAction Input: {}"}]},
          {"conversations": SAID, "tools": [{"name": "f"}]}),
-        ("toolbench", "metamath", {"query": "q", "response": "a", "tools": [{"name": "f"}]},
+        ("toolbench", "metamath", "toolbench", {"query": "q", "response": "a", "tools": [{"name": "f"}]},
          {"query": "q", "response": "a", "type": "GSM_Rephrased"}),
     ],
 )  # fmt: skip
-def test_formats_that_read_the_same_records_are_told_by_their_mark(special, general, marked, plain):
-    handlers = {special: FORMAT_HANDLERS[general], general: FORMAT_HANDLERS[general]}
+def test_formats_that_read_the_same_records_are_told_by_their_mark(special, general, reader, marked, plain):
+    handlers = dict.fromkeys((special, general), FORMAT_HANDLERS[reader])
     assert detect_dataset_format([marked] * 3, handlers) == special
     assert detect_dataset_format([plain] * 3, handlers) == general
     for odd in (None, 7, [None], [{"value": 7}], {"data/": 1}):
@@ -211,6 +215,22 @@ def test_every_refused_record_is_counted_and_ten_are_shown(tmp_path):
     assert (result.is_valid, result.total_samples) == (False, 44)
     assert result.refused == {"missing_field": 12, "not_json": 2} and len(result.errors) == 10
     assert result.errors[0] == 'chat.jsonl:1: no field "output" (missing_field)'
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".jsonl.gz"])
+def test_half_of_a_surrogate_pair_is_refused_as_stage_01_drops_it(tmp_path, suffix):
+    halves = [{"instruction": "a \ud83d", "output": "b"}, {"instruction": "a", "output": "b", "\udc00": 1}]
+    whole = [{"instruction": "Smile!", "output": "It is \U0001f600, and \\ud83d is text."}, *ALPACA]
+    path = write(tmp_path / f"chat{suffix}", [*halves, *whole])
+    read = read_json if suffix == ".json" else read_json_lines
+    rows = list(read(path, "chat", "" if suffix != ".jsonl.gz" else ".gz"))
+    dropped = [row for row in rows if isinstance(row, Dropped)]
+    assert [row.reason for row in dropped] == ["not UTF-8"] * 2 and len(rows) == 33
+    result = validate_dataset(path)
+    assert (result.is_valid, result.format_type, result.total_samples) == (False, "alpaca", 33)
+    assert result.refused == {"not_utf8": 2}
+    where = "chat.json, record 1" if suffix == ".json" else f"chat{suffix}:1"
+    assert result.errors[0] == f"{where}: half of a surrogate pair, which no UTF-8 file can hold (not_utf8)"
 
 
 def test_warnings_tell_what_is_worth_a_look(tmp_path):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections import Counter
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset_formatters import FORMAT_HANDLERS, MalformedRecord
-from dataset_formatters.math import boxed_answer
+from dataset_formatters.math import _steps_and_final, boxed_answer, normalised_number
 
 WHERE = "reasoning/set.jsonl:3"
 AQUA = {
@@ -94,6 +95,69 @@ groups = st.recursive(
 def test_balanced_braces_come_back_from_their_box(inside, after):
     assert boxed_answer(rf"Then \boxed{{{inside}}}{after}") == (inside.strip() or None)
     assert boxed_answer(rf"Then \boxed{{{inside}") is None
+
+
+OLD_FINAL_LINE = re.compile(r"\n?[ \t]*####[ \t]*([^\n]*)\s*\Z")
+OLD_NUMBER = re.compile(
+    r"(?P<sign>[-+]?) *\$? *(?:(?P<whole>\d{1,3}(?P<separator>[, ])\d{3}(?:(?P=separator)\d{3})*|\d+)"
+    r"(?:\.(?P<decimals>\d*))?|\.(?P<only>\d+))"
+)
+"""The oracle: patterns that say the same in the square of a text's length."""
+
+near_final_lines = st.lists(
+    st.sampled_from(["#", "##", "####", "\n", " ", "\t", "\r", "\x0b", "\u2028", "x", "5", "-", "$", ".", ","]),
+    max_size=14,
+).map("".join)
+
+
+@given(near_final_lines)
+def test_the_final_line_of_gsm8k_is_the_one_that_the_pattern_finds(text):
+    answer = text.strip()
+    found = OLD_FINAL_LINE.search(answer)
+    if found is None:
+        with pytest.raises(MalformedRecord) as refusal:
+            _steps_and_final(answer, WHERE)
+        assert refusal.value.reason == "no_final_answer"
+    else:
+        assert _steps_and_final(answer, WHERE) == (answer[: found.start()].strip(), found.group(1).strip())
+
+
+@given(st.lists(st.sampled_from(["-", "+", "$", " ", "  ", "1", "234", ",", ".", "%"]), max_size=9).map("".join))
+def test_a_number_is_one_that_the_pattern_finds(text):
+    spelled = text.strip().lstrip("$€£").strip().rstrip("%").rstrip(".").strip()
+    assert (normalised_number(text) is None) == (OLD_NUMBER.fullmatch(spelled) is None)
+
+
+MEGABYTE = 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("answer", "steps"),
+    [
+        ("x" + " " * MEGABYTE + "y\n#### 4", "x" + " " * MEGABYTE + "y"),
+        ("#" * MEGABYTE + "\n#### 4", "#" * MEGABYTE),
+        ("x\n" + "\t" * MEGABYTE + "#### 4", "x"),
+        ("<" * MEGABYTE + "\n#### 4", "<" * MEGABYTE),
+    ],
+    ids=range(4),
+)
+def test_a_megabyte_of_one_character_is_read(answer, steps):
+    """It takes no time; with a pattern that starts anew at each character it took a quarter of an hour or more."""
+    made = FORMAT_HANDLERS["gsm8k"]({"question": "q", "answer": answer}, WHERE)
+    assert made["messages"][1]["content"] == f"{steps}\n#### 4"
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("#" * MEGABYTE, "final_answer_is_not_a_number"),
+        ("x\n#### -" + " " * MEGABYTE + "x", "final_answer_is_not_a_number"),
+        ("x\n" + " " * MEGABYTE + "y", "no_final_answer"),
+    ],
+    ids=range(3),
+)
+def test_a_megabyte_of_one_character_is_refused(answer, reason):
+    assert refused("gsm8k", {"question": "q", "answer": answer}) == reason
 
 
 def test_aqua_asks_with_options_and_ends_with_the_letter():

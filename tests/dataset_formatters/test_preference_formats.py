@@ -69,6 +69,33 @@ def test_preference_refuses_by_name(record, reason):
     assert refused("preference", record) == reason
 
 
+@pytest.mark.parametrize(
+    "before",
+    [
+        [{"role": "system", "content": "s"}],
+        [{"role": "user", "content": "q0"}, *answer("a0")],
+        [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, *answer("a0")],
+    ],
+)
+def test_a_prompt_that_is_the_last_question_only_is_completed_by_its_sides(before):
+    chosen, rejected = [*before, *PROMPT, *answer("good")], [*before, *PROMPT, *answer("bad")]
+    expected = {"prompt": [*before, *PROMPT], "chosen": answer("good"), "rejected": answer("bad")}
+    record = {"prompt": " q", "chosen": chosen, "rejected": rejected}
+    assert FORMAT_HANDLERS["preference"](record, WHERE) == expected
+    assert FORMAT_HANDLERS["preference"]({**record, "prompt": None}, WHERE) == expected
+    if before[0]["role"] == "system":
+        assert FORMAT_HANDLERS["preference"]({**record, "system": "s"}, WHERE) == expected
+        assert refused("preference", {**record, "system": "t"}) == "two_systems"
+    for change in (
+        {"prompt": "another"},
+        {"rejected": answer("bad")},  # an answer to which of the two prompts?
+        {"rejected": [*PROMPT, *answer("bad")]},
+        {"rejected": [*before[:-1], {**before[-1], "content": "x"}, *PROMPT, *answer("bad")]},
+        {"chosen": [*before, *answer("good")], "rejected": [*before, *answer("bad")]},
+    ):
+        assert refused("preference", {**record, **change}) == "prompt_mismatch"
+
+
 def test_hh_rlhf_splits_at_the_last_answer_and_keeps_speaker_names_inside_a_turn():
     common = "\n\nHuman: hi\n\nAssistant: I said Human: once.\n\nHuman: and?"
     made = FORMAT_HANDLERS["hh-rlhf"](
