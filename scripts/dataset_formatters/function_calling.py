@@ -13,7 +13,7 @@ from typing import Any
 from . import gorilla, toolbench
 from .general import from_value_turns, tools_of
 from .parameter_schemas import object_schema, with_parameters
-from .record import MalformedRecord, Message, Where, list_field, message, text_field
+from .record import MalformedRecord, Message, Where, list_field, message, refuse_unread, text_field
 from .tool_calls import call, calling, calls_of, parsed, result, tool_schemas
 from .turns import conversation
 
@@ -36,6 +36,7 @@ def format_glaive(record: Any, where: Where) -> dict[str, Any]:
     list of functions leaves of it. Raises MalformedRecord; reason text_after_call when more than calls follows a call,
     text_after_end when a turn goes on behind its end mark.
     """
+    refuse_unread(record, ("system",), where)
     system, tools = _glaive_system(text_field(record, "system", where, required=False), where)
     pieces = _SPEAKER.split(text_field(record, "chat", where))
     if pieces[0].strip() or len(pieces) < 3:
@@ -115,6 +116,7 @@ def format_hermes(record: Any, where: Where) -> dict[str, Any]:
     text_around_result.
     """
     turns = from_value_turns(list_field(record, "conversations", where), where)
+    refuse_unread(record, ("tools", "functions"), where)
     tools = tools_of(record, where)
     messages: list[Message] = []
     for turn in turns:
@@ -244,6 +246,7 @@ def format_xlam(record: Any, where: Where) -> dict[str, Any]:
     JSON schema. Raises MalformedRecord; reason no_answer when no call is made.
     """
     query = text_field(record, "query", where)
+    refuse_unread(record, ("tools",), where)
     answers = record.get("answers")
     if answers is None:
         raise MalformedRecord("missing_field", where, 'no field "answers"')

@@ -5,7 +5,7 @@ from typing import Any
 
 from .general import role_content_turns
 from .parameter_schemas import with_json_types, with_parameters
-from .record import MalformedRecord, Where, list_field, message, text_field
+from .record import MalformedRecord, Where, list_field, message, refuse_unread, text_field
 from .tool_calls import call, calling, tool_schemas
 from .turns import conversation
 
@@ -34,6 +34,7 @@ def format_gorilla(record: Any, where: Where) -> dict[str, Any]:
     Raises MalformedRecord; reasons no_answer, no_api_call (an output that calls nothing), malformed_answer,
     several_questions.
     """
+    refuse_unread(record, (), where)
     if isinstance(record, dict) and "question" in record:
         return _leaderboard(record, where)
     text = text_field(record, "code", where)

@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 from .general import from_value_turns, role_content_turns, tools_of
-from .record import MalformedRecord, Message, Where, list_field, message, text_field
+from .record import MalformedRecord, Message, Where, list_field, message, refuse_unread, text_field
 from .tool_calls import call, calling, parsed, tool_schemas
 from .turns import conversation
 
@@ -36,6 +36,7 @@ def format_toolbench(record: Any, where: Where) -> dict[str, Any]:
     attempts in a turn of the user, which the next turns talk about), no_answer (an answer file without a trail, or
     Finish without an answer).
     """
+    refuse_unread(record, ("tools", "functions"), where)
     if isinstance(record, dict) and "answer_generation" in record:
         return _answer_file(record["answer_generation"], where)
     if isinstance(record, dict) and "conversations" in record:

@@ -344,3 +344,18 @@ def test_json_names_of_types_reach_nested_schemas_but_not_parameters_called_type
         "type": "object",
         "properties": {"type": {"type": "number"}, "of": {"type": "array", "items": {}}},
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "record"),
+    [
+        ("glaive", {"chat": "USER: q\n\n\nASSISTANT: a <|endoftext|>"}),
+        ("hermes", {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}),
+        ("xlam", {"query": "q", "answers": [{"name": "clock"}], "tools": [CLOCK]}),
+        ("gorilla", {"code": "###Instruction: q\n###Output: <<<api_call>>>: f()"}),
+        ("toolbench", {"query": "q", "response": "a"}),
+    ],
+)
+def test_what_belongs_to_the_question_is_not_left_out(name, record):
+    assert made(name, record)[0][0] == user("q")
+    assert reason_of(name, {**record, "history": [["q0", "a0"]]}) == "unread_input"
