@@ -34,7 +34,7 @@ def test_smallest_entry_of_each_type_is_valid(entry):
         ({**HTTP, "urls": []}, "needs `urls`"),
         ({**HUB, "repo": None}, "needs `repo`"),
         ({**HUB, "files": ["a/*.parquet"], "split": "test"}, "either `files` or `config_name`/`split`"),
-        ({**LOCAL, "kind": "sft"}, "kind sft needs a `format`: one of messages, sharegpt, alpaca"),
+        ({**LOCAL, "kind": "sft"}, "kind sft needs a `format`: one of messages, alpaca, sharegpt"),
         ({**LOCAL, "kind": "preference", "format": "alpaca"}, "format alpaca does not fit kind preference"),
         ({**LOCAL, "name": "My Data"}, "should match pattern"),
         ({**HTTP, "urls": [{"url": "ftp://a.org/x", "sha256": "0" * 64}]}, "should match pattern"),

@@ -158,7 +158,10 @@ class SourceSettings(Section):
     def _format_fits_the_kind(self) -> "SourceSettings":
         allowed = FORMATS_OF_KIND[self.kind]
         if self.format is None and len(allowed) > 1 and self.type != "python_docs":
-            raise ValueError(f"source '{self.name}': kind {self.kind} needs a `format`: one of {', '.join(allowed)}")
+            raise ValueError(
+                f"source '{self.name}': kind {self.kind} needs a `format`: one of {', '.join(allowed)}; `PYTHONPATH=scripts"
+                " python -m dataset_formatters FILE` tells which one a file is in"
+            )
         if self.format is not None and self.format not in allowed:
             raise ValueError(
                 f"source '{self.name}': format {self.format} does not fit kind {self.kind}; use {', '.join(allowed)}"
