@@ -159,8 +159,8 @@ class SourceSettings(Section):
         allowed = FORMATS_OF_KIND[self.kind]
         if self.format is None and len(allowed) > 1 and self.type != "python_docs":
             raise ValueError(
-                f"source '{self.name}': kind {self.kind} needs a `format`: one of {', '.join(allowed)}; `PYTHONPATH=scripts"
-                " python -m dataset_formatters FILE` tells which one a file is in"
+                f"source '{self.name}': kind {self.kind} needs a `format`: one of {', '.join(allowed)};"
+                " `PYTHONPATH=scripts python -m dataset_formatters FILE` tells which one a file is in"
             )
         if self.format is not None and self.format not in allowed:
             raise ValueError(
