@@ -21,6 +21,7 @@ from pipeline_lib.sources.cost import expected_cost
 from pipeline_lib.sources.http import sizes_of
 from pipeline_lib.sources.local import LocalSource
 from pipeline_lib.sources.local_probe import probe_local
+from pipeline_lib.sources.rows import MAX_ROW_BYTES
 from pipeline_lib.sources.unit_files import sink_of, write_unit
 from pipeline_lib.stage import Unit, UserError
 
@@ -109,6 +110,62 @@ def test_what_the_stage_would_refuse_in_a_file_is_not_swallowed(tmp_path, quick)
     write(tmp_path / "a.parquet", documents(10))
     settings = quick(type="local", paths=[str(tmp_path / "a.parquet")], text_field="body")
     with pytest.raises(UserError, match="body"):
+        probe_local(settings, 64_000_000)
+
+
+BROKEN_BEGINNINGS = {
+    "a.csv": (b'text\nfirst\n"and so on\n', "quote that opens in line 3"),
+    "b.csv": (b"text,text\n", "must name each field once"),
+    "a.json": (b'[{"text": "first"}, {"text": }, ', "not valid JSON after record 1"),
+}
+
+
+@pytest.mark.parametrize("compress", [None, gzip.compress])
+@pytest.mark.parametrize("name", BROKEN_BEGINNINGS)
+def test_damage_in_a_large_file_is_not_taken_for_the_cut(tmp_path, quick, monkeypatch, name, compress):
+    beginning, problem = BROKEN_BEGINNINGS[name]
+    data = beginning + ", 1\n".join(documents(4000)).encode()
+    file = tmp_path / (name + ".gz" * bool(compress))
+    file.write_bytes(compress(data) if compress else data)
+    monkeypatch.setattr(local_probe, "BEGINNING_BYTES", file.stat().st_size // 3)
+    settings = quick(type="local", paths=[str(file)])
+    with pytest.raises(UserError, match=problem):
+        probe_local(settings, 64_000_000)
+    with pytest.raises(UserError, match=problem):
+        really_written(settings, tmp_path)
+
+
+def test_a_row_that_is_longer_than_what_is_read_of_the_file_is_no_damage(tmp_path, quick, monkeypatch):
+    text = "\n".join(documents(200))
+    (tmp_path / "a.csv").write_text(f'text\nfirst\n"{text}"\nlast\n')
+    monkeypatch.setattr(local_probe, "BEGINNING_BYTES", 10_000)
+    assert "read 1 record " in probe_local(quick(type="local", paths=[str(tmp_path / "a.csv")]), 64_000_000).why
+
+
+def test_a_file_too_large_for_one_document_is_refused_by_the_plan_too(tmp_path, quick):
+    with open(tmp_path / "a.txt", "wb") as file:
+        file.truncate(MAX_ROW_BYTES + 1)
+    (tmp_path / "b.txt").write_text("small")
+    with pytest.raises(UserError, match=r"a.txt is longer than 64 MiB.*document_separator"):
+        probe_local(quick(type="local", paths=[str(tmp_path)]), 64_000_000)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_an_archive_is_read_up_to_a_record_and_damage_in_it_is_said(tmp_path, quick, monkeypatch, suffix):
+    records = []
+    for number, text in enumerate(documents(400)):
+        head = f"WARC/1.0\r\nWARC-Type: conversion\r\nWARC-Target-URI: https://a.org/{number}\r\n"
+        body = f"{head}Content-Length: {len(text)}\r\n\r\n{text}\r\n\r\n".encode()
+        records.append(gzip.compress(body) if suffix else body)
+    file = tmp_path / ("a.wet" + suffix)
+    file.write_bytes(b"".join(records))
+    settings = quick(type="local", paths=[str(file)])
+    monkeypatch.setattr(local_probe, "BEGINNING_BYTES", file.stat().st_size // 3)
+    found = probe_local(settings, 64_000_000)
+    assert "400 records" not in found.why
+    assert found.disk_bytes == pytest.approx(really_written(settings, tmp_path), rel=0.2)
+    file.write_bytes(b"".join([*records[:10], b"no archive" * 10, *records[10:]]))
+    with pytest.raises(UserError, match="damaged"):
         probe_local(settings, 64_000_000)
 
 
