@@ -35,8 +35,9 @@ REMOVED = [
 
 
 @pytest.fixture
-def cleaned(tmp_path) -> tuple[Path, list[Path]]:
-    """A finished stage 02 and the shards of stage 01 before it."""
+def cleaned(tmp_path, monkeypatch) -> tuple[Path, list[Path]]:
+    """A finished stage 02 and the shards of stage 01 before it, with the project as the working folder."""
+    monkeypatch.chdir(PROJECT_ROOT)
     folder = tmp_path / "02_clean"
     folder.mkdir()
     shard(tmp_path / "part-00000.parquet", KEPT + REMOVED)
@@ -94,6 +95,33 @@ def test_what_is_asked_is_no_expression(cleaned):
     for asked in ("f.rst", "[", "https://a.org/(short)?"):
         with pytest.raises(UserError, match="neither an id nor a part of one"):
             explain(cleaned[0], asked, cleaned[1])
+
+
+@pytest.mark.parametrize(
+    "asked", ["./second.md", "/second.md", "../second.md", "./notes/", "./", ".", "/", "..", "notes2/", "ata/notes/x/"]
+)
+def test_a_path_is_that_file_and_no_other_of_its_name(cleaned, asked):
+    with pytest.raises(UserError, match="no document"):
+        explain(cleaned[0], asked, cleaned[1])
+
+
+@pytest.mark.parametrize("asked", ["data/notes/", "./data/notes", "./data/notes/", str(PROJECT_ROOT / "data/notes")])
+def test_a_folder_is_what_lies_in_it(cleaned, asked):
+    lines = explain(cleaned[0], asked, cleaned[1])
+    assert lines[0].startswith("3 documents ") and all("  data/notes/" in line for line in lines[1:-1])
+
+
+def test_a_folder_is_no_part_of_an_id_or_name(cleaned):
+    """`s-page/` would be the beginning of fifty ids without its `/`, `data/note` that of two files."""
+    for asked in ("s-page/", "./data/note"):
+        with pytest.raises(UserError, match="no document"):
+            explain(cleaned[0], asked, cleaned[1])
+
+
+@pytest.mark.parametrize("asked", ["", " "])
+def test_to_ask_for_nothing_is_an_error(cleaned, asked):
+    with pytest.raises(UserError, match="--why asks for nothing"):
+        explain(cleaned[0], asked, cleaned[1])
 
 
 def test_without_the_shards_of_stage_01_only_urls_of_removed_documents_are_unknown(cleaned):

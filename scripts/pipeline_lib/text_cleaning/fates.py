@@ -27,11 +27,13 @@ def explain(stage_folder: Path, asked: str, downloaded: Sequence[Path] = ()) -> 
     """Return the lines that tell one document's fate, or list the documents when several have what is asked for.
 
     asked: an id; or a file, path or URL, or a part of one of these. Those that are it as a whole (a file of that name)
-    go before those that contain it. downloaded: the shards of stage 01. Raises UserError when this stage has never seen
-    such a document.
+    go before those that contain it; a path that begins with `/`, `./` or `../` is that file or folder and no other.
+    downloaded: the shards of stage 01. Raises UserError when this stage has never seen such a document.
     """
     import pyarrow.parquet as pq
 
+    if not asked.strip():
+        raise UserError("--why asks for nothing; give an id, a file, a URL, or a part of one of these")
     receipts = stage_folder / RECEIPTS
     if not receipts.is_file():
         raise UserError(f"{receipts} does not exist; run this script without --why first")
@@ -40,7 +42,7 @@ def explain(stage_folder: Path, asked: str, downloaded: Sequence[Path] = ()) -> 
     seen = _Seen(receipts, sorted(stage_folder.glob("part-*.parquet")), downloaded)
     if lines := seen.fate(asked):
         return lines
-    for pattern in (_whole(asked), _part(asked)):
+    for pattern in _patterns(asked):
         count, first = seen.matching(pattern)
         if count == 1:
             return seen.fate(first[0]["id"])
@@ -54,22 +56,39 @@ def explain(stage_folder: Path, asked: str, downloaded: Sequence[Path] = ()) -> 
     )
 
 
-def _spellings(asked: str) -> str:
-    """An expression of the names that stage 01 may have for a file: inside the project they are relative to it."""
-    names = [asked]
-    if "/" in asked and "://" not in asked:
-        absolute = os.path.normpath(Path.cwd() / asked)
-        names += [absolute, os.path.relpath(absolute, PROJECT_ROOT), os.path.normpath(asked)]
-    return "|".join(re.escape(name) for name in dict.fromkeys(names))
+def _patterns(asked: str) -> list[str]:
+    """Expressions (RE2) of the places asked for: the whole of one first, then what lies in it or contains it."""
+    names = _spellings(asked)
+    if not names:
+        return []
+    names = "|".join(re.escape(name) for name in names)
+    line_or_row = r"$|:[0-9]+$|, (record|row|byte) .+$"
+    if _is_path(asked):
+        return [f"^({names})({line_or_row})", f"^({names})/"]
+    return [f"(^|[/#])({names})({line_or_row})", f"({names})"]
 
 
-def _whole(asked: str) -> str:
-    """An expression for a whole URL, or for a file by its name or path, before a line, row or byte if one is named."""
-    return rf"(^|[/#])({_spellings(asked)})($|:[0-9]+$|, (record|row|byte) .+$)"
+def _spellings(asked: str) -> list[str]:
+    """The names that stage 01 may have for a file: inside the project they are relative to it.
+
+    A part of a place keeps its last `/`. What has neither letter nor digit, such as `.`, names nothing: every
+    place has it.
+    """
+    absolute = os.path.normpath(Path.cwd() / asked)
+    paths = [absolute, os.path.relpath(absolute, PROJECT_ROOT)]
+    if _is_path(asked):
+        names = paths
+    elif "/" in asked and "://" not in asked:
+        end = "/" * asked.endswith("/")
+        names = [asked, *(path + end for path in (*paths, os.path.normpath(asked)))]
+    else:
+        names = [asked]
+    return [name for name in dict.fromkeys(names) if any(map(str.isalnum, name))]
 
 
-def _part(asked: str) -> str:
-    return f"({_spellings(asked)})"
+def _is_path(asked: str) -> bool:
+    """Whether it says where a file lies, seen from here or from the root, and is no part of a name."""
+    return asked in (".", "..") or asked.startswith(("/", "./", "../"))
 
 
 class _Seen:
