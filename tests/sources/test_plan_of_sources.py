@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -16,9 +17,9 @@ import pytest
 import yaml
 
 from pipeline_lib.config.download import DownloadSettings
-from pipeline_lib.sources import http, local_probe
+from pipeline_lib.sources import http_sizes, local_probe
 from pipeline_lib.sources.cost import expected_cost
-from pipeline_lib.sources.http import sizes_of
+from pipeline_lib.sources.http_sizes import SizeQuestions
 from pipeline_lib.sources.local import LocalSource
 from pipeline_lib.sources.local_probe import probe_local
 from pipeline_lib.sources.rows import MAX_ROW_BYTES
@@ -173,26 +174,54 @@ def test_an_archive_is_read_up_to_a_record_and_damage_in_it_is_said(tmp_path, qu
 def test_servers_are_asked_how_large_their_files_are(server, quick, ignores_range):
     server.ignores_range = ignores_range
     urls = [server.put(f"/{number}.jsonl", b"x" * 1_500_000) for number in range(2)]
-    assert sizes_of(quick(type="http", urls=urls)) == "2 files, 3.0 MB to download"
+    assert SizeQuestions().ask(quick(type="http", urls=urls)) == "2 files, 3.0 MB to download"
     assert len(server.requests) == 2, "each is asked once"
 
 
 def test_an_address_that_fails_ends_the_questions_and_is_named(server, quick):
     good = server.put("/a.jsonl", b"x" * 2000)
     bad = {"url": server.address + "/gone.jsonl", "sha256": "0" * 64}
-    told = sizes_of(quick(type="http", urls=[good, bad, good]))
+    told = SizeQuestions().ask(quick(type="http", urls=[good, bad, good]))
     assert told.startswith("3 files, 2.0 kB in 1 of them (") and "/gone.jsonl" in told and "404" in told
     assert len(server.requests) == 2
 
 
 def test_a_silent_server_costs_a_moment(server, quick, monkeypatch):
-    monkeypatch.setattr(http, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(http_sizes, "ANSWER_SECONDS", 0.2)
     urls = [server.put(f"/{number}.jsonl", b"x") for number in range(3)]
     server.misbehave("/0.jsonl", "silent", after=3)
     started = time.monotonic()
-    told = sizes_of(quick(type="http", urls=urls))
+    told = SizeQuestions().ask(quick(type="http", urls=urls))
     assert time.monotonic() - started < 2
     assert told.startswith("3 files, their sizes are unknown (") and "/0.jsonl" in told
+
+
+def test_sources_share_the_seconds_and_a_name_that_is_not_resolved_in_time_is_left(server, quick, monkeypatch):
+    monkeypatch.setattr(http_sizes, "ANSWER_SECONDS", 0.3)
+    resolve = socket.getaddrinfo
+
+    def slow(host, *arguments, **options):
+        if host == "slow.invalid":
+            time.sleep(5)
+        return resolve(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    answering = quick(type="http", urls=[server.put("/a.jsonl", b"x" * 2000)])
+    slow_url = {"url": "http://slow.invalid/a.jsonl", "sha256": "0" * 64}
+    questions = SizeQuestions()
+    started = time.monotonic()
+    assert questions.ask(answering) == "1 file, 2.0 kB to download"
+    told = questions.ask(quick(type="http", urls=[answering.urls[0].model_dump(), slow_url]))
+    assert told.startswith("2 files, 2.0 kB in 1 of them (http://slow.invalid/a.jsonl: no answer, 0.3 s were over")
+    for _ in range(20):
+        assert questions.ask(answering).startswith("1 file, their sizes are unknown (not asked: 0.3 s were over")
+    assert time.monotonic() - started < 2 and len(server.requests) == 2
+
+
+def test_a_defect_while_asking_is_not_swallowed(quick, monkeypatch):
+    monkeypatch.setattr(http_sizes.Transfer, "size_of", lambda self, url: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        SizeQuestions().ask(quick(type="http", urls=[{"url": "http://localhost/a.jsonl", "sha256": "0" * 64}]))
 
 
 def test_one_unknown_source_leaves_the_sum_unknown_and_names_itself(server, tmp_path):
