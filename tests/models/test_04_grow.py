@@ -209,6 +209,24 @@ def test_a_run_does_not_grow_from_itself(small, tmp_path):
     assert done.returncode == 2 and "belongs to this run" in done.stderr
 
 
+def test_rows_of_the_source_that_no_token_has_are_left_out(small, source, tmp_path):
+    """Many models have a table rounded up to a multiple of 64 or more."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(source / "model.safetensors")
+    tables = ("model.embed_tokens.weight", "lm_head.weight")
+    padded = {name: torch.cat([weights[name], 100 + torch.rand(48, 32)]) for name in tables}
+    save_file({**weights, **padded}, source / "model.safetensors")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "vocab_size": config["vocab_size"] + 48}))
+    done, folder = start(small, tmp_path, grow={"source": str(source)})
+    assert done.returncode == 0, done.stderr
+    assert "without 48 rows that belong to no token of it" in done.stdout and "preserved" in done.stdout
+    expected = digest(folder)
+    assert start(small, tmp_path)[0].returncode == 0 and digest(folder) == expected, "as without the padding"
+
+
 def test_a_tokenizer_that_is_extended_gives_the_model_more_rows(small, tmp_path):
     import torch
     from safetensors.torch import load_file

@@ -99,25 +99,23 @@ class GrowthSource:
                 )
         return found
 
-    def require_growth_into(self, shape: ModelShape, target: PreTrainedConfig, tokenizer: bytes) -> None:
-        """Raise UserError unless it can grow into `shape`, whose configuration is `target` and whose tokenizer.json.
+    def require_growth_into(self, shape: ModelShape, target: PreTrainedConfig, tokenizer: bytes) -> int:
+        """Return how many rows of its tables belong to ids of its tokenizer; those behind them are padding.
 
-        Depth, feed-forward width and vocabulary may be larger; everything else that decides the function is equal.
+        Raises UserError unless it can grow into `shape`, whose configuration is `target` and whose tokenizer.json is
+        `tokenizer`. Depth, feed-forward width and vocabulary may be larger; all else that decides the function is
+        equal.
         """
         for name in (*_SETTING_OF, *_WITHOUT_SETTING):
             have, want = getattr(self.config, name, None), getattr(target, name, None)
             if have != want:
                 raise UserError(self._refuse(name, have, want))
-        for name in ("layers", "ffn", "vocabulary"):
+        for name in ("layers", "ffn"):
             have, want = self.numbers[name], getattr(shape, name)
             if want < have:
-                remedy = (
-                    "the tokenizer has fewer ids than the model has rows, and no rows are taken away: cut them off"
-                    if name == "vocabulary"
-                    else f"growth makes nothing smaller: set model.shape.{name} to {have} or more"
-                )
+                remedy = f"growth makes nothing smaller: set model.shape.{name} to {have} or more"
                 raise UserError(f"model.grow.source: {self.folder} has {name} {have}, this model {want}; {remedy}")
-        require_same_tokens(self.folder / "tokenizer.json", tokenizer)
+        return min(require_same_tokens(self.folder / "tokenizer.json", tokenizer), self.config.vocab_size)
 
     def _refuse(self, name: str, have: Any, want: Any) -> str:
         if name == "rope_parameters" and have and {**have, "rope_theta": 0} == {**want, "rope_theta": 0}:
