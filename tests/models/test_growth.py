@@ -259,3 +259,14 @@ def test_numbers_that_the_settings_leave_open_are_the_sources():
     assert (shape.layers, shape.width, shape.heads, shape.kv_heads, shape.ffn) == (9, 32, 4, 2, 48)
     assert (shape.context, shape.vocabulary, shape.head_width) == (128, 70, 8)
     assert resolve_shape(ModelSettings(depth=2), 70, 64, source).width == 128
+    wide_heads = {**source, "head_width": 16}  # Qwen3's are wider than width / heads
+    shape = resolve_shape(ModelSettings(architecture="qwen3", shape={"heads": 4}), 70, 64, wide_heads)
+    assert (shape.heads, shape.kv_heads, shape.head_width) == (4, 2, 16)
+
+
+@pytest.mark.parametrize("numbers", [{"heads": 3}, {"heads": 8}, {"kv_heads": 3}, {"width": 33}, {"head_width": 4}])
+def test_a_number_that_does_not_grow_is_refused_with_that_of_the_source(numbers):
+    source = {**SMALL, "head_width": 8, "context": 128, "vocabulary": 60}
+    (name,) = numbers
+    with pytest.raises(UserError, match=f"set model.shape.{name} to {source[name]} .only depth, ffn and vocabulary"):
+        resolve_shape(ModelSettings(shape=numbers), 70, 64, source)
