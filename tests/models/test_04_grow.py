@@ -10,6 +10,9 @@ import yaml
 from packed_run import CONFIG, make_packed_run
 
 from fork_launcher import run_script
+from pipeline_lib.models import growth_source
+from pipeline_lib.models.growth_source import open_source
+from pipeline_lib.stage import UserError, digests, file_digest
 from pipeline_lib.stage.manifest import Manifest
 
 LARGE = {"layers": 5, "ffn": 192}
@@ -190,6 +193,38 @@ def test_damage_that_safetensors_cannot_see_is_found_by_the_manifest_of_the_stag
     assert f"{file} is damaged" in done.stderr and "04_init_model.py --force" in done.stderr
 
 
+def test_damage_is_found_behind_a_link_to_the_folder_too(small, source, tmp_path):
+    """The manifest lies above `final`, as that of stage 05 does, and not above the link."""
+    stage = tmp_path / "runs" / "05_pretrain"
+    shutil.copytree(source, stage / "final")
+    manifest = Manifest.read(small / "04_init" / "manifest.json")
+    manifest.files = {f"final/{name}": entry for name, entry in manifest.files.items()}
+    manifest.write(stage / "manifest.json")
+    (tmp_path / "latest").symlink_to(stage / "final")
+    assert open_source(str(tmp_path / "latest")).digests(read_again=True)
+    file = stage / "final" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 8
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="model.safetensors is damaged"):
+        open_source(str(tmp_path / "latest")).digests()
+
+
+def test_of_large_weights_that_no_manifest_knows_samples_are_read(source, monkeypatch):
+    whole = open_source(str(source)).digests()
+    assert whole["model.safetensors"] == file_digest(source / "model.safetensors")
+    monkeypatch.setattr(growth_source, "file_digest", lambda path: pytest.fail("read whole"))
+    assert open_source(str(source)).digests() == open_source(str(source)).digests(read_again=True) == whole
+    monkeypatch.setattr(digests, "_WHOLE_DIGEST_BYTES", 10_000)
+    monkeypatch.setattr(digests, "_SAMPLE_BYTES", 1_000)
+    before = open_source(str(source)).digests()
+    assert before["config.json"] == whole["config.json"] and before["model.safetensors"].startswith("samples of ")
+    content = bytearray((source / "model.safetensors").read_bytes())
+    content[-3] ^= 8
+    (source / "model.safetensors").write_bytes(content)
+    assert open_source(str(source)).digests()["model.safetensors"] != before["model.safetensors"]
+
+
 def test_a_folder_around_the_model_is_refused_with_the_model_in_it(small, tmp_path):
     done, _ = start(small, tmp_path, grow={"source": str(small)})
     assert done.returncode == 2 and f"it has no config.json; name {small / '04_init'}" in done.stderr
@@ -207,6 +242,24 @@ def test_a_run_does_not_grow_from_itself(small, tmp_path):
     assert done.returncode == 0, done.stderr
     done, _ = start(small, tmp_path, grow={"source": str(folder)})
     assert done.returncode == 2 and "belongs to this run" in done.stderr
+
+
+def test_rows_of_the_source_that_no_token_has_are_left_out(small, source, tmp_path):
+    """Many models have a table rounded up to a multiple of 64 or more."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(source / "model.safetensors")
+    tables = ("model.embed_tokens.weight", "lm_head.weight")
+    padded = {name: torch.cat([weights[name], 100 + torch.rand(48, 32)]) for name in tables}
+    save_file({**weights, **padded}, source / "model.safetensors")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "vocab_size": config["vocab_size"] + 48}))
+    done, folder = start(small, tmp_path, grow={"source": str(source)})
+    assert done.returncode == 0, done.stderr
+    assert "without 48 rows that belong to no token of it" in done.stdout and "preserved" in done.stdout
+    expected = digest(folder)
+    assert start(small, tmp_path)[0].returncode == 0 and digest(folder) == expected, "as without the padding"
 
 
 def test_a_tokenizer_that_is_extended_gives_the_model_more_rows(small, tmp_path):

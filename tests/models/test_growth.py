@@ -36,12 +36,12 @@ def trained(settings, vocabulary=60):
     return model.eval(), shape
 
 
-def grow(large, vocabulary=60, seed=1, architecture="llama", tied=False, **choices):
+def grow(large, vocabulary=60, seed=1, architecture="llama", tied=False, known=60, **choices):
     """Return (source, grown model, plan, how many numbers were copied)."""
     settings = settings_of(large, architecture, tied, **choices)
     small, small_shape = trained(settings_of({}, architecture, tied))
     shape = resolve_shape(settings, vocabulary, 64)
-    plan = plan_growth(settings.grow, small_shape.to_json(), shape)
+    plan = plan_growth(settings.grow, small_shape.to_json(), shape, known)
     model = build_in_float32(shape, settings, SPECIAL, seed).eval()
     weights = {name: parameter.detach() for name, parameter in small.named_parameters()}
     copied = grow_weights(model, weights, plan, settings.grow, settings.init_std)
@@ -161,6 +161,22 @@ def test_new_ids_get_the_mean_row_or_that_of_a_given_id_plus_noise():
             assert float(apart.square().mean().sqrt()) == pytest.approx(spread, rel=0.05, abs=1e-7)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_behind_the_last_token_of_the_source_are_padding_and_left_out(tied):
+    small, model, plan, copied = grow({"layers": 5}, 58, tied=tied, known=50, vocabulary_noise=0, token_map={52: 7})
+    for name in ("model.embed_tokens.weight", *(() if tied else ("lm_head.weight",))):
+        old, table = (each.get_parameter(name).detach() for each in (small, model))
+        assert torch.equal(table[:50], old[:50]) and torch.equal(table[52], old[7])
+        mean = old[:50].double().mean(0)
+        assert all(float((table[new] - mean).abs().max()) < 1e-6 for new in (50, 51, *range(53, 58)))
+    told = "3 -> 5 blocks (identity), 50 -> 58 ids, without 10 rows that belong to no token of it"
+    assert plan.exact and plan.describe(settings_of({}).grow) == told
+    assert compare(small, model, (IDS % 50).tolist(), 50, exact=True)["largest_difference"] < 1e-5
+    assert grow({}, 50, tied=tied, known=50)[1].get_input_embeddings().weight.shape[0] == 50
+    with pytest.raises(UserError, match=r"token_map 52: 55 is not from an id of the source \(0 to 49\)"):
+        grow({}, 58, known=50, token_map={52: 55})
+
+
 def test_mean_rows_take_no_more_probability_than_their_share_of_the_ids():
     small, model, _, _ = grow({}, 90, vocabulary_noise=0)
     losses = [-logits(each, IDS).double().log_softmax(-1)[..., :60] for each in (small, model)]
@@ -189,22 +205,22 @@ def test_the_seed_decides_every_bit():
 def test_a_promise_that_is_not_kept_fails_and_a_broken_source_is_refused():
     small, model, _, _ = grow({"layers": 6})
     rows = IDS.tolist()
-    told = compare(small, model, rows, exact=True)
+    told = compare(small, model, rows, 60, exact=True)
     assert told["largest_difference"] == 0 and told["compared_tokens"] == 80
     assert told["allowed_difference"] == TOLERANCE * told["largest"]
     with torch.no_grad():
         model.get_parameter("model.layers.1.mlp.down_proj.weight")[3, 3] = 0.5
     with pytest.raises(StageFailure, match="not the source any more"):
-        compare(small, model, rows, exact=True)
-    assert compare(small, model, rows, exact=False)["function"] == "changed"
+        compare(small, model, rows, 60, exact=True)
+    assert compare(small, model, rows, 60, exact=False)["function"] == "changed"
     with torch.no_grad():
         model.get_parameter("model.layers.1.mlp.down_proj.weight")[3, 3] = torch.nan
     with pytest.raises(StageFailure, match="nan"):
-        compare(small, model, rows, exact=True)
+        compare(small, model, rows, 60, exact=True)
     with torch.no_grad():
         small.get_parameter("model.norm.weight")[0] = torch.inf
     with pytest.raises(UserError, match="not finite"):
-        compare(small, model, rows, exact=True)
+        compare(small, model, rows, 60, exact=True)
 
 
 @pytest.mark.parametrize(
@@ -243,3 +259,14 @@ def test_numbers_that_the_settings_leave_open_are_the_sources():
     assert (shape.layers, shape.width, shape.heads, shape.kv_heads, shape.ffn) == (9, 32, 4, 2, 48)
     assert (shape.context, shape.vocabulary, shape.head_width) == (128, 70, 8)
     assert resolve_shape(ModelSettings(depth=2), 70, 64, source).width == 128
+    wide_heads = {**source, "head_width": 16}  # Qwen3's are wider than width / heads
+    shape = resolve_shape(ModelSettings(architecture="qwen3", shape={"heads": 4}), 70, 64, wide_heads)
+    assert (shape.heads, shape.kv_heads, shape.head_width) == (4, 2, 16)
+
+
+@pytest.mark.parametrize("numbers", [{"heads": 3}, {"heads": 8}, {"kv_heads": 3}, {"width": 33}, {"head_width": 4}])
+def test_a_number_that_does_not_grow_is_refused_with_that_of_the_source(numbers):
+    source = {**SMALL, "head_width": 8, "context": 128, "vocabulary": 60}
+    (name,) = numbers
+    with pytest.raises(UserError, match=f"set model.shape.{name} to {source[name]} .only depth, ffn and vocabulary"):
+        resolve_shape(ModelSettings(shape=numbers), 70, 64, source)

@@ -304,9 +304,7 @@ def test_models_before_07_continue_text_and_who_answers_is_told_beside_the_answe
     out, err = capsys.readouterr()
     text = stage < "06"
     assert out == ("</turn></turn></turn></turn>\n" if text else "</turn>\n")
-    how = (
-        "continues text: it has not been trained on conversations" if text else "answers in turns of its chat template"
-    )
+    how = "continues text, without its chat template" if text else "answers in turns of its chat template"
     assert err == f"{turn_ender} (made by {stage}) {how}\n"
 
 

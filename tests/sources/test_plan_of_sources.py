@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -16,11 +17,12 @@ import pytest
 import yaml
 
 from pipeline_lib.config.download import DownloadSettings
-from pipeline_lib.sources import http, local_probe
+from pipeline_lib.sources import http_sizes, local_probe
 from pipeline_lib.sources.cost import expected_cost
-from pipeline_lib.sources.http import sizes_of
+from pipeline_lib.sources.http_sizes import SizeQuestions
 from pipeline_lib.sources.local import LocalSource
 from pipeline_lib.sources.local_probe import probe_local
+from pipeline_lib.sources.rows import MAX_ROW_BYTES
 from pipeline_lib.sources.unit_files import sink_of, write_unit
 from pipeline_lib.stage import Unit, UserError
 
@@ -112,30 +114,114 @@ def test_what_the_stage_would_refuse_in_a_file_is_not_swallowed(tmp_path, quick)
         probe_local(settings, 64_000_000)
 
 
+BROKEN_BEGINNINGS = {
+    "a.csv": (b'text\nfirst\n"and so on\n', "quote that opens in line 3"),
+    "b.csv": (b"text,text\n", "must name each field once"),
+    "a.json": (b'[{"text": "first"}, {"text": }, ', "not valid JSON after record 1"),
+}
+
+
+@pytest.mark.parametrize("compress", [None, gzip.compress])
+@pytest.mark.parametrize("name", BROKEN_BEGINNINGS)
+def test_damage_in_a_large_file_is_not_taken_for_the_cut(tmp_path, quick, monkeypatch, name, compress):
+    beginning, problem = BROKEN_BEGINNINGS[name]
+    data = beginning + ", 1\n".join(documents(4000)).encode()
+    file = tmp_path / (name + ".gz" * bool(compress))
+    file.write_bytes(compress(data) if compress else data)
+    monkeypatch.setattr(local_probe, "BEGINNING_BYTES", file.stat().st_size // 3)
+    settings = quick(type="local", paths=[str(file)])
+    with pytest.raises(UserError, match=problem):
+        probe_local(settings, 64_000_000)
+    with pytest.raises(UserError, match=problem):
+        really_written(settings, tmp_path)
+
+
+def test_a_row_that_is_longer_than_what_is_read_of_the_file_is_no_damage(tmp_path, quick, monkeypatch):
+    text = "\n".join(documents(200))
+    (tmp_path / "a.csv").write_text(f'text\nfirst\n"{text}"\nlast\n')
+    monkeypatch.setattr(local_probe, "BEGINNING_BYTES", 10_000)
+    assert "read 1 record " in probe_local(quick(type="local", paths=[str(tmp_path / "a.csv")]), 64_000_000).why
+
+
+def test_a_file_too_large_for_one_document_is_refused_by_the_plan_too(tmp_path, quick):
+    with open(tmp_path / "a.txt", "wb") as file:
+        file.truncate(MAX_ROW_BYTES + 1)
+    (tmp_path / "b.txt").write_text("small")
+    with pytest.raises(UserError, match=r"a.txt is longer than 64 MiB.*document_separator"):
+        probe_local(quick(type="local", paths=[str(tmp_path)]), 64_000_000)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_an_archive_is_read_up_to_a_record_and_damage_in_it_is_said(tmp_path, quick, monkeypatch, suffix):
+    records = []
+    for number, text in enumerate(documents(400)):
+        head = f"WARC/1.0\r\nWARC-Type: conversion\r\nWARC-Target-URI: https://a.org/{number}\r\n"
+        body = f"{head}Content-Length: {len(text)}\r\n\r\n{text}\r\n\r\n".encode()
+        records.append(gzip.compress(body) if suffix else body)
+    file = tmp_path / ("a.wet" + suffix)
+    file.write_bytes(b"".join(records))
+    settings = quick(type="local", paths=[str(file)])
+    monkeypatch.setattr(local_probe, "BEGINNING_BYTES", file.stat().st_size // 3)
+    found = probe_local(settings, 64_000_000)
+    assert "400 records" not in found.why
+    assert found.disk_bytes == pytest.approx(really_written(settings, tmp_path), rel=0.2)
+    file.write_bytes(b"".join([*records[:10], b"no archive" * 10, *records[10:]]))
+    with pytest.raises(UserError, match="damaged"):
+        probe_local(settings, 64_000_000)
+
+
 @pytest.mark.parametrize("ignores_range", [False, True])
 def test_servers_are_asked_how_large_their_files_are(server, quick, ignores_range):
     server.ignores_range = ignores_range
     urls = [server.put(f"/{number}.jsonl", b"x" * 1_500_000) for number in range(2)]
-    assert sizes_of(quick(type="http", urls=urls)) == "2 files, 3.0 MB to download"
+    assert SizeQuestions().ask(quick(type="http", urls=urls)) == "2 files, 3.0 MB to download"
     assert len(server.requests) == 2, "each is asked once"
 
 
 def test_an_address_that_fails_ends_the_questions_and_is_named(server, quick):
     good = server.put("/a.jsonl", b"x" * 2000)
     bad = {"url": server.address + "/gone.jsonl", "sha256": "0" * 64}
-    told = sizes_of(quick(type="http", urls=[good, bad, good]))
+    told = SizeQuestions().ask(quick(type="http", urls=[good, bad, good]))
     assert told.startswith("3 files, 2.0 kB in 1 of them (") and "/gone.jsonl" in told and "404" in told
     assert len(server.requests) == 2
 
 
 def test_a_silent_server_costs_a_moment(server, quick, monkeypatch):
-    monkeypatch.setattr(http, "ANSWER_SECONDS", 0.2)
+    monkeypatch.setattr(http_sizes, "ANSWER_SECONDS", 0.2)
     urls = [server.put(f"/{number}.jsonl", b"x") for number in range(3)]
     server.misbehave("/0.jsonl", "silent", after=3)
     started = time.monotonic()
-    told = sizes_of(quick(type="http", urls=urls))
+    told = SizeQuestions().ask(quick(type="http", urls=urls))
     assert time.monotonic() - started < 2
     assert told.startswith("3 files, their sizes are unknown (") and "/0.jsonl" in told
+
+
+def test_sources_share_the_seconds_and_a_name_that_is_not_resolved_in_time_is_left(server, quick, monkeypatch):
+    monkeypatch.setattr(http_sizes, "ANSWER_SECONDS", 0.3)
+    resolve = socket.getaddrinfo
+
+    def slow(host, *arguments, **options):
+        if host == "slow.invalid":
+            time.sleep(5)
+        return resolve(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    answering = quick(type="http", urls=[server.put("/a.jsonl", b"x" * 2000)])
+    slow_url = {"url": "http://slow.invalid/a.jsonl", "sha256": "0" * 64}
+    questions = SizeQuestions()
+    started = time.monotonic()
+    assert questions.ask(answering) == "1 file, 2.0 kB to download"
+    told = questions.ask(quick(type="http", urls=[answering.urls[0].model_dump(), slow_url]))
+    assert told.startswith("2 files, 2.0 kB in 1 of them (http://slow.invalid/a.jsonl: no answer, 0.3 s were over")
+    for _ in range(20):
+        assert questions.ask(answering).startswith("1 file, their sizes are unknown (not asked: 0.3 s were over")
+    assert time.monotonic() - started < 2 and len(server.requests) == 2
+
+
+def test_a_defect_while_asking_is_not_swallowed(quick, monkeypatch):
+    monkeypatch.setattr(http_sizes.Transfer, "size_of", lambda self, url: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        SizeQuestions().ask(quick(type="http", urls=[{"url": "http://localhost/a.jsonl", "sha256": "0" * 64}]))
 
 
 def test_one_unknown_source_leaves_the_sum_unknown_and_names_itself(server, tmp_path):

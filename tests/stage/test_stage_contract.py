@@ -463,6 +463,12 @@ def test_a_refusal_while_working_leaves_nothing_of_a_first_start_and_all_of_an_e
     assert "squares numbers (--force was given)" in (toy.folder / "log.txt").read_text()
 
 
+def test_a_stage_that_is_refused_at_once_leaves_a_run_folder_that_was_there(toy: Toy):
+    toy.run_folder.mkdir()
+    assert toy.run(TOY_BROKEN="user")[0] == 2
+    assert toy.run_folder.is_dir() and not list(toy.run_folder.iterdir())
+
+
 def test_a_start_that_fails_keeps_its_log(toy: Toy):
     assert toy.run(TOY_BROKEN="crash")[0] == 1
     assert "RuntimeError: a defect" in (toy.folder / "log.txt").read_text()

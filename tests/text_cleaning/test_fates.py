@@ -35,8 +35,9 @@ REMOVED = [
 
 
 @pytest.fixture
-def cleaned(tmp_path) -> tuple[Path, list[Path]]:
-    """A finished stage 02 and the shards of stage 01 before it."""
+def cleaned(tmp_path, monkeypatch) -> tuple[Path, list[Path]]:
+    """A finished stage 02 and the shards of stage 01 before it, with the project as the working folder."""
+    monkeypatch.chdir(PROJECT_ROOT)
     folder = tmp_path / "02_clean"
     folder.mkdir()
     shard(tmp_path / "part-00000.parquet", KEPT + REMOVED)
@@ -94,6 +95,70 @@ def test_what_is_asked_is_no_expression(cleaned):
     for asked in ("f.rst", "[", "https://a.org/(short)?"):
         with pytest.raises(UserError, match="neither an id nor a part of one"):
             explain(cleaned[0], asked, cleaned[1])
+
+
+@pytest.mark.parametrize(
+    "asked", ["./second.md", "/second.md", "../second.md", "./notes/", "./", ".", "/", "..", "notes2/", "ata/notes/x/"]
+)
+def test_a_path_is_that_file_and_no_other_of_its_name(cleaned, asked):
+    with pytest.raises(UserError, match="no document"):
+        explain(cleaned[0], asked, cleaned[1])
+
+
+@pytest.mark.parametrize("asked", ["data/notes/", "./data/notes", "./data/notes/", str(PROJECT_ROOT / "data/notes")])
+def test_a_folder_is_what_lies_in_it(cleaned, asked):
+    lines = explain(cleaned[0], asked, cleaned[1])
+    assert lines[0].startswith("3 documents ") and all("  data/notes/" in line for line in lines[1:-1])
+
+
+def test_a_folder_is_no_part_of_an_id_or_name(cleaned):
+    """`s-page/` would be the beginning of fifty ids without its `/`, `data/note` that of two files."""
+    for asked in ("s-page/", "./data/note"):
+        with pytest.raises(UserError, match="no document"):
+            explain(cleaned[0], asked, cleaned[1])
+
+
+@pytest.mark.parametrize("asked", ["", " "])
+def test_to_ask_for_nothing_is_an_error(cleaned, asked):
+    with pytest.raises(UserError, match="--why asks for nothing"):
+        explain(cleaned[0], asked, cleaned[1])
+
+
+def test_texts_are_not_read_beyond_the_row_group_of_the_one_that_is_told(cleaned, monkeypatch):
+    folder, downloaded = cleaned
+    for place in (*folder.glob("part-*.parquet"), *downloaded):
+        pq.write_table(pq.read_table(place), place, row_group_size=4)
+    read = []
+    original = pq.ParquetFile.read_row_group
+
+    def read_row_group(self, number, columns=None, **options):
+        read.append(columns is None or "text" in columns)
+        return original(self, number, columns=columns, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", read_row_group)
+    for name in ("read_table", "read_pandas"):
+        monkeypatch.setattr(pq, name, lambda *_, **__: pytest.fail("a whole table is read"))
+    assert explain(folder, "s-page30", downloaded)[0].startswith("s-page30 ")
+    assert sum(read) == 1 and len(read) > 5
+
+
+def test_a_document_that_stands_for_many_tells_the_nearest_and_the_number(cleaned):
+    receipts = cleaned[0] / "removed.parquet"
+    rows = pq.read_table(receipts).to_pylist()
+    near = [{**rows[0], "id": f"s-near{n:02}", "jaccard": 0.8 + (n % 4) / 100} for n in range(40)]
+    pq.write_table(pa.Table.from_pylist(rows + near, schema=receipt_schema()), receipts, row_group_size=7)
+    told = [line.split()[3] for line in explain(cleaned[0], "s-kept") if "stays instead of" in line]
+    assert told == ["s-copy:", "s-near03:", "s-near07:", "s-near11:", "s-near15:"]
+    assert explain(cleaned[0], "s-kept")[-1] == "  and of 36 more"
+
+
+def test_only_of_a_duplicate_is_the_survivor_looked_up(cleaned, monkeypatch):
+    from pipeline_lib.text_cleaning import fates
+
+    asked = []
+    monkeypatch.setattr(fates, "_first_row", lambda files, identity, columns: asked.append(identity) or {})
+    explain(cleaned[0], "s-short", cleaned[1])
+    assert asked == ["s-short"]
 
 
 def test_without_the_shards_of_stage_01_only_urls_of_removed_documents_are_unknown(cleaned):

@@ -19,9 +19,9 @@ class ShapeSettings(Section):
     kv_heads: int | None = Field(default=None, ge=1)
     """Number of key/value heads per block; fewer than `heads` is grouped-query attention."""
     head_width: int | None = Field(default=None, ge=2)
-    """Size of one attention head, in features; width / heads when not given."""
+    """Size of one attention head, in features; width / heads, or the source's, when not given."""
     ffn: int | None = Field(default=None, ge=8)
-    """Inner size of the gated feed-forward network, in features; 8/3 of the width, rounded up to 64, when not given."""
+    """Inner size of the gated feed-forward network, in features; the source's, or 8/3 of the width, when not given."""
 
 
 class GrowSettings(Section):
@@ -61,7 +61,7 @@ class ModelSettings(Section):
     depth: int | None = Field(default=None, ge=1, le=200)
     """The one dial: number of blocks, which sets width, heads, learning rates, batch and horizon (docs/models.md)."""
     shape: ShapeSettings = ShapeSettings()
-    """Single numbers of the shape that win over the preset or the dial; alone, they need `layers` and `width`."""
+    """Single numbers that win over preset, dial and source; without any of these, `layers` and `width` are needed."""
     grow: GrowSettings = GrowSettings()
     """Begin as a smaller trained model instead of random weights."""
     context: int | None = Field(default=None, ge=2)

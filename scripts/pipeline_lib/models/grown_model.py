@@ -32,10 +32,10 @@ def check_growth(
     settings: ModelSettings, source: GrowthSource, shape: ModelShape, tokens: TokenizerSource
 ) -> GrowthPlan:
     """Return how `source` grows into `shape`, nothing but its small files read. Raises UserError when it cannot."""
-    source.require_growth_into(
+    known = source.require_growth_into(
         shape, transformers_config(shape, settings, tokens.special), tokens.files["tokenizer.json"]
     )
-    return plan_growth(settings.grow, source.numbers, shape)
+    return plan_growth(settings.grow, source.numbers, shape, known)
 
 
 def grow_model(
@@ -63,26 +63,27 @@ def grow_model(
         "growth": plan.describe(settings.grow),
         "parameters_copied": copied,
         "parameters_made": shape.parameter_counts()["total"] - copied,
-        "logits": compare(small, model, sample, plan.exact),
+        "logits": compare(small, model, sample, plan.vocabulary[0], plan.exact),
     }
     if settings.grow.ffn == "copy" and not settings.grow.ffn_noise and plan.ffn[0] < plan.ffn[1]:
         stage.note("copied feed-forward units without noise get the same gradients and stay copies: see grow.ffn_noise")
     return model.to(dtype), facts
 
 
-def compare(small: PreTrainedModel, model: PreTrainedModel, sample: list[list[int]], exact: bool) -> dict[str, Any]:
-    """Return how far the logits of the grown model are from the source's, for the ids of the source.
+def compare(
+    small: PreTrainedModel, model: PreTrainedModel, sample: list[list[int]], ids: int, exact: bool
+) -> dict[str, Any]:
+    """Return how far the logits of the grown model are from the source's, for the first `ids`, which both know.
 
     exact: whether they have to be the same. Raises UserError when the source's are not finite, StageFailure when they
     have to be the same and are not.
     """
-    ids = small.config.vocab_size
     difference, largest, count = 0.0, 0.0, 0
     for row in sample:
         known = [number for number in row if number < ids]
         if not known:
             continue
-        before, after = _logits(small, known), _logits(model, known)[:, :ids]
+        before, after = _logits(small, known)[:, :ids], _logits(model, known)[:, :ids]
         largest = max(largest, float(before.abs().max()))
         apart = float((after - before).abs().max())
         difference = apart if math.isnan(apart) else max(difference, apart)

@@ -8,7 +8,8 @@ learns: the zeros themselves have a gradient from the first step on, and what is
                 stack     trained blocks repeated (G_stack, Du et al. 2024); the function changes
     ffn         zero      random units whose columns in `down` are zero (Gesmundo and Maile 2023)
                 copy      units repeated, each column of `down` shared among the copies (Net2Wider, Chen et al. 2016)
-    vocabulary  the rows of new ids are the mean of all rows (Hewitt 2021), or those of a similar id, plus noise
+    vocabulary  the rows of new ids are the mean of all rows (Hewitt 2021), or those of a similar id, plus noise;
+                rows behind the last id of the source's tokenizer are padding that nothing has trained, and are left out
 
 `zero` is the default and not Net2Wider: without noise copies get the same gradients for ever (times their share, which
 AdamW divides out), so they would never become two units, and noise that separates them changes the function. Random
@@ -48,7 +49,8 @@ class GrowthPlan:
     """What comes from where.
 
     layers: blocks of the source; layer_of: the one that each block copies; inserted: blocks that change nothing at
-    first; ffn, vocabulary: (of the source, of the grown model); exact: whether the source's function is preserved.
+    first; ffn: (of the source, of the grown model); vocabulary: (ids of the source's tokenizer, ids of the grown
+    model); padding: rows of the source's tables behind those ids; exact: whether the source's function is preserved.
     """
 
     layers: int
@@ -56,6 +58,7 @@ class GrowthPlan:
     inserted: tuple[bool, ...]
     ffn: tuple[int, int]
     vocabulary: tuple[int, int]
+    padding: int
     exact: bool
 
     def describe(self, settings: GrowSettings) -> str:
@@ -66,12 +69,14 @@ class GrowthPlan:
             f"ffn {self.ffn[0]} -> {self.ffn[1]} ({settings.ffn})": self.ffn[0] < self.ffn[1],
             f"{self.vocabulary[0]} -> {self.vocabulary[1]} ids": self.vocabulary[0] < self.vocabulary[1],
         }
-        return ", ".join(text for text, true in grown.items() if true) or "nothing grows: the source as it is"
+        told = ", ".join(text for text, true in grown.items() if true) or "nothing grows: the source as it is"
+        return told + (f", without {self.padding} rows that belong to no token of it" if self.padding else "")
 
 
-def plan_growth(settings: GrowSettings, source: dict[str, int], shape: ModelShape) -> GrowthPlan:
+def plan_growth(settings: GrowSettings, source: dict[str, int], shape: ModelShape, known: int) -> GrowthPlan:
     """Return how a source of those numbers (`GrowthSource.numbers`) grows into `shape`, which is nowhere smaller.
 
+    known: how many of its rows belong to ids of its tokenizer; the ids behind them are new, whatever rows there are.
     Raises UserError when layer_map or token_map do not fit the two.
     """
     layer_of = _layer_map(settings, source["layers"], shape.layers)
@@ -80,7 +85,7 @@ def plan_growth(settings: GrowSettings, source: dict[str, int], shape: ModelShap
         settings.depth == "identity" and place > 0 and layer == layer_of[place - 1]
         for place, layer in enumerate(layer_of)
     )
-    ids = (source["vocabulary"], shape.vocabulary)
+    ids, padding = (known, shape.vocabulary), source["vocabulary"] - known
     for new, old in settings.token_map.items():
         if not (ids[0] <= new < ids[1] and 0 <= old < ids[0]):
             raise UserError(
@@ -89,7 +94,7 @@ def plan_growth(settings: GrowSettings, source: dict[str, int], shape: ModelShap
             )
     noisy = settings.ffn == "copy" and settings.ffn_noise > 0 and shape.ffn > source["ffn"]
     exact = (settings.depth == "identity" or same_depth) and not noisy
-    return GrowthPlan(source["layers"], layer_of, inserted, (source["ffn"], shape.ffn), ids, exact)
+    return GrowthPlan(source["layers"], layer_of, inserted, (source["ffn"], shape.ffn), ids, padding, exact)
 
 
 def _layer_map(settings: GrowSettings, old: int, new: int) -> tuple[int, ...]:
@@ -143,8 +148,9 @@ def grow_weights(
 
 
 def _grow_table(parameter: Tensor, old: Tensor, plan: GrowthPlan, settings: GrowSettings, init_std: float) -> int:
-    """Fill a table [ids, width] that begins with the rows of `old`."""
+    """Fill a table [ids, width] that begins with the rows of `old` that are no padding."""
     first, ids = plan.vocabulary
+    old = old[:first]
     parameter[:first].copy_(old)
     if ids > first:
         noise = parameter[first:] * (settings.vocabulary_noise * _root_mean_square(old) / init_std)

@@ -17,6 +17,7 @@ from pipeline_lib.config import resolve_path
 from pipeline_lib.config.model import ModelSettings
 from pipeline_lib.stage import Stage, UserError, file_digest
 from pipeline_lib.stage.catalog import BY_NAME
+from pipeline_lib.stage.digests import content_digest
 from pipeline_lib.stage.manifest import MANIFEST, Manifest
 
 from .same_tokens import require_same_tokens
@@ -77,21 +78,24 @@ class GrowthSource:
     def digests(self, read_again: bool = False) -> dict[str, str]:
         """Return {file name: digest} of all that decides what grows from it.
 
-        A file that the manifest of its stage knows and that looks untouched since is read only with `read_again`.
-        Raises UserError when one is not what that manifest says.
+        A file that the manifest of its stage knows and that looks untouched since is read only with `read_again`, and
+        of a large one that no manifest knows only samples, as there is nothing to compare it with. Links are followed.
+        Raises UserError when a file is not what the manifest says.
         """
-        found, manifest, above = {}, None, self.folder
-        for above in (self.folder, self.folder.parent):
-            if (manifest := Manifest.read(above / MANIFEST)) is not None:
-                break
-        for path in (self.folder / "config.json", self.folder / "tokenizer.json", *self.weights):
+        found = {}
+        for named in (self.folder / "config.json", self.folder / "tokenizer.json", *self.weights):
+            path = named.parent.resolve() / named.name
+            manifest, above = _manifest_above(path)
             name = path.relative_to(above).as_posix()
             entry = manifest.files.get(name) if manifest else None
-            if entry and not read_again and manifest.run.get("seen", {}).get(name) == manifest.stat_of(path):
+            if entry is None:
+                found[path.name] = _digest_of_samples(path)
+                continue
+            if not read_again and manifest.run.get("seen", {}).get(name) == manifest.stat_of(path):
                 found[path.name] = entry.digest
                 continue
             found[path.name] = file_digest(path)
-            if entry and entry.digest != found[path.name]:
+            if entry.digest != found[path.name]:
                 made_by = BY_NAME[manifest.stage].script if manifest.stage in BY_NAME else manifest.stage
                 raise UserError(
                     f"model.grow.source: {path} is damaged (its checksum is not that of {above / MANIFEST}); make it"
@@ -99,25 +103,23 @@ class GrowthSource:
                 )
         return found
 
-    def require_growth_into(self, shape: ModelShape, target: PreTrainedConfig, tokenizer: bytes) -> None:
-        """Raise UserError unless it can grow into `shape`, whose configuration is `target` and whose tokenizer.json.
+    def require_growth_into(self, shape: ModelShape, target: PreTrainedConfig, tokenizer: bytes) -> int:
+        """Return how many rows of its tables belong to ids of its tokenizer; those behind them are padding.
 
-        Depth, feed-forward width and vocabulary may be larger; everything else that decides the function is equal.
+        Raises UserError unless it can grow into `shape`, whose configuration is `target` and whose tokenizer.json is
+        `tokenizer`. Depth, feed-forward width and vocabulary may be larger; all else that decides the function is
+        equal.
         """
         for name in (*_SETTING_OF, *_WITHOUT_SETTING):
             have, want = getattr(self.config, name, None), getattr(target, name, None)
             if have != want:
                 raise UserError(self._refuse(name, have, want))
-        for name in ("layers", "ffn", "vocabulary"):
+        for name in ("layers", "ffn"):
             have, want = self.numbers[name], getattr(shape, name)
             if want < have:
-                remedy = (
-                    "the tokenizer has fewer ids than the model has rows, and no rows are taken away: cut them off"
-                    if name == "vocabulary"
-                    else f"growth makes nothing smaller: set model.shape.{name} to {have} or more"
-                )
+                remedy = f"growth makes nothing smaller: set model.shape.{name} to {have} or more"
                 raise UserError(f"model.grow.source: {self.folder} has {name} {have}, this model {want}; {remedy}")
-        require_same_tokens(self.folder / "tokenizer.json", tokenizer)
+        return min(require_same_tokens(self.folder / "tokenizer.json", tokenizer), self.config.vocab_size)
 
     def _refuse(self, name: str, have: Any, want: Any) -> str:
         if name == "rope_parameters" and have and {**have, "rope_theta": 0} == {**want, "rope_theta": 0}:
@@ -188,6 +190,22 @@ def open_source(name: str) -> GrowthSource:
         if not (folder / file).is_file():
             raise UserError(f"model.grow.source: {folder} has no {file}; name a whole model folder with its tokenizer")
     return GrowthSource(name, folder, tuple(folder / part for part in parts))
+
+
+def _manifest_above(path: Path) -> tuple[Manifest | None, Path]:
+    """Return the manifest of the stage that made the file, and the folder of the stage."""
+    for above in (path.parent, path.parent.parent):
+        if (manifest := Manifest.read(above / MANIFEST)) is not None:
+            return manifest, above
+    return None, path.parent
+
+
+def _digest_of_samples(path: Path) -> str:
+    """Return the digest of the file, beyond 64 MiB of samples of it, its length and its time."""
+    told = content_digest(path)
+    if "xxh3" in told:
+        return f"xxh3:{told['xxh3']}"
+    return f"samples of {told['bytes']} bytes modified at {told['modified_ns']}: {told['xxh3_of_samples']}"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -13,18 +13,24 @@ from pipeline_lib.stage import UserError
 _SETTINGS_OF_A_CALL = ("truncation", "padding")  # they say how long a batch is made, not what an id means
 
 
-def require_same_tokens(source: Path, content: bytes) -> None:
-    """Raise UserError unless every id of the tokenizer.json at `source` means the same in the one with `content`."""
+def require_same_tokens(source: Path, content: bytes) -> int:
+    """Return how many ids the tokenizer.json at `source` has: 1 + the highest.
+
+    Raises UserError unless each of them means the same in the one with `content`.
+    """
     before = source.read_bytes()
+    tokenizer = _parse(before, str(source))
+    count = 1 + max(_ids(tokenizer).values(), default=-1)
     if before == content:
-        return
-    difference = _difference(_parse(before, str(source)), _parse(content, "the tokenizer.json of 03_packed"))
+        return count
+    difference = _difference(tokenizer, _parse(content, "the tokenizer.json of 03_packed"))
     if difference is not None:
         raise UserError(
             f"model.grow.source was trained with another tokenizer ({source}) than the text is packed with:"
             f" {difference}; start the run from the packed cache of the source (packed: in the YAML), or pack the text"
             f" with its tokenizer (pack.tokenizer: {source.parent})"
         )
+    return count
 
 
 def _difference(source: dict[str, Any], own: dict[str, Any]) -> str | None:

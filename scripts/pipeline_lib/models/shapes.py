@@ -90,15 +90,16 @@ def resolve_shape(
     `packed_context` is the longest context packed in stage 03, in tokens; it raises the declared context of a preset
     and is the context otherwise. source: the numbers of the model to grow from, by the names of `ModelShape`; without a
     preset or a depth they hold where the settings give no other. Raises UserError when the settings leave the shape
-    open or contradict themselves.
+    open, contradict themselves, or give another number than that of the source for what does not grow.
     """
     given = {name: value for name, value in settings.shape.model_dump().items() if value is not None}
     if source is not None and settings.preset is None and settings.depth is None:
+        _require_what_does_not_grow(given, source)
         base, context = source, max(source["context"], packed_context)
     else:
         base, context = _base(settings, given, packed_context)
     numbers = {**base, **given}
-    if "head_width" not in given and ("heads" in given or "head_width" not in base):
+    if base is not source and "head_width" not in given and ("heads" in given or "head_width" not in base):
         numbers["head_width"] = _divide(numbers["width"], numbers["heads"])
     shape = ModelShape(
         layers=numbers["layers"],
@@ -114,6 +115,15 @@ def resolve_shape(
     )
     _check(shape, packed_context, settings)
     return shape
+
+
+def _require_what_does_not_grow(given: dict[str, int], source: dict[str, int]) -> None:
+    for name in ("width", "heads", "kv_heads", "head_width"):
+        if given.get(name, source[name]) != source[name]:
+            raise UserError(
+                f"model.shape.{name} is {given[name]}, and that of the model to grow from {source[name]}; set"
+                f" model.shape.{name} to {source[name]} (only depth, ffn and vocabulary grow), or leave it out"
+            )
 
 
 def _base(settings: ModelSettings, given: dict[str, int], packed_context: int) -> tuple[dict[str, int], int]:

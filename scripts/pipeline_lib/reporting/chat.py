@@ -3,8 +3,9 @@
     python -m pipeline_lib.reporting.chat --config configs/demo.yaml [--model dpo] [--prompt "What does json.dumps do?"]
 
 The conversation goes through the tokenizer's own chat template, and an answer ends where the model's generation
-settings say, or where that template ends a turn if they say nothing. The models of stages 04 and 05 have never seen
-that template: they continue what is typed as plain text, each time anew, up to the end of a document.
+settings say, or where that template ends a turn if they say nothing. The models of stages 04 and 05 are models of text,
+also when they grew from one that knows conversations: they continue what is typed as plain text, each time anew, up to
+the end of a document.
 
 Without `--prompt` it is interactive; an empty line or the end of the input leaves; Ctrl-C during an answer, or running
 out of memory, costs the question alone. Answers are all that goes to standard output; which model gives them is told on
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import BatchEncoding
 
 TEXT_STAGES = ("04_init", "05_pretrain")
-"""Their models know text, and no conversation."""
+"""What their models are trained on, or will be, is text, whatever the model that they grew from knows."""
 
 
 def _flags(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +76,7 @@ def choose_model(run_folder: Path, name: str | None, arguments: str = "") -> tup
 class Continuation:
     """A model and its tokenizer, which continue a text as if it were the beginning of a document."""
 
-    manner = "continues text: it has not been trained on conversations"
+    manner = "continues text, without its chat template"
 
     def __init__(
         self, folder: Path, max_new_tokens: int, temperature: float, device: str = "auto", dtype: str = "auto"

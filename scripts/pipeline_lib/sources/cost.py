@@ -15,6 +15,7 @@ from ..stage import Estimate
 from ..stage.memory import own_peak_bytes
 from ..stage.progress import duration, size
 from .base import Dropped
+from .http_sizes import SizeQuestions
 
 if TYPE_CHECKING:
     from ..config.download import DownloadSettings
@@ -62,7 +63,8 @@ def expected_cost(settings: DownloadSettings, workers: int) -> Estimate:
     that the stage would refuse.
     """
     entries = settings.entries()
-    parts = [_part_of(entry, settings.shard_megabytes) for entry in entries if entry.type != "python_docs"]
+    questions = SizeQuestions()
+    parts = [_part_of(entry, settings.shard_megabytes, questions) for entry in entries if entry.type != "python_docs"]
     if len(parts) < len(entries):
         parts.insert(0, _python_docs(settings, workers))
     lines = tuple(part.line() for part in parts)
@@ -78,7 +80,7 @@ def expected_cost(settings: DownloadSettings, workers: int) -> Estimate:
     return Estimate(None, None, None, basis, lines)
 
 
-def _part_of(entry: SourceSettings, shard_megabytes: float) -> Part:
+def _part_of(entry: SourceSettings, shard_megabytes: float, questions: SizeQuestions) -> Part:
     if entry.type == "local":
         from .local_probe import probe_local
 
@@ -86,9 +88,7 @@ def _part_of(entry: SourceSettings, shard_megabytes: float) -> Part:
         memory = max(LOCAL_BYTES, own_peak_bytes()) if found.seconds is not None else None
         return Part(entry.name, found.matched, found.seconds, memory, found.disk_bytes, found.why)
     if entry.type == "http":
-        from .http import sizes_of
-
-        return Part(entry.name, sizes_of(entry), None, None, None, "they depend on the network")
+        return Part(entry.name, questions.ask(entry), None, None, None, "they depend on the network")
     return Part(entry.name, "", None, None, None, "the hub is asked for its files when the stage runs, not by a plan")
 
 

@@ -1,23 +1,15 @@
 """Files behind http(s) addresses, each proved by its SHA-256."""
 
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ..config.sources import SourceSettings
-from ..stage import StageFailure, UserError
-from ..stage.progress import size
 from .base import Dropped, Record, Workbench
 from .downloads import Downloads
 from .file_rows import check_readable, rows_of_file
-from .patience import TryAgain
 from .records import records_of
 from .transfer import Expected, Transfer
-
-ANSWER_SECONDS = 5.0
-"""How long `--plan` waits for an answer, and after how long it asks no more addresses."""
 
 
 class HttpSource:
@@ -51,35 +43,6 @@ class HttpSource:
         self._downloads.forget_before(number)
         path = self._downloads.get(number, file.url, label, Expected("sha256", file.sha256))
         yield from records_of(rows_of_file(path, label, self.settings), label, self.settings)
-
-
-def sizes_of(settings: SourceSettings) -> str:
-    """Say how many files the addresses name and how large they are, as far as the servers tell within seconds.
-
-    Each is asked once, for its first byte. The first failure ends the questions: the next address is likely to cost as
-    long a wait.
-    """
-    count = f"{len(settings.urls):,} file{'s' * (len(settings.urls) != 1)}"
-    quick = settings.model_copy(update={"timeout_seconds": min(ANSWER_SECONDS, settings.timeout_seconds)})
-    transfer = Transfer(quick, Workbench(Path()))
-    total = known = 0
-    end = time.monotonic() + ANSWER_SECONDS
-    reason = ""
-    for file in settings.urls:
-        if time.monotonic() > end:
-            reason = f"{ANSWER_SECONDS:.0f} s were over"
-            break
-        try:
-            told = transfer.size_of(file.url)
-        except (TryAgain, UserError, StageFailure) as error:
-            reason = str(error) if file.url in str(error) else f"{file.url}: {error}"
-            break
-        if told is not None:
-            known, total = known + 1, total + told
-    if known == len(settings.urls):
-        return f"{count}, {size(total)} to download"
-    told = f"{size(total)} in {known:,} of them" if known else "their sizes are unknown"
-    return f"{count}, {told} ({reason or 'the servers tell no more'})"
 
 
 def label_of(url: str) -> str:

@@ -6,23 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from ..config import PROJECT_ROOT, resolve_path
 from ..config.base import expand_user
 from ..config.sources import SourceSettings
 from ..data_file_names import is_readable
 from ..stage import UserError
+from ..stage.digests import content_digest
 from .base import Dropped, Record, Workbench
 from .file_rows import check_readable, rows_of_file
 from .folders import describe_left_out, files_among, files_below
 from .growth import BORDERS, unit_borders
 from .records import records_of
 from .units import Piece, plan_units, unit_names
-
-_WHOLE_DIGEST_BYTES = 64 << 20
-_SAMPLE_BYTES = 1 << 20
-_SAMPLES = 16
 
 
 class LocalSource:
@@ -126,21 +121,3 @@ def _label(file: Path, entry: str) -> str:
     absolute = expand_user(entry).is_absolute() and not file.is_relative_to(PROJECT_ROOT)
     label = file.as_posix() if absolute else Path(os.path.relpath(file, PROJECT_ROOT)).as_posix()
     return os.fsencode(label).decode("utf-8", "backslashreplace")
-
-
-def content_digest(file: Path) -> dict[str, Any]:
-    """Size and xxh3-128 digest of a file: of all of it up to 64 MiB, of 16 spread blocks and the mtime beyond.
-
-    A corpus of hundreds of gigabytes could not be read whole each time a run asks whether it is up to date.
-    """
-    status = file.stat()
-    digest = xxhash.xxh3_128()
-    with open(file, "rb") as stream:
-        if status.st_size <= _WHOLE_DIGEST_BYTES:
-            while block := stream.read(_SAMPLE_BYTES):
-                digest.update(block)
-            return {"bytes": status.st_size, "xxh3": digest.hexdigest()}
-        for index in range(_SAMPLES):
-            stream.seek((status.st_size - _SAMPLE_BYTES) * index // (_SAMPLES - 1))
-            digest.update(stream.read(_SAMPLE_BYTES))
-    return {"bytes": status.st_size, "xxh3_of_samples": digest.hexdigest(), "modified_ns": status.st_mtime_ns}

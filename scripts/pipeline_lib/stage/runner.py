@@ -166,6 +166,7 @@ def _main(spec, run, estimate, inputs, extra_arguments, actions, join, continue_
 
 
 def _execute(stage: Stage, spec: StageSpec, run: Callable[[Stage], None], inputs, join, continue_with) -> int:
+    run_folder_is_new = not stage.folder.parent.exists()
     _make_folder(stage.folder)
     said_before = (stage.folder / LOG).exists()
     stage.open_log()
@@ -205,11 +206,14 @@ def _execute(stage: Stage, spec: StageSpec, run: Callable[[Stage], None], inputs
             _withdraw(stage)
         raise
     finally:
-        _release(stage.folder, lock, discard=refused and not said_before)
+        _release(stage.folder, lock, discard=refused and not said_before, run_folder_too=run_folder_is_new)
 
 
-def _release(folder: Path, lock: StageLock, discard: bool) -> None:
-    """Give the lock back; `discard`: with the folder, and that of the run, where nothing but this start is in them.
+def _release(folder: Path, lock: StageLock, discard: bool, run_folder_too: bool) -> None:
+    """Give the lock back; `discard`: with the folder, where nothing but this start is in it.
+
+    run_folder_too: also the run's, if nothing else is in it. One that was there before may be somebody's mount, the
+    target of a link, or the folder that a shell is in.
 
     A stage that was refused at once is none that has begun. Another process that waits for the lock makes the folder
     anew (see lock.py), so an entry that appears in this moment keeps it.
@@ -221,7 +225,8 @@ def _release(folder: Path, lock: StageLock, discard: bool) -> None:
     lock.release(remove=True)
     with suppress(OSError):  # not empty
         folder.rmdir()
-        folder.parent.rmdir()
+        if run_folder_too:
+            folder.parent.rmdir()
 
 
 def _withdraw(stage: Stage) -> None:

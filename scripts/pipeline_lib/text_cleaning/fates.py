@@ -6,7 +6,7 @@ know, while they are there.
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from pipeline_lib.stage import UserError
 from .receipts import EXACT, NEAR, PREVIEW_CHARACTERS, RECEIPTS, receipt_schema
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import pyarrow.compute as pc
 
 SHOWN_COPIES = 5
@@ -27,11 +28,13 @@ def explain(stage_folder: Path, asked: str, downloaded: Sequence[Path] = ()) -> 
     """Return the lines that tell one document's fate, or list the documents when several have what is asked for.
 
     asked: an id; or a file, path or URL, or a part of one of these. Those that are it as a whole (a file of that name)
-    go before those that contain it. downloaded: the shards of stage 01. Raises UserError when this stage has never seen
-    such a document.
+    go before those that contain it; a path that begins with `/`, `./` or `../` is that file or folder and no other.
+    downloaded: the shards of stage 01. Raises UserError when this stage has never seen such a document.
     """
     import pyarrow.parquet as pq
 
+    if not asked.strip():
+        raise UserError("--why asks for nothing; give an id, a file, a URL, or a part of one of these")
     receipts = stage_folder / RECEIPTS
     if not receipts.is_file():
         raise UserError(f"{receipts} does not exist; run this script without --why first")
@@ -40,7 +43,7 @@ def explain(stage_folder: Path, asked: str, downloaded: Sequence[Path] = ()) -> 
     seen = _Seen(receipts, sorted(stage_folder.glob("part-*.parquet")), downloaded)
     if lines := seen.fate(asked):
         return lines
-    for pattern in (_whole(asked), _part(asked)):
+    for pattern in _patterns(asked):
         count, first = seen.matching(pattern)
         if count == 1:
             return seen.fate(first[0]["id"])
@@ -54,22 +57,39 @@ def explain(stage_folder: Path, asked: str, downloaded: Sequence[Path] = ()) -> 
     )
 
 
-def _spellings(asked: str) -> str:
-    """An expression of the names that stage 01 may have for a file: inside the project they are relative to it."""
-    names = [asked]
-    if "/" in asked and "://" not in asked:
-        absolute = os.path.normpath(Path.cwd() / asked)
-        names += [absolute, os.path.relpath(absolute, PROJECT_ROOT), os.path.normpath(asked)]
-    return "|".join(re.escape(name) for name in dict.fromkeys(names))
+def _patterns(asked: str) -> list[str]:
+    """Expressions (RE2) of the places asked for: the whole of one first, then what lies in it or contains it."""
+    names = _spellings(asked)
+    if not names:
+        return []
+    names = "|".join(re.escape(name) for name in names)
+    line_or_row = r"$|:[0-9]+$|, (record|row|byte) .+$"
+    if _is_path(asked):
+        return [f"^({names})({line_or_row})", f"^({names})/"]
+    return [f"(^|[/#])({names})({line_or_row})", f"({names})"]
 
 
-def _whole(asked: str) -> str:
-    """An expression for a whole URL, or for a file by its name or path, before a line, row or byte if one is named."""
-    return rf"(^|[/#])({_spellings(asked)})($|:[0-9]+$|, (record|row|byte) .+$)"
+def _spellings(asked: str) -> list[str]:
+    """The names that stage 01 may have for a file: inside the project they are relative to it.
+
+    A part of a place keeps its last `/`. What has neither letter nor digit, such as `.`, names nothing: every
+    place has it.
+    """
+    absolute = os.path.normpath(Path.cwd() / asked)
+    paths = [absolute, os.path.relpath(absolute, PROJECT_ROOT)]
+    if _is_path(asked):
+        names = paths
+    elif "/" in asked and "://" not in asked:
+        end = "/" * asked.endswith("/")
+        names = [asked, *(path + end for path in (*paths, os.path.normpath(asked)))]
+    else:
+        names = [asked]
+    return [name for name in dict.fromkeys(names) if any(map(str.isalnum, name))]
 
 
-def _part(asked: str) -> str:
-    return f"({_spellings(asked)})"
+def _is_path(asked: str) -> bool:
+    """Whether it says where a file lies, seen from here or from the root, and is no part of a name."""
+    return asked in (".", "..") or asked.startswith(("/", "./", "../"))
 
 
 class _Seen:
@@ -80,18 +100,28 @@ class _Seen:
 
     def fate(self, identity: str) -> list[str]:
         """The lines about the document with this id, none when there is no such document."""
-        import pyarrow.compute as pc
-
-        wanted = pc.field("id") == identity
-        if removed := next(_rows([self._receipts], wanted), None):
-            known = next(_rows(self._downloaded, wanted, _PLACE), {})
-            survivor = next(_rows(self._kept, pc.field("id") == removed["survivor_id"], _PLACE), {})
+        if (removed := _row(self._receipts, identity)) is not None:
+            known = _first_row(self._downloaded, identity, _PLACE)
+            copied = removed["rule"] in (EXACT, NEAR)
+            survivor = _first_row(self._kept, removed["survivor_id"], _PLACE) if copied else {}
             return _explain_removal({**removed, "url": known.get("url")}, survivor)
         for part in self._kept:
-            if kept := next(_rows([part], wanted), None):
-                replaced = (pc.field("survivor_id") == identity) & pc.field("rule").isin([EXACT, NEAR])
-                return _explain_survival(part, kept, list(_rows([self._receipts], replaced)))
+            if (kept := _row(part, identity)) is not None:
+                return _explain_survival(part, kept, *self._copies_of(identity))
         return []
+
+    def _copies_of(self, identity: str) -> tuple[int, list[dict]]:
+        """How many documents this one stands for, and the nearest of them."""
+        import pyarrow.compute as pc
+        import pyarrow.dataset as ds
+
+        replaced = (pc.field("survivor_id") == identity) & pc.field("rule").isin([EXACT, NEAR])
+        receipts = ds.dataset(self._receipts, format="parquet")
+        copies = receipts.to_table(columns=["id", "jaccard"], filter=replaced)
+        order = [("jaccard", "descending"), ("id", "ascending")]
+        nearest = copies["id"].take(pc.select_k_unstable(copies, SHOWN_COPIES, order)).combine_chunks()
+        rows = receipts.to_table(filter=pc.field("id").isin(nearest)).sort_by(order)
+        return copies.num_rows, rows.to_pylist()
 
     def matching(self, pattern: str) -> tuple[int, list[dict]]:
         """How many documents have a place that the expression (RE2) finds, and the first of them, with their fate."""
@@ -104,29 +134,60 @@ class _Seen:
                 expression = expression | pc.match_substring_regex(pc.field(name), pattern)
             return expression
 
-        urls = pc.match_substring_regex(pc.field("url"), pattern)
-        by_url = pa.array([row["id"] for row in _rows(self._downloaded, urls, _PLACE)], pa.string())
-        removed = found("origin") | pc.field("id").isin(by_url)
-        count, first = 0, []
-        for row in _rows([self._receipts], removed, ("id", "origin", "rule")):
-            count += 1
-            first += [row] * (len(first) < SHOWN_MATCHES)
+        removed = found("origin") | pc.field("id").isin(_ids(self._downloaded, found("url")))
+        count, first = _count_and_first([self._receipts], removed, ["id", "origin", "rule"], SHOWN_MATCHES)
         shown = pc.field("id").isin(pa.array([row["id"] for row in first], pa.string()))
-        known = {row["id"]: row["url"] for row in _rows(self._downloaded, shown, _PLACE)}
+        _, places = _count_and_first(self._downloaded, shown, list(_PLACE), len(first))
+        known = {row["id"]: row["url"] for row in places}
         first = [{**row, "url": known.get(row["id"])} for row in first]
-        for row in _rows(self._kept, found("origin", "url"), _PLACE):
-            count += 1
-            first += [row] * (len(first) < SHOWN_MATCHES)
-        return count, first
+        room = SHOWN_MATCHES - len(first)
+        kept, more = _count_and_first(self._kept, found("origin", "url"), list(_PLACE), room)
+        return count + kept, first + more
 
 
-def _rows(files: Sequence[Path], wanted: "pc.Expression", columns: Sequence[str] | None = None) -> Iterator[dict]:
-    """The rows of the files for which the expression holds, file by file."""
+def _row(file: Path, identity: str, columns: Sequence[str] | None = None) -> dict | None:
+    """The row with this id, None when there is none: the ids are read, then one row group, never a file's texts."""
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
+    with pq.ParquetFile(file) as parquet:
+        for group in range(parquet.num_row_groups):
+            number = pc.index(parquet.read_row_group(group, columns=["id"])["id"], identity).as_py()
+            if number >= 0:
+                rows = parquet.read_row_group(group, columns=None if columns is None else list(columns))
+                return rows.slice(number, 1).to_pylist()[0]
+    return None
+
+
+def _first_row(files: Sequence[Path], identity: str, columns: Sequence[str]) -> dict:
+    """These columns of the first row with this id, nothing when no file has it."""
+    rows = (_row(file, identity, columns) for file in files)
+    return next((row for row in rows if row is not None), {})
+
+
+def _ids(files: Sequence[Path], wanted: "pc.Expression") -> "pa.Array":
+    """The ids of the rows for which the expression holds."""
+    import pyarrow as pa
+    import pyarrow.dataset as ds
+
+    tables = (ds.dataset(file, format="parquet").to_table(columns=["id"], filter=wanted) for file in files)
+    return pa.chunked_array([chunk for table in tables for chunk in table["id"].chunks], pa.string()).combine_chunks()
+
+
+def _count_and_first(
+    files: Sequence[Path], wanted: "pc.Expression", columns: list[str], room: int
+) -> tuple[int, list[dict]]:
+    """How many rows of the files the expression holds for, and the first `room` of them."""
+    import pyarrow.dataset as ds
+
+    count, first = 0, []
     for file in files:
-        chosen = None if columns is None else list(columns)
-        yield from pq.read_table(file, columns=chosen, filters=wanted).to_pylist()
+        rows = ds.dataset(file, format="parquet")
+        here = rows.count_rows(filter=wanted)
+        if here and len(first) < room:
+            first += rows.head(room - len(first), columns=columns, filter=wanted).to_pylist()
+        count += here
+    return count, first
 
 
 def _listed(row: dict) -> str:
@@ -159,15 +220,15 @@ def _similarity(row: dict) -> str:
     return f"{found}, {row['bands']} MinHash bands agree" if row["bands"] else f"{found}, compared exactly"
 
 
-def _explain_survival(part: Path, row: dict, copies: list[dict]) -> list[str]:
+def _explain_survival(part: Path, row: dict, copies: int, nearest: list[dict]) -> list[str]:
     lines = [f"{row['id']} (source {row['source']}) stays, in {part.name}", *_place(row)]
     for name, value in row.items():
         if name not in ("id", "source", "text", "url", "origin", "license"):
             lines.append(f"  {name} {value:g}" if isinstance(value, float) else f"  {name} {value}")
     lines.append(f"  text: {row['text'][:PREVIEW_CHARACTERS]!r}")
-    for copy in sorted(copies, key=lambda copy: (-copy["jaccard"], copy["id"]))[:SHOWN_COPIES]:
+    for copy in nearest:
         lines.append(f"  stays instead of {copy['id']}: {_similarity(copy)}")
         lines += [*(f"  {line}" for line in _place(copy)), f"    removed: {copy['preview']!r}"]
-    if len(copies) > SHOWN_COPIES:
-        lines.append(f"  and of {len(copies) - SHOWN_COPIES} more")
+    if copies > len(nearest):
+        lines.append(f"  and of {copies - len(nearest)} more")
     return lines
