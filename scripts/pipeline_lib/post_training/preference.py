@@ -30,7 +30,7 @@ from .examples import CUT, Examples, account_for_training, pair_rows, read_examp
 from .logp_slices import REFERENCE, LogpSlices
 from .resumable_trainer import METRICS, ResumableTrainer
 from .training_setup import check_context, horizon, load_model, save_model, trainer_arguments
-from .validations import LOSS, check_held_out
+from .validations import LOSS, LossDiverged, check_held_out
 
 _Judge = Callable[[dict[str, Any]], numpy.ndarray]
 
@@ -119,13 +119,16 @@ class PairTrainer(ResumableTrainer, DPOTrainer):
         return numpy.stack([chosen, rejected, numpy.full(len(chosen), loss)], axis=1)
 
     def measure(self, dataset: Dataset, reference: numpy.ndarray) -> dict[str, float]:
-        """Return the figures of the file's head for held-out pairs and their reference log-probabilities."""
+        """Return the figures of the file's head for held-out pairs and their reference log-probabilities.
+
+        Raises LossDiverged, and as `_judged` does.
+        """
         if not len(dataset):
             return {}
         verdicts = self._judged(_with_reference(dataset, reference, "val"), "held-out pairs", self._logps_and_loss, 3)
         logps, losses = verdicts[:, :2], verdicts[:, 2]
         if not numpy.isfinite(verdicts).all():
-            raise StageFailure("log-probabilities of held-out answers are not finite; lower learning_rate")
+            raise LossDiverged("log-probabilities of held-out answers are not finite; lower learning_rate")
         rewards = self.beta * (logps - reference)
         return {
             "val_accuracy": float((logps[:, 0] > logps[:, 1]).mean()),

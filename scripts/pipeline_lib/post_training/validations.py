@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline_lib.checkpoints import LoadedCheckpoint
 from pipeline_lib.config.fine_tuning import FineTuningSettings
-from pipeline_lib.stage import Stage, UserError
+from pipeline_lib.stage import Stage, StageFailure, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +25,10 @@ LOSS = "val_loss"
 """The figure that decides, lower is better: nats per token (07, 10), the mean loss of a pair (09)."""
 
 _GROUP = "best"
+
+
+class LossDiverged(StageFailure):
+    """A loss is not finite: the weights are lost, and a checkpoint of them would be of no use."""
 
 
 @dataclass(frozen=True)
