@@ -286,14 +286,23 @@ def test_validation_without_anything_held_out_is_a_user_error(stage, aligned_run
         prepare = {"07_sft": ["06_prepare_sft_data.py", "06_prepare_reasoning_data.py"]}
         for script in prepare.get(stage, ["08_prepare_dpo_data.py"]):
             assert helpers.run_script(script, run, "--val_fraction", "0") == 0
-    capsys.readouterr()
-    assert helpers.run_script(SCRIPTS[stage], run, *flags, "--eval_steps", "2") == 2
     section = stage.partition("_")[2]
     told = (
         f"{section}.eval_steps is 2, but no example is held out; raise {share}.val_fraction, or set"
         f" {section}.eval_steps to null"
     )
-    assert told in capsys.readouterr().err
+    for plan in ([], ["--plan"]):
+        capsys.readouterr()
+        assert helpers.run_script(SCRIPTS[stage], run, *flags, "--eval_steps", "2", *plan) == 2
+        assert told in capsys.readouterr().err
+
+
+def test_a_plan_is_not_refused_where_the_run_holds_out_a_single_example(before_stage, helpers, capsys):
+    run, share = before_stage("10_lora"), ["--val_fraction", "1e-6", "--eval_steps", "2"]
+    capsys.readouterr()
+    assert helpers.run_script(SCRIPTS["10_lora"], run, *share, "--plan") == 0
+    assert " validations of 1 example\n" in capsys.readouterr().out
+    assert helpers.run_script(SCRIPTS["10_lora"], run, *share) == 0
 
 
 def test_the_plan_counts_validations_and_the_best_weights(aligned_run):
@@ -330,6 +339,39 @@ def during_validation(monkeypatch, step: int, forward) -> None:
         return train(self, *arguments)
 
     monkeypatch.setattr(ResumableTrainer, "train_resumably", with_forward)
+
+
+def test_the_plan_on_a_gpu_names_the_best_weights_apart_from_its_memory(aligned_run, monkeypatch):
+    """The figure for memory is the GPU's, and the copy is not there."""
+    import torch
+
+    from pipeline_lib.config.run import RunConfig
+    from pipeline_lib.post_training import training_probe
+    from pipeline_lib.stage import Stage
+    from pipeline_lib.stage.catalog import BY_NAME
+
+    class PassesOnAGpu:
+        device = torch.device("cuda")
+
+        def __init__(self, *_):
+            pass
+
+        def seconds(self, rows, length):
+            return 1.0
+
+        def peak_bytes(self, rows, length):
+            return 10**12
+
+    def plan(keep_best: bool):
+        config = RunConfig(sft={"max_length": 96, "eval_steps": 2, "keep_best": keep_best})
+        stage = Stage(BY_NAME["07_sft"], config, aligned_run, 1, "")
+        folder = stage.input("05_pretrain").folder("final")
+        return training_probe.estimate_training(stage, folder, 8, 40, 1, held_out=70)
+
+    monkeypatch.setattr(training_probe, "TrainingPasses", PassesOnAGpu)
+    last, best = plan(keep_best=False), plan(keep_best=True)
+    assert best.memory_bytes == last.memory_bytes == 10**12 + 2 * 4 * 33_440
+    assert "; keep_best takes 133.8 kB of host memory" in best.basis and "host" not in last.basis
 
 
 # -- killed and continued --------------------------------------------------------------------------------------------

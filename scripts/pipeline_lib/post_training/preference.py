@@ -206,7 +206,7 @@ def align(stage: Stage) -> None:
     _tell_of_cut_answers(stage, len(train) + len(val))
     steps = horizon(len(train), stage.settings).steps  # of all pairs: `epochs` below 1 means a share of them
     train = _within_horizon(train, stage, steps)
-    check_held_out(stage, len(val), "dpo_data.val_fraction")
+    check_held_out(stage, len(val))
     trainer = make_trainer(stage, load_model(source), tokenizer, train, steps)
     held_out = val.spread(stage.settings.val_examples).dataset()
     reference = trainer.reference_logps(held_out, "val")

@@ -134,7 +134,7 @@ def fine_tune(stage: Stage) -> None:
     set_aside(stage.ledger, val)
     trainer = make_trainer(stage, load_model(source), tokenizer, train)
     account_for_training(stage.ledger, train, examples_read(train, stage))
-    check_held_out(stage, len(val), "sft_data.val_fraction")
+    check_held_out(stage, len(val))
     train_and_measure(stage, trainer, val.spread(stage.settings.val_examples), source, tokenizer)
     stage.adopt(METRICS)
 
