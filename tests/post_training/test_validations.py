@@ -498,6 +498,27 @@ def test_a_checkpoint_that_is_due_comes_before_a_validation_and_again_after_a_lo
     assert events.listed == long
 
 
+@every_stage
+def test_a_checkpoint_that_becomes_due_within_a_validation_is_taken_there(
+    stage, before_stage, finished, helpers, monkeypatch, events
+):
+    """Step 2 ends after 500 s, and the first batch of its validation takes 200 s: 700 s, of which 600 may be lost."""
+    from pipeline_lib.post_training.validations import Validations
+
+    def slow(original, **inputs):
+        events.clock += 200
+        return original(**inputs)
+
+    run, by_time = before_stage(stage), [*FLAGS[stage], *KEEP_BEST, "--checkpoint_steps", "1000"]
+    with monkeypatch.context() as patched:
+        during_validation(patched, 2, slow)
+        fail_at(patched, Validations, "record", 1)
+        assert helpers.run_script(SCRIPTS[stage], run, *by_time) == 1
+    assert events.listed == ["saved 2"] and newest_checkpoint(run, stage) == (2, 0)
+    assert helpers.run_script(SCRIPTS[stage], run, *by_time) == 0
+    assert files(run, stage) == files(finished(stage, *KEEP_BEST), stage)
+
+
 def test_a_long_validation_that_was_left_to_do_is_saved_after_the_next_step(before_stage, helpers, monkeypatch, events):
     from pipeline_lib.post_training.validations import Validations
 

@@ -97,7 +97,7 @@ class PairTrainer(ResumableTrainer, DPOTrainer):
                 if slices is not None:
                     slices.add(batch)
                 bar.advance(len(indices))
-                self.stage.stop_if_interrupted()
+                self.between_batches()
         return verdicts
 
     def _logps_and_loss(self, inputs: dict[str, Any]) -> numpy.ndarray:

@@ -13,10 +13,10 @@ Why the continued run equals the uninterrupted one bit for bit: the trainer skip
 that were seen, draws the next one, and only then puts the generators back (`_load_rng_state`), exactly where they
 stood when the checkpoint was taken. metrics.jsonl is cut back to the checkpoint's step and holds no times.
 
-A validation follows its step. A checkpoint that is due does not wait for it, and when a signal or a lack of memory
-stops it, one is saved: such a checkpoint says that the validation is still to be done, and the next start begins with
-it. After a validation that took `checkpoint_seconds` another one, which has its outcome, replaces that of the same
-step. A validation leaves the generators as it found them.
+A validation follows its step. A checkpoint that is due, or becomes so, does not wait for it, and when a signal or a
+lack of memory stops it, one is saved: such a checkpoint says that the validation is still to be done, and the next
+start begins with it. If `checkpoint_seconds` have passed since, another one, which has the outcome, replaces it after
+the validation. A validation leaves the generators as it found them.
 """
 
 from __future__ import annotations
@@ -232,6 +232,12 @@ class ResumableTrainer(OutOfMemoryRecovery):
         if not self._last_step_is_saved():
             self._save_checkpoint(self.model, None)
             self.stage.say(f"  the state after step {self.state.global_step:,} was saved before the error")
+
+    def between_batches(self) -> None:
+        """Save the last step if the time for it comes within a measurement; raise StageInterrupted after a signal."""
+        self.stage.stop_if_interrupted()
+        if not self._last_step_is_saved() and self._time_is_up():
+            self._save_checkpoint(self.model, None)
 
     def _last_step_is_saved(self) -> bool:
         return self.state.global_step <= self._saved_step

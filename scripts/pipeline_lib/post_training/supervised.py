@@ -60,7 +60,7 @@ class ConversationTrainer(ResumableTrainer, SFTTrainer):
                 for loss, hits, scored in pieces.run(score, indices, [lengths[index] for index in indices]):
                     total, first, tokens = total + loss, first + hits, tokens + scored
                 bar.advance(len(indices))
-                self.stage.stop_if_interrupted()
+                self.between_batches()
         loss = total / tokens
         if not math.isfinite(loss):
             raise LossDiverged(f"the held-out loss is {loss}; lower learning_rate")
