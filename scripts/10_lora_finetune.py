@@ -18,13 +18,15 @@ def run(stage: Stage) -> None:
 
 
 def estimate(stage: Stage) -> Estimate:
+    from pipeline_lib.post_training.held_out import expected_held_out
     from pipeline_lib.post_training.training_probe import estimate_training
 
     general = stage.input("06_sft_data").result
     domain = stage.input("01_download").ledger.total("domain")["documents"]
     examples = round(domain / (1 - stage.settings.general_share))
     mean = general["tokens"] / (general["train"] + general["val"])
-    folder, held_out = stage.input("09_dpo").folder("final"), round(domain * stage.settings.val_fraction)
+    held_out = expected_held_out(domain, stage.settings.val_fraction, stage.settings.val_examples)
+    folder = stage.input("09_dpo").folder("final")
     return estimate_training(stage, folder, examples, mean, 1, adapters=True, held_out=held_out)
 
 

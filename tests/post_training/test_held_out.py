@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline_lib.post_training.held_out import held_out_bonds
+from pipeline_lib.post_training.held_out import expected_held_out, held_out_bonds
 
 bond = st.integers(0, 60).map(lambda n: f"bond{n:02d}")
 record_lists = st.lists(st.lists(bond, min_size=1, max_size=3), max_size=80)
@@ -41,3 +41,14 @@ def test_a_small_set_still_holds_something_out_but_never_most_of_it():
     assert len(held_out_bonds([["a"], ["b"], ["c"]], 1e-9, 10, 0)) == 1
     assert held_out_bonds([["a"], ["a"], ["a"]], 0.5, 10, 0) == set()
     assert held_out_bonds([["a"], ["b"]], 0.0, 10, 0) == set()
+
+
+@given(st.integers(0, 60), st.floats(0, 0.9), st.integers(0, 40))
+def test_records_without_bonds_to_others_are_expected_to_be_held_out_exactly_where_some_are(count, fraction, limit):
+    held = held_out_bonds([[str(number)] for number in range(count)], fraction, limit, 0)
+    expected = expected_held_out(count, fraction, limit)
+    assert bool(expected) == bool(held) and expected <= min(limit, count // 2)
+
+
+def test_the_expected_number_is_about_the_fraction_of_many_records():
+    assert expected_held_out(20_000, 0.05, 10**6) == 1000 and expected_held_out(20_000, 0.05, 256) == 256

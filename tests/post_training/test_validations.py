@@ -286,14 +286,23 @@ def test_validation_without_anything_held_out_is_a_user_error(stage, aligned_run
         prepare = {"07_sft": ["06_prepare_sft_data.py", "06_prepare_reasoning_data.py"]}
         for script in prepare.get(stage, ["08_prepare_dpo_data.py"]):
             assert helpers.run_script(script, run, "--val_fraction", "0") == 0
-    capsys.readouterr()
-    assert helpers.run_script(SCRIPTS[stage], run, *flags, "--eval_steps", "2") == 2
     section = stage.partition("_")[2]
     told = (
         f"{section}.eval_steps is 2, but no example is held out; raise {share}.val_fraction, or set"
         f" {section}.eval_steps to null"
     )
-    assert told in capsys.readouterr().err
+    for plan in ([], ["--plan"]):
+        capsys.readouterr()
+        assert helpers.run_script(SCRIPTS[stage], run, *flags, "--eval_steps", "2", *plan) == 2
+        assert told in capsys.readouterr().err
+
+
+def test_a_plan_is_not_refused_where_the_run_holds_out_a_single_example(before_stage, helpers, capsys):
+    run, share = before_stage("10_lora"), ["--val_fraction", "1e-6", "--eval_steps", "2"]
+    capsys.readouterr()
+    assert helpers.run_script(SCRIPTS["10_lora"], run, *share, "--plan") == 0
+    assert " validations of 1 example\n" in capsys.readouterr().out
+    assert helpers.run_script(SCRIPTS["10_lora"], run, *share) == 0
 
 
 def test_the_plan_counts_validations_and_the_best_weights(aligned_run):
@@ -313,6 +322,58 @@ def test_the_plan_counts_validations_and_the_best_weights(aligned_run):
     assert with_them.disk_bytes - without.disk_bytes == 3 * 4 * 33_440, "in each of two checkpoints and the next one"
 
 
+def during_validation(monkeypatch, step: int, forward) -> None:
+    """Do the forward passes of the validation after that step by forward(original, **inputs) instead."""
+    from pipeline_lib.post_training.resumable_trainer import ResumableTrainer
+
+    train = ResumableTrainer.train_resumably
+
+    def with_forward(self, *arguments):
+        original = self.model.forward
+
+        def call(**inputs):
+            here = not self.model.training and self.state.global_step == step
+            return forward(original, **inputs) if here else original(**inputs)
+
+        self.model.forward = call
+        return train(self, *arguments)
+
+    monkeypatch.setattr(ResumableTrainer, "train_resumably", with_forward)
+
+
+def test_the_plan_on_a_gpu_names_the_best_weights_apart_from_its_memory(aligned_run, monkeypatch):
+    """The figure for memory is the GPU's, and the copy is not there."""
+    import torch
+
+    from pipeline_lib.config.run import RunConfig
+    from pipeline_lib.post_training import training_probe
+    from pipeline_lib.stage import Stage
+    from pipeline_lib.stage.catalog import BY_NAME
+
+    class PassesOnAGpu:
+        device = torch.device("cuda")
+
+        def __init__(self, *_):
+            pass
+
+        def seconds(self, rows, length):
+            return 1.0
+
+        def peak_bytes(self, rows, length):
+            return 10**12
+
+    def plan(keep_best: bool):
+        config = RunConfig(sft={"max_length": 96, "eval_steps": 2, "keep_best": keep_best})
+        stage = Stage(BY_NAME["07_sft"], config, aligned_run, 1, "")
+        folder = stage.input("05_pretrain").folder("final")
+        return training_probe.estimate_training(stage, folder, 8, 40, 1, held_out=70)
+
+    monkeypatch.setattr(training_probe, "TrainingPasses", PassesOnAGpu)
+    last, best = plan(keep_best=False), plan(keep_best=True)
+    assert best.memory_bytes == last.memory_bytes == 10**12 + 2 * 4 * 33_440
+    assert "; keep_best takes 133.8 kB of host memory" in best.basis and "host" not in last.basis
+
+
 # -- killed and continued --------------------------------------------------------------------------------------------
 
 
@@ -327,16 +388,22 @@ def fail_at(monkeypatch, owner, name: str, call: int, action=crash) -> None:
     monkeypatch.setattr(owner, name, counted)
 
 
+WITHIN = "within a validation whose checkpoint was due"
+LONG = "between a long validation and its checkpoint"
+
+
 def places_of(monkeypatch, place: str) -> None:
     """Arrange a crash at a place where a kill could part the validations from the rest of the state."""
     from pipeline_lib.checkpoints import folders
     from pipeline_lib.post_training.resumable_trainer import ResumableTrainer
     from pipeline_lib.post_training.validations import Validations
 
-    if place == "within a validation":
+    if place == WITHIN:  # step 6
         fail_at(monkeypatch, Validations, "record", 3)
-    elif place == "between a validation and its checkpoint":  # step 6, which is a checkpoint's too
+    elif place == "before a checkpoint that a validation follows":  # step 6, too
         fail_at(monkeypatch, ResumableTrainer, "_save_checkpoint", 2)
+    elif place == LONG:  # steps 1, 2 before and after its validation, 3, 4 before and after
+        fail_at(monkeypatch, ResumableTrainer, "_save_checkpoint", 6)
     elif place == "while the best weights are written":
         write = folders.write_tensor_file
 
@@ -355,20 +422,150 @@ def places_of(monkeypatch, place: str) -> None:
 @pytest.mark.parametrize(
     "place",
     [
-        "within a validation",
-        "between a validation and its checkpoint",
+        WITHIN,
+        "before a checkpoint that a validation follows",
+        LONG,
         "while the best weights are written",
         "after the last step",
     ],
 )
 def test_a_crash_at_any_place_changes_nothing(stage, place, before_stage, finished, helpers, monkeypatch):
     run, flags = before_stage(stage), [*FLAGS[stage], *KEEP_BEST]
+    if place == LONG:
+        flags += ["--checkpoint_seconds", "0"]
     with monkeypatch.context() as patched:
         places_of(patched, place)
         assert helpers.run_script(SCRIPTS[stage], run, *flags) == 1
+    if place in (WITHIN, LONG):
+        assert newest_checkpoint(run, stage) == {WITHIN: (6, 4), LONG: (4, 2)}[place]
     assert helpers.run_script(SCRIPTS[stage], run, *flags) == 0
     assert files(run, stage) == files(finished(stage, *KEEP_BEST), stage)
     assert result(run, stage) == result(finished(stage, *KEEP_BEST), stage)
+
+
+def newest_checkpoint(run: Path, stage: str) -> tuple[int, int]:
+    """The step of the newest checkpoint and that of the last validation it knows; 0 for none."""
+    path = max((run / stage / "work" / "checkpoints").glob("step-*"))
+    state = json.loads((path / "state.json").read_text())
+    return state["step"], (state["validations"]["last"] or {"step": 0})["step"]
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """What happens in training by a clock of which a step takes 250 s and a validation as long as is set, in order."""
+    from types import SimpleNamespace
+
+    from pipeline_lib.post_training import resumable_trainer
+    from pipeline_lib.post_training.resumable_trainer import ResumableTrainer
+    from pipeline_lib.post_training.validations import Validations
+
+    found = SimpleNamespace(clock=0.0, validation=0.0, listed=[])
+    save, finish, record = ResumableTrainer._save_checkpoint, ResumableTrainer.finish_step, Validations.record
+
+    def saved(self, *arguments):
+        found.listed.append(f"saved {self.state.global_step}")
+        save(self, *arguments)
+
+    def finished(self):
+        found.clock += 250
+        finish(self)
+
+    def recorded(self, step, *arguments):
+        found.clock += found.validation
+        found.listed.append(f"validated {step}")
+        record(self, step, *arguments)
+
+    monkeypatch.setattr(resumable_trainer, "time", SimpleNamespace(monotonic=lambda: found.clock))
+    monkeypatch.setattr(ResumableTrainer, "_save_checkpoint", saved)
+    monkeypatch.setattr(ResumableTrainer, "finish_step", finished)
+    monkeypatch.setattr(Validations, "record", recorded)
+    return found
+
+
+BY_TIME = ["--checkpoint_steps", "1000", "--checkpoint_seconds", "600", "--eval_steps", "3", "--max_steps", "7"]
+
+
+def test_a_checkpoint_that_is_due_comes_before_a_validation_and_again_after_a_long_one(before_stage, helpers, events):
+    run, events.validation = before_stage("09_dpo"), 10
+    assert helpers.run_script("09_dpo.py", run, *FLAGS["09_dpo"], *BY_TIME) == 0
+    short = ["saved 3", "validated 3", "saved 6", "validated 6", "saved 7", "validated 7"]
+    assert events.listed == short
+    run, events.validation, events.listed[:] = before_stage("09_dpo"), 900, []
+    assert helpers.run_script("09_dpo.py", run, *FLAGS["09_dpo"], *BY_TIME) == 0
+    long = [
+        "saved 3", "validated 3", "saved 3", "saved 6", "validated 6", "saved 6", "saved 7", "validated 7", "saved 7"
+    ]  # fmt: skip
+    assert events.listed == long
+
+
+@every_stage
+def test_a_checkpoint_that_becomes_due_within_a_validation_is_taken_there(
+    stage, before_stage, finished, helpers, monkeypatch, events
+):
+    """Step 2 ends after 500 s, and the first batch of its validation takes 200 s: 700 s, of which 600 may be lost."""
+    from pipeline_lib.post_training.validations import Validations
+
+    def slow(original, **inputs):
+        events.clock += 200
+        return original(**inputs)
+
+    run, by_time = before_stage(stage), [*FLAGS[stage], *KEEP_BEST, "--checkpoint_steps", "1000"]
+    with monkeypatch.context() as patched:
+        during_validation(patched, 2, slow)
+        fail_at(patched, Validations, "record", 1)
+        assert helpers.run_script(SCRIPTS[stage], run, *by_time) == 1
+    assert events.listed == ["saved 2"] and newest_checkpoint(run, stage) == (2, 0)
+    assert helpers.run_script(SCRIPTS[stage], run, *by_time) == 0
+    assert files(run, stage) == files(finished(stage, *KEEP_BEST), stage)
+
+
+def test_a_long_validation_that_was_left_to_do_is_saved_after_the_next_step(before_stage, helpers, monkeypatch, events):
+    from pipeline_lib.post_training.validations import Validations
+
+    run, events.validation = before_stage("09_dpo"), 900
+    with monkeypatch.context() as patched:
+        fail_at(patched, Validations, "record", 1)
+        assert helpers.run_script("09_dpo.py", run, *FLAGS["09_dpo"], *BY_TIME) == 1
+    assert events.listed == ["saved 3"]
+    assert helpers.run_script("09_dpo.py", run, *FLAGS["09_dpo"], *BY_TIME) == 0
+    assert events.listed[1:4] == ["validated 3", "saved 4", "validated 6"]
+
+
+@every_stage
+def test_a_validation_that_does_not_fit_at_all_saves_the_step_and_the_next_start_begins_with_it(
+    stage, before_stage, finished, helpers, monkeypatch, capsys
+):
+    def too_large(original, **inputs):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    run, flags = before_stage(stage), [*FLAGS[stage], *KEEP_BEST]
+    gc.freeze()  # each time memory runs out garbage is collected, also in all that TRL's import made
+    with monkeypatch.context() as patched:
+        during_validation(patched, 4, too_large)
+        capsys.readouterr()
+        assert helpers.run_script(SCRIPTS[stage], run, *flags) == 1
+    gc.unfreeze()
+    told = capsys.readouterr()
+    assert "the state after step 4 was saved before the error" in told.out and "not even one" in told.err
+    assert newest_checkpoint(run, stage) == (4, 2)
+    assert helpers.run_script(SCRIPTS[stage], run, *flags) == 0
+    assert files(run, stage) == files(finished(stage, *KEEP_BEST), stage)
+
+
+@every_stage
+def test_a_validation_whose_loss_is_not_finite_saves_nothing(stage, before_stage, helpers, monkeypatch, capsys):
+    def diverged(original, **inputs):
+        outputs = original(**inputs)
+        outputs.log_probs = outputs.log_probs * float("nan")
+        return outputs
+
+    run = before_stage(stage)
+    with monkeypatch.context() as patched:
+        during_validation(patched, 4, diverged)
+        capsys.readouterr()
+        assert helpers.run_script(SCRIPTS[stage], run, *FLAGS[stage], *KEEP_BEST) == 1
+    assert "lower learning_rate" in capsys.readouterr().err
+    assert newest_checkpoint(run, stage) == (3, 2)
 
 
 @every_stage
@@ -422,6 +619,18 @@ def test_damaged_best_weights_are_passed_over_with_their_checkpoint(
     assert helpers.run_script("10_lora_finetune.py", run, *flags) == 0
     assert "best.safetensors does not match its digest" in (out := capsys.readouterr().out)
     assert "continuing after step 9" in out
+    assert files(run, "10_lora") == files(finished("10_lora", *KEEP_BEST), "10_lora")
+
+
+@pytest.mark.slow
+def test_killed_in_a_validation_whose_checkpoint_was_due_the_process_loses_no_step(before_stage, finished):
+    run, launcher = before_stage("10_lora"), Launcher(SCRIPTS["10_lora"])
+    flags, due = [*FLAGS["10_lora"], *KEEP_BEST], run / "10_lora" / "work" / "checkpoints" / "step-00000006"
+    killed = launcher.start(run / "run.yaml", run, *flags, when=due.exists)
+    assert killed.code == -signal.SIGKILL
+    assert newest_checkpoint(run, "10_lora") == (6, 4), "the checkpoint was there before the validation ended"
+    continued = launcher.start(run / "run.yaml", run, *flags)
+    assert continued.code == 0 and "continuing after step 6" in continued.output
     assert files(run, "10_lora") == files(finished("10_lora", *KEEP_BEST), "10_lora")
 
 

@@ -176,7 +176,7 @@ def adapt(stage: Stage) -> None:
     general = general_examples(stage, tokenizer, len(domain))
     train = domain + general
     account_for_training(stage.ledger, train, examples_read(train, stage))
-    check_held_out(stage, len(val), "lora.val_fraction")
+    check_held_out(stage, len(val))
     if not stage.finished("adapter"):
         _train(stage, source, tokenizer, train, val)
     if not stage.finished("merged"):

@@ -48,6 +48,12 @@ def held_out_bonds(records: Iterable[list[str]], fraction: float, limit: int, se
     return {bond for bond in parent if _find(parent, bond) in chosen}
 
 
+def expected_held_out(records: int, fraction: float, limit: int) -> int:
+    """Return about how many of the records `held_out_bonds` holds out, as if each were a group of its own."""
+    room = min(limit, int(_LARGEST_SHARE * records))
+    return min(room, max(1, round(records * fraction))) if fraction else 0
+
+
 def _find(parent: dict[str, str], bond: str) -> str:
     """Return the group of a bond: its smallest member; paths are halved on the way."""
     parent.setdefault(bond, bond)

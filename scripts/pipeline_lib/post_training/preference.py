@@ -30,7 +30,7 @@ from .examples import CUT, Examples, account_for_training, pair_rows, read_examp
 from .logp_slices import REFERENCE, LogpSlices
 from .resumable_trainer import METRICS, ResumableTrainer
 from .training_setup import check_context, horizon, load_model, save_model, trainer_arguments
-from .validations import LOSS, check_held_out
+from .validations import LOSS, LossDiverged, check_held_out
 
 _Judge = Callable[[dict[str, Any]], numpy.ndarray]
 
@@ -97,7 +97,7 @@ class PairTrainer(ResumableTrainer, DPOTrainer):
                 if slices is not None:
                     slices.add(batch)
                 bar.advance(len(indices))
-                self.stage.stop_if_interrupted()
+                self.between_batches()
         return verdicts
 
     def _logps_and_loss(self, inputs: dict[str, Any]) -> numpy.ndarray:
@@ -119,13 +119,16 @@ class PairTrainer(ResumableTrainer, DPOTrainer):
         return numpy.stack([chosen, rejected, numpy.full(len(chosen), loss)], axis=1)
 
     def measure(self, dataset: Dataset, reference: numpy.ndarray) -> dict[str, float]:
-        """Return the figures of the file's head for held-out pairs and their reference log-probabilities."""
+        """Return the figures of the file's head for held-out pairs and their reference log-probabilities.
+
+        Raises LossDiverged, and as `_judged` does.
+        """
         if not len(dataset):
             return {}
         verdicts = self._judged(_with_reference(dataset, reference, "val"), "held-out pairs", self._logps_and_loss, 3)
         logps, losses = verdicts[:, :2], verdicts[:, 2]
         if not numpy.isfinite(verdicts).all():
-            raise StageFailure("log-probabilities of held-out answers are not finite; lower learning_rate")
+            raise LossDiverged("log-probabilities of held-out answers are not finite; lower learning_rate")
         rewards = self.beta * (logps - reference)
         return {
             "val_accuracy": float((logps[:, 0] > logps[:, 1]).mean()),
@@ -203,7 +206,7 @@ def align(stage: Stage) -> None:
     _tell_of_cut_answers(stage, len(train) + len(val))
     steps = horizon(len(train), stage.settings).steps  # of all pairs: `epochs` below 1 means a share of them
     train = _within_horizon(train, stage, steps)
-    check_held_out(stage, len(val), "dpo_data.val_fraction")
+    check_held_out(stage, len(val))
     trainer = make_trainer(stage, load_model(source), tokenizer, train, steps)
     held_out = val.spread(stage.settings.val_examples).dataset()
     reference = trainer.reference_logps(held_out, "val")

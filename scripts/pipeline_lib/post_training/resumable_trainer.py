@@ -13,8 +13,10 @@ Why the continued run equals the uninterrupted one bit for bit: the trainer skip
 that were seen, draws the next one, and only then puts the generators back (`_load_rng_state`), exactly where they
 stood when the checkpoint was taken. metrics.jsonl is cut back to the checkpoint's step and holds no times.
 
-A validation follows its step and comes before the step's checkpoint. When a signal stops it, the checkpoint says that
-it is still to be done, and the next start begins with it. It leaves the generators as it found them.
+A validation follows its step. A checkpoint that is due, or becomes so, does not wait for it, and when a signal or a
+lack of memory stops it, one is saved: such a checkpoint says that the validation is still to be done, and the next
+start begins with it. If `checkpoint_seconds` have passed since, another one, which has the outcome, replaces it after
+the validation. A validation leaves the generators as it found them.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ from pipeline_lib.stage import Stage, StageFailure, StageInterrupted, write_byte
 from .batch_order import EpochOrder
 from .compact_head import score_supervised_positions_only
 from .oom_recovery import ExampleTooLarge, OutOfMemoryRecovery
-from .validations import LOSS, Validations
+from .validations import LOSS, LossDiverged, Validations
 
 Measure = Callable[[], dict[str, float]]
 """Measures the present model on the held-out examples; nothing held out, no figures."""
@@ -101,8 +103,8 @@ class ResumableTrainer(OutOfMemoryRecovery):
         """Train to the last step, from the newest valid checkpoint if there is one; return the steps done now.
 
         measure: what a validation does, where the settings ask for some. Raises StageInterrupted after saving when a
-        signal arrived, StageFailure when the loss is not finite, and ExampleTooLarge after saving when memory is too
-        small.
+        signal arrived, LossDiverged when the loss is not finite, ExampleTooLarge after saving when memory is too small,
+        and StageFailure after saving when it is so for a validation.
         """
         steps, start, self._measure = self.args.max_steps, 0, measure
         newest = newest_valid_checkpoint(self.checkpoints, self.stage.say)
@@ -116,6 +118,7 @@ class ResumableTrainer(OutOfMemoryRecovery):
         self._open_metrics(start)
         with self._metrics_file, self.stage.progress(steps, "training", "steps") as self.bar:
             self.bar.skip(start)
+            self._saved_at = time.monotonic()  # before the validation that is left to do, which is lost work too
             left_to_do = self.validations.is_due(start, steps)
             if left_to_do or start >= steps:
                 self._load_from_checkpoint("")
@@ -131,7 +134,6 @@ class ResumableTrainer(OutOfMemoryRecovery):
         return steps - start
 
     def _train_from(self, start: int) -> None:
-        self._saved_at = time.monotonic()
         if self.loaded is None:
             # Whatever ran before (a first measurement, or none after a restart) must not shift the dropout masks.
             seed_everything(self.args.seed)
@@ -159,13 +161,25 @@ class ResumableTrainer(OutOfMemoryRecovery):
     # -- validation ------------------------------------------------------------------------------------------------
 
     def _evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Validate; the trainer calls this after it has logged a step and before it saves, when the callback asks."""
+        """Validate; the trainer calls this after it has logged a step and before it saves, when the callback asks.
+
+        What is due is saved first: a validation can take longer than all that a kill may lose.
+        """
         self.control.should_evaluate = False
+        if self.control.should_save:
+            self._save_checkpoint(self.model, None)
         try:
             self._validate(self.state.global_step)
-        except StageInterrupted:
-            self._save_checkpoint(self.model, None)
+        except LossDiverged:
             raise
+        except StageFailure:
+            self._save_last_step()
+            raise
+        except StageInterrupted:
+            if not self._last_step_is_saved():
+                self._save_checkpoint(self.model, None)
+            raise
+        self.control.should_save = self._time_is_up()
         return {}
 
     def _validate(self, step: int) -> None:
@@ -215,10 +229,18 @@ class ResumableTrainer(OutOfMemoryRecovery):
 
     def _save_last_step(self) -> None:
         """Save the state after the last whole step, unless that was done, when the step after it was given up."""
-        step = self.state.global_step
-        if step > self._saved_step:
+        if not self._last_step_is_saved():
             self._save_checkpoint(self.model, None)
-            self.stage.say(f"  the state after step {step:,} was saved before the error")
+            self.stage.say(f"  the state after step {self.state.global_step:,} was saved before the error")
+
+    def between_batches(self) -> None:
+        """Save the last step if the time for it comes within a measurement; raise StageInterrupted after a signal."""
+        self.stage.stop_if_interrupted()
+        if not self._last_step_is_saved() and self._time_is_up():
+            self._save_checkpoint(self.model, None)
+
+    def _last_step_is_saved(self) -> bool:
+        return self.state.global_step <= self._saved_step
 
     def _plain_optimizer(self) -> torch.optim.Optimizer:
         return getattr(self.optimizer, "optimizer", self.optimizer)  # accelerate wraps it
@@ -227,7 +249,10 @@ class ResumableTrainer(OutOfMemoryRecovery):
         """Say whether time or step count ask for a checkpoint now."""
         every = self.training.checkpoint_steps
         by_steps = every is not None and self.state.global_step % every == 0
-        return self.save_soon or by_steps or time.monotonic() - self._saved_at >= self.training.checkpoint_seconds
+        return self.save_soon or by_steps or self._time_is_up()
+
+    def _time_is_up(self) -> bool:
+        return time.monotonic() - self._saved_at >= self.training.checkpoint_seconds
 
     # -- loading (the trainer calls these four, in this order) -----------------------------------------------------
 
@@ -274,10 +299,10 @@ class ResumableTrainer(OutOfMemoryRecovery):
         self._metrics_file = open(path, "a", encoding="utf-8")  # noqa: SIM115 closed by train_resumably
 
     def write_metrics(self, step: int, logs: dict[str, float]) -> None:
-        """Append the row of a step. Raises StageFailure when the loss is not finite."""
+        """Append the row of a step. Raises LossDiverged when the loss is not finite."""
         row = {key: value for key, value in logs.items() if not any(word in key for word in _NOT_METRICS)}
         if not math.isfinite(row["loss"]):
-            raise StageFailure(
+            raise LossDiverged(
                 f"the loss is {row['loss']} at step {step}; lower {self.stage.spec.section}.learning_rate (training"
                 " then begins anew)"
             )

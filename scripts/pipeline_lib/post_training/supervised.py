@@ -21,7 +21,7 @@ from .chat_tokens import end_of_turn_id, load_chat_tokenizer
 from .examples import Examples, account_for_training, conversation_rows, read_examples, set_aside
 from .resumable_trainer import METRICS, ResumableTrainer
 from .training_setup import check_context, horizon, load_model, save_model, sequences_read, trainer_arguments
-from .validations import check_held_out
+from .validations import LossDiverged, check_held_out
 
 _NUMBER = "example"
 _FLOWS = {"06_sft_data": "sft", "06_reasoning_data": "reasoning"}
@@ -35,8 +35,8 @@ class ConversationTrainer(ResumableTrainer, SFTTrainer):
 
         Both are sums over the tokens of all examples divided by their number. TRL takes the mean over micro-batches of
         the mean in each, which changes with the micro-batch. Where memory runs out batches are done in pieces. Raises
-        StageInterrupted between batches when a signal arrived, and StageFailure when not even one example fits into
-        memory.
+        StageInterrupted between batches when a signal arrived, LossDiverged, and StageFailure when not even one example
+        fits into memory.
         """
         if not len(examples):
             return {}
@@ -60,10 +60,10 @@ class ConversationTrainer(ResumableTrainer, SFTTrainer):
                 for loss, hits, scored in pieces.run(score, indices, [lengths[index] for index in indices]):
                     total, first, tokens = total + loss, first + hits, tokens + scored
                 bar.advance(len(indices))
-                self.stage.stop_if_interrupted()
+                self.between_batches()
         loss = total / tokens
         if not math.isfinite(loss):
-            raise StageFailure(f"the held-out loss is {loss}; lower learning_rate")
+            raise LossDiverged(f"the held-out loss is {loss}; lower learning_rate")
         return {"val_loss": loss, "val_token_accuracy": first / tokens}
 
 
@@ -134,7 +134,7 @@ def fine_tune(stage: Stage) -> None:
     set_aside(stage.ledger, val)
     trainer = make_trainer(stage, load_model(source), tokenizer, train)
     account_for_training(stage.ledger, train, examples_read(train, stage))
-    check_held_out(stage, len(val), "sft_data.val_fraction")
+    check_held_out(stage, len(val))
     train_and_measure(stage, trainer, val.spread(stage.settings.val_examples), source, tokenizer)
     stage.adopt(METRICS)
 

@@ -16,8 +16,10 @@ from pipeline_lib.oom_handler import is_out_of_memory
 from pipeline_lib.pretraining.machine import choose_device, timed
 from pipeline_lib.stage import Estimate, Stage, StageFailure
 from pipeline_lib.stage.memory import own_peak_bytes
+from pipeline_lib.stage.progress import size
 
 from .training_setup import check_context, horizon, load_model, matmul_dtype, prepare_libraries
+from .validations import check_held_out
 
 _LIBRARIES_SECONDS = 8.0
 """Importing TRL, and loading and saving a small model."""
@@ -43,8 +45,10 @@ def estimate_training(
     examples: how many there are; mean_tokens: of one sequence, before packing; sequences: per example (2 for pairs);
     forward_share: further forward passes per step, as a share of a whole step (the reference model of DPO); adapters:
     whether these are trained, on the frozen model, and merged into it afterwards; held_out: examples for validations
-    during training. Raises StageFailure when memory runs out.
+    during training. Raises StageFailure when memory runs out, and UserError when validation is asked for and nothing is
+    held out.
     """
+    check_held_out(stage, held_out)
     prepare_libraries(stage)
     settings = stage.settings
     dtype = matmul_dtype(settings, stage)
@@ -75,15 +79,18 @@ def estimate_training(
     held_out_passes, told = 0, ""
     if settings.eval_steps is not None:
         validations, measured = math.ceil(steps / settings.eval_steps), min(held_out, settings.val_examples)
-        told = f"; {validations:,} validations of {measured:,} examples"
+        told = f"; {validations:,} validations of {measured:,} example{'s' * (measured != 1)}"
         held_out_passes = validations * math.ceil(measured / settings.micro_batch)
     share = f"; {trained:,} of {every:,} parameters are trained" if adapters else ""
     held_out_seconds = held_out_passes * _FORWARD_SHARE * seconds * conversation / length  # which are never packed
     best = 4 * trained if settings.keep_best else 0
+    in_host_memory = best if passes.device.type == "cpu" else 0
+    if best and not in_host_memory:
+        told += f"; keep_best takes {size(best)} of host memory"
     return Estimate(
         seconds=_LIBRARIES_SECONDS + steps * settings.accumulation * seconds + held_out_seconds,
         # Adam keeps two moments of what is trained; after that, a merge holds the whole model in float32.
-        memory_bytes=max(peak + 2 * 4 * trained + (best if passes.device.type == "cpu" else 0), before + 4 * every),
+        memory_bytes=max(peak + 2 * 4 * trained + in_host_memory, before + 4 * every),
         disk_bytes=4 * every + (3 * 4 * trained + best) * (settings.keep_checkpoints + 1),
         basis=f"{steps:,} steps; micro-batches of {rows} x {length} tokens took {seconds:.2f} s each on"
         f" {passes.device.type} in {dtype}{share}{told}",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline_lib.checkpoints import LoadedCheckpoint
 from pipeline_lib.config.fine_tuning import FineTuningSettings
-from pipeline_lib.stage import Stage, UserError
+from pipeline_lib.stage import Stage, StageFailure, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +25,13 @@ LOSS = "val_loss"
 """The figure that decides, lower is better: nats per token (07, 10), the mean loss of a pair (09)."""
 
 _GROUP = "best"
+
+_HELD_OUT = {"sft": "sft_data.val_fraction", "dpo": "dpo_data.val_fraction", "lora": "lora.val_fraction"}
+"""By section of a stage: the setting of the share that is held out for it."""
+
+
+class LossDiverged(StageFailure):
+    """A loss is not finite: the weights are lost, and a checkpoint of them would be of no use."""
 
 
 @dataclass(frozen=True)
@@ -109,14 +116,11 @@ class Validations:
         }
 
 
-def check_held_out(stage: Stage, examples: int, raise_what: str) -> None:
-    """Raise UserError when validation during training is asked for and nothing is held out.
-
-    raise_what: the setting of the share that is held out.
-    """
-    every = stage.settings.eval_steps
+def check_held_out(stage: Stage, examples: int) -> None:
+    """Raise UserError when validation during training is asked for and nothing is held out."""
+    every, section = stage.settings.eval_steps, stage.spec.section
     if every is not None and not examples:
-        setting = f"{stage.spec.section}.eval_steps"
+        setting = f"{section}.eval_steps"
         raise UserError(
-            f"{setting} is {every}, but no example is held out; raise {raise_what}, or set {setting} to null"
+            f"{setting} is {every}, but no example is held out; raise {_HELD_OUT[section]}, or set {setting} to null"
         )
