@@ -1,17 +1,23 @@
 """Function calls in answers: read back as the chat template writes them, and scored on records of BFCL's layout."""
 
+import copy
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline_lib.config import PROJECT_ROOT
+from pipeline_lib.config.evaluate import EvaluateSettings
 from pipeline_lib.config.task_files import read_task_file
 from pipeline_lib.evaluation.call_task import call_records
 from pipeline_lib.evaluation.function_calls import Call, accepted_calls, offered_tools, read_calls, score
 from pipeline_lib.evaluation.harness import build_task, run_task
+from pipeline_lib.evaluation.items import Items
+from pipeline_lib.evaluation.questionnaire import Questionnaire
+from pipeline_lib.evaluation.task_checks import check_shown_functions
 from pipeline_lib.packing.chat_template import CHAT_TEMPLATE
 from pipeline_lib.stage import UserError
 
@@ -238,6 +244,61 @@ def test_models_without_a_chat_template_and_templates_without_functions_are_user
         run_task(evaluated, TASK, [record()], False, None)
     with pytest.raises(UserError, match="item r: the chat template does not show the function 'weather'"):
         run_task(evaluated, TASK, [record()], True, None)
+
+
+# -- how templates write calls -----------------------------------------------------------------------------------------
+
+
+def trl_template(name):
+    import trl
+
+    return (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text("utf-8")
+
+
+def check_notation(folder, tokenizer, template, task=TASK):
+    """Check the functions of one record as stage 11 does, for a model whose tokenizer has this template."""
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = template
+    other.save_pretrained(folder)
+    settings = EvaluateSettings(models=["sft"], tasks=[task.task], comparisons=[])
+    items = {task.task: Items([record()], 1)}
+    check_shown_functions(Questionnaire(settings, {task.task: task}, items, {}, {}, folder), lambda name: folder)
+
+
+@pytest.mark.parametrize("name", ["ours", "qwen2_5_training", "qwen3_training"])
+def test_a_template_that_writes_calls_as_they_are_read_is_asked(tmp_path, tokenizer, name):
+    check_notation(tmp_path, tokenizer, CHAT_TEMPLATE if name == "ours" else trl_template(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("lfm2_v2_training", r"<\|tool_call_start\|>\[weather\(number=1, text=.*\)\]<\|tool_call_end\|>"),
+        ("qwen3_6_training", "<function=weather>"),
+    ],
+)
+def test_a_template_with_another_notation_is_refused_by_showing_it(tmp_path, tokenizer, name, written):
+    """Every answer would count as wrong, and a wrong call as right where none is due."""
+    match = f"function_calling.yaml: sft: its chat template writes a call as .*{written}.*, and answers are read as"
+    with pytest.raises(UserError, match=match) as caught:
+        check_notation(tmp_path, tokenizer, trl_template(name))
+    assert "\n" not in str(caught.value)
+
+
+def test_marks_of_calls_that_decoding_leaves_out_are_refused(tmp_path, tokenizer):
+    """A tokenizer that has them among its special tokens: answers are decoded without those."""
+    other = copy.deepcopy(tokenizer)
+    other.add_special_tokens({"additional_special_tokens": ["<tool_call>", "</tool_call>"]})
+    with pytest.raises(UserError, match=r"as '<tool_call>.*, of which decoding leaves '\{\"name\": \"weather\""):
+        check_notation(tmp_path, other, CHAT_TEMPLATE)
+
+
+def test_a_stop_inside_of_a_call_as_the_template_writes_it_is_refused(tmp_path, tokenizer):
+    """Qwen's template has the call on a line of its own, ours has not."""
+    task = TASK.model_copy(update={"generation_kwargs": TASK.generation_kwargs.model_copy(update={"until": "\n"})})
+    check_notation(tmp_path, tokenizer, CHAT_TEMPLATE, task)
+    with pytest.raises(UserError, match=r"sft: generation_kwargs.until '\\n' cuts a call as the chat template writes"):
+        check_notation(tmp_path, tokenizer, trl_template("qwen2_5_training"), task)
 
 
 def first_accepted(value):
