@@ -229,6 +229,40 @@ def test_an_example_that_asks_the_same_as_an_item_is_left_out_by_name(asked, sam
     assert not any(twin["q"] in prompt for prompt in shown)
 
 
+PREFERENCE = read_task_file(FOLDER, "preference")
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_an_example_with_the_right_answer_of_an_item_is_left_out_whatever_its_other_choices_are(chat):
+    """Preference data has many pairs of one prompt; the chosen answer would stand before the question for it."""
+    pairs = [{"id": f"p{n}", "prompt": f"What is {n}?", "chosen": f"A number, {n}.", "rejected": "x"} for n in range(3)]
+    twin = {**pairs[1], "id": "twin", "rejected": "another", "chosen": "a NUMBER,  1."}
+    other = {**pairs[1], "id": "other", "chosen": "One.", "rejected": "A number, 1."}
+    file = TaskFile(**{**PREFERENCE.model_dump(exclude_unset=True), "num_fewshot": 1, "fewshot_split": "pool"})
+    task = build_task(file, pairs, chat, None, examples([twin, other]))
+    assert task.left_out == ("twin",) and [example["id"] for example in task.examples] == ["other"]
+
+
+def test_the_right_choice_of_an_example_is_the_one_of_its_own_wording():
+    """The items' wording names a choice by number, and the examples spell it."""
+    twin = {**ITEMS[5], "id": "twin", "answer": "The list 5.", "choices": ["The list 5.", "another"]}
+    items = [{**item, "answer": 0} for item in ITEMS]
+    file = task_file(CHOICE, fewshot_config={"doc_to_target": "{{choices[0]}}"})
+    assert build_task(file, items, False, None, examples([twin, *POOL])).left_out == ("twin",)
+    other = {**twin, "choices": ["another", "The list 5."]}
+    assert build_task(file, items, False, None, examples([other, *POOL])).left_out == ()
+
+
+def test_an_example_of_a_whole_answer_is_left_out_by_its_prompt_unless_all_items_have_the_same():
+    again = {**ITEMS[5], "id": "again", "text": "It is another answer."}
+    assert build_task(task_file(SCORED), ITEMS, False, None, examples([again, *POOL])).left_out == ("again",)
+    file = task_file(SCORED, doc_to_text="Write a sum.")
+    twin = {**again, "id": "twin", "text": ITEMS[5]["text"]}
+    pool = [{**record, "text": f"{record['id']} is free."} for record in POOL]
+    task = build_task(file, ITEMS, False, None, examples([again, twin, *pool]))
+    assert task.left_out == ("twin",) and len(task.examples) == 1 + len(pool)
+
+
 def test_an_example_with_its_own_wording_is_compared_by_what_it_asks():
     config = {"doc_to_text": "Q. {{q}}", "doc_to_target": "text"}
     twin = {**ITEMS[5], "id": "twin"}
