@@ -213,6 +213,16 @@ def test_examples_in_the_task_file_are_those_of_a_source(both):
     assert one.asked == other.asked
 
 
+def test_numbers_as_ids_of_samples_are_texts_like_those_of_records_and_unique():
+    samples = [{**record, "id": n} for n, record in enumerate([ITEMS[2], *POOL[:2]])]
+    file = task_file(GENERATED, fewshot_split=None, fewshot_config={"doc_to_target": "text", "samples": samples})
+    task = build_task(file, ITEMS, False, None, read_examples(file, []))
+    assert task.left_out == ("0",) and [example["id"] for example in task.examples] == ["1", "2"]
+    samples[2]["id"] = "1"
+    with pytest.raises(UserError, match=r"^task quiz: fewshot_config\.samples has the id '1' 2 times; make it"):
+        read_examples(task_file(GENERATED, fewshot_split=None, fewshot_config={"samples": samples}), [])
+
+
 # -- no example is asked -----------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ same is, whatever the white space and the case: the same prompt; of choices, the
 with the same right one; of whole answers to one and the same prompt, the same answer.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,9 +33,20 @@ class Example(dict[str, Any]):
 
 
 def read_examples(task_file: TaskFile, paths: Sequence[Path]) -> list[Example]:
-    """Return the records of the files, or those that stand in the task file. Raises UserError (file:line)."""
+    """Return the records of the files, or those that stand in the task file, each with a unique text under "id".
+
+    Raises UserError (file:line, or the task) for an id given twice.
+    """
     if (samples := task_file.fewshot_config.samples) is not None:
-        return [Example({ID: f"sample-{number}", **sample}) for number, sample in enumerate(samples, 1)]
+        examples = [
+            Example({**sample, ID: str(sample.get(ID, f"sample-{number}"))}) for number, sample in enumerate(samples, 1)
+        ]
+        for name, times in Counter(example[ID] for example in examples).items():
+            if times > 1:
+                raise UserError(
+                    f"task {task_file.task}: fewshot_config.samples has the id {name!r} {times} times; make it unique"
+                )
+        return examples
     return [Example(record) for record in read_items(paths)] if paths else []
 
 
