@@ -17,7 +17,7 @@ from pipeline_lib.config import PROJECT_ROOT
 from pipeline_lib.config.task_files import TaskFile, read_task_file
 from pipeline_lib.evaluation.few_shot import Example, read_examples
 from pipeline_lib.evaluation.harness import build_task, run_task
-from pipeline_lib.evaluation.language_model import EvaluatedModel
+from pipeline_lib.evaluation.language_model import EvaluatedModel, render_chat
 from pipeline_lib.evaluation.shared_prefix import separate_rows, shared_rows
 from pipeline_lib.stage import UserError
 
@@ -314,9 +314,9 @@ def test_an_example_without_an_answer_that_can_be_shown_is_named(answer):
 class Answering(LM):
     """Gives the same answers whatever it is asked, and notes the prompts."""
 
-    def __init__(self, answers):
+    def __init__(self, answers, tokenizer):
         super().__init__()
-        self.answers, self.prompts = answers, []
+        self.answers, self.tokenizer, self.prompts = answers, tokenizer, []
 
     def loglikelihood(self, requests):
         raise NotImplementedError
@@ -327,6 +327,13 @@ class Answering(LM):
         self.prompts = [request.args for request in requests]
         return self.answers
 
+    def apply_chat_template(self, *arguments, **named):
+        return render_chat(self.tokenizer, *arguments, **named)
+
+    @property
+    def tokenizer_name(self):
+        return "answering"
+
 
 def gsm8k_like(name, count):
     return [
@@ -335,36 +342,50 @@ def gsm8k_like(name, count):
     ]
 
 
-def gsm8k_agrees(items, pool, answers):
+def gsm8k_agrees(items, pool, answers, tokenizer, chat):
     """Assert that gsm8k_5shot and lm-eval's own gsm8k.yaml ask and score the same; return the scores."""
-    ours, theirs = Answering(answers), Answering(answers)
-    samples = run_task(ours, read_task_file(FOLDER, "gsm8k_5shot"), items, False, None, examples(pool))
+    ours, theirs = Answering(answers, tokenizer), Answering(answers, tokenizer)
+    samples = run_task(ours, read_task_file(FOLDER, "gsm8k_5shot"), items, chat, None, examples(pool))
     config = yaml.safe_load((Path(lm_eval.__file__).parent / "tasks" / "gsm8k" / "gsm8k.yaml").read_text("utf-8"))
     for key in ("dataset_path", "dataset_name", "tag", "training_split", "fewshot_split", "num_fewshot", "test_split"):
         config.pop(key)
     config["filter_list"] = config["filter_list"][:1]  # strict-match
     oracle = plain_task(config, items, pool, num_fewshot=5)
-    made = simple_evaluate(theirs, tasks=[oracle], bootstrap_iters=0, log_samples=True)["samples"]["gsm8k"]
+    made = simple_evaluate(
+        theirs,
+        tasks=[oracle],
+        apply_chat_template=chat,
+        fewshot_as_multiturn=chat,
+        bootstrap_iters=0,
+        log_samples=True,
+    )["samples"]["gsm8k"]
     assert [prompt for prompt, _ in ours.prompts] == [prompt for prompt, _ in theirs.prompts]
     assert {tuple(settings["until"]) for _, settings in ours.prompts + theirs.prompts} == {
         ("Question:", "</s>", "<|im_end|>")
     }
+    assert {settings.get("max_gen_toks", 256) for _, settings in ours.prompts + theirs.prompts} == {256}
     assert ours.prompts[0][0].count("####") == 5
+    assert ours.prompts[0][0].count("<|im_start|>") == (12 if chat else 0)
     scores = [sample.score for sample in samples]
     assert scores == [one["exact_match"] for one in sorted(made, key=lambda one: one["doc_id"])]
     return scores
 
 
-def test_gsm8k_5shot_asks_and_scores_as_lm_evals_own_task():
+CHAT = pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
+
+
+@CHAT
+def test_gsm8k_5shot_asks_and_scores_as_lm_evals_own_task(tokenizer, chat):
     answers = [" #### 0", "#### 1,000.", "#### 2,00", "3000", "x #### $4", "#### 5000\n#### 7"]
-    assert gsm8k_agrees(gsm8k_like("Tom", 6), gsm8k_like("Ann", 11), answers) == [1, 1, 0, 0, 0, 1]
+    assert gsm8k_agrees(gsm8k_like("Tom", 6), gsm8k_like("Ann", 11), answers, tokenizer, chat) == [1, 1, 0, 0, 0, 1]
 
 
-def test_gsm8k_5shot_asks_genuine_records_as_lm_evals_own_task(shared_data):
+@CHAT
+def test_gsm8k_5shot_asks_genuine_records_as_lm_evals_own_task(shared_data, tokenizer, chat):
     lines = (shared_data / "gsm8k" / "train.jsonl").read_text("utf-8").splitlines()[:300]
     taken = [{**json.loads(line), "id": str(n)} for n, line in enumerate(lines)]
     answers = [record["answer"] if n % 3 else "none" for n, record in enumerate(taken[:60])]
-    assert sum(gsm8k_agrees(taken[:60], taken[60:], answers)) == 40
+    assert sum(gsm8k_agrees(taken[:60], taken[60:], answers, tokenizer, chat)) == 40
 
 
 def test_a_long_prompt_is_read_once_for_all_of_its_choices(both):
