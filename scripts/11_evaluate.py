@@ -160,7 +160,7 @@ def run(stage: "Stage") -> None:
 
 
 def estimate(stage: "Stage") -> Estimate:
-    """Time the first items of every task on one model and scale up."""
+    """Time the first items of every task and scale up."""
     from pipeline_lib.evaluation.probe import estimate_cost
     from pipeline_lib.evaluation.questionnaire import Questionnaire
     from pipeline_lib.evaluation.task_checks import check_tasks
