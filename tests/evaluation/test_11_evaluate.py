@@ -504,9 +504,12 @@ def test_function_calls_are_asked_through_the_chat_template_alone(run, tmp_path)
     path = folder / "function_calling.yaml"
     path.write_text(path.read_text().replace("max_gen_toks: 256", "max_gen_toks: 16"))
     asked = ["--tasks_folder", str(folder), "--tasks", "[domain, function_calling]", "--comparisons", "[]", "--models"]
-    done = start(again, *asked, "[sft]")
-    hidden = f"{path}: sft: task function_calling: item row-1: the chat template does not show the function 'clock'"
-    assert done.returncode == 2 and hidden in done.stderr and done.stderr.count("\n") == 1, done.stdout + done.stderr
+    for plan in ([], ["--plan"]):
+        done = start(again, *asked, "[sft]", *plan)
+        hidden = f"{path}: sft: task function_calling: item row-1: the chat template does not show the function 'clock'"
+        assert done.returncode == 2 and hidden in done.stderr and done.stderr.count("\n") == 1, (
+            done.stdout + done.stderr
+        )
     assert not (again / "11_eval" / "work").exists()
     assert (again / "07_sft" / "final" / "chat_template.jinja").exists()
     (again / "07_sft" / "final" / "chat_template.jinja").write_text(CHAT_TEMPLATE)

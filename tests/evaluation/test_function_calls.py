@@ -297,6 +297,10 @@ def test_a_stop_inside_of_a_call_as_the_template_writes_it_is_refused(tmp_path, 
     """Qwen's template has the call on a line of its own, ours has not."""
     task = TASK.model_copy(update={"generation_kwargs": TASK.generation_kwargs.model_copy(update={"until": "\n"})})
     check_notation(tmp_path, tokenizer, CHAT_TEMPLATE, task)
+    for stop in ("</tool_call>", ">", "}</"):
+        cut = task.model_copy(update={"generation_kwargs": task.generation_kwargs.model_copy(update={"until": [stop]})})
+        with pytest.raises(UserError, match=rf"sft: generation_kwargs\.until \['{stop}'\] cuts a call as the chat"):
+            check_notation(tmp_path, tokenizer, CHAT_TEMPLATE, cut)
     with pytest.raises(UserError, match=r"sft: generation_kwargs.until '\\n' cuts a call as the chat template writes"):
         check_notation(tmp_path, tokenizer, trl_template("qwen2_5_training"), task)
 
