@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataset_formatters.record import MalformedRecord
 from pipeline_lib.config import PROJECT_ROOT
 from pipeline_lib.config.evaluate import EvaluateSettings
 from pipeline_lib.config.task_files import read_task_file
 from pipeline_lib.evaluation.call_task import call_records
-from pipeline_lib.evaluation.function_calls import Call, accepted_calls, offered_tools, read_calls, score
+from pipeline_lib.evaluation.function_calls import Call, accepted_calls, conversation, offered_tools, read_calls, score
 from pipeline_lib.evaluation.harness import build_task, run_task
 from pipeline_lib.evaluation.items import Items
 from pipeline_lib.evaluation.questionnaire import Questionnaire
@@ -303,6 +304,52 @@ def test_a_stop_inside_of_a_call_as_the_template_writes_it_is_refused(tmp_path, 
             check_notation(tmp_path, tokenizer, CHAT_TEMPLATE, cut)
     with pytest.raises(UserError, match=r"sft: generation_kwargs.until '\\n' cuts a call as the chat template writes"):
         check_notation(tmp_path, tokenizer, trl_template("qwen2_5_training"), task)
+
+
+@pytest.mark.parametrize("text", ["[3, 1, 2] sorted?", " [1, 2]", "[note] Rome?", '[{"x": 1}] has what keys?'])
+def test_a_question_may_begin_with_a_bracket(text):
+    assert conversation(text, "here") == [{"role": "user", "content": text}]
+
+
+def test_messages_as_json_are_messages_and_those_of_several_turns_are_refused():
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Rome?"}]
+    assert conversation(json.dumps(turns), "here") == conversation(json.dumps([turns]), "here") == turns
+    with pytest.raises(MalformedRecord, match="2 turns are asked"):
+        conversation(json.dumps([turns, turns]), "here")
+    for cut_off in (json.dumps(turns)[:-1], json.dumps([turns])[:-1]):
+        with pytest.raises(MalformedRecord, match="the messages is not JSON"):
+            conversation(cut_off, "here")
+    with pytest.raises(MalformedRecord, match="a list of at least one"):
+        conversation("[]", "here")
+
+
+IDS = (
+    "{% for m in messages %}{% if m.role == 'tool' and not (m.tool_call_id and m.name) %}"
+    "{{ raise_exception('a result of what?') }}{% endif %}{% for c in m.tool_calls or [] %}"
+    "[{{ c.id }}]{% endfor %}{{ m.tool_call_id }}{{ m.name }}{% endfor %}"
+)
+
+
+def test_a_history_is_written_for_evaluation_as_it_is_for_training(evaluated, tokenizer, monkeypatch):
+    """Some templates ask for ids of calls and for the names of results, which records seldom have."""
+    from pipeline_lib.post_training.chat_tokens import tokenize_conversations
+
+    monkeypatch.setattr(tokenizer, "chat_template", IDS + CHAT_TEMPLATE)
+    calls = [{"function": ROME}, {"function": {"name": "clock", "arguments": {}}}]
+    talk = [
+        {"role": "user", "content": "Rome?"},
+        {"role": "assistant", "content": "I look.", "tool_calls": calls},
+        {"role": "tool", "content": "sun"},
+        {"role": "tool", "content": "noon"},
+    ]
+    model = Answering(evaluated, ["Sun."])
+    run_task(model, TASK, [record(messages=talk)], True, None)
+    prompt = model.asked[0][0]
+    assert prompt.startswith("[000000000][000000001]000000000weather000000001clock")
+    whole = [*conversation(talk, "here"), {"role": "assistant", "content": "Sun."}]
+    tools = json.dumps(offered_tools(record()["tools"], "here"))
+    (trained,) = tokenize_conversations(tokenizer, [whole], [tools])
+    assert tokenizer.decode(trained.ids) == prompt + "Sun.<|im_end|>\n"
 
 
 def first_accepted(value):
