@@ -195,6 +195,17 @@ def test_a_chat_model_may_be_shown_another_number_of_examples(both):
     assert ours.asked[2][0].count("Question:") == 3
 
 
+def test_plain_and_chat_models_are_shown_the_same_examples_when_they_are_shown_as_many():
+    def shown(chat, **changes):
+        file = task_file(GENERATED, chat=changes)
+        task = build_task(file, ITEMS, chat, None, examples())
+        return [[one["id"] for one in task.sampler.sample(file.shots(chat), eval_doc=doc)] for doc in task.task_docs]
+
+    assert shown(True, doc_to_text="q") == shown(False)
+    fewer = shown(True, num_fewshot=1)
+    assert fewer == shown(True, num_fewshot=1) != [few[:1] for few in shown(False)]
+
+
 def test_every_model_is_shown_the_same_examples(both):
     first, second = Listening(both[0]), Listening(both[0])
     for model in (first, second):

@@ -1,8 +1,10 @@
 """Examples in a prompt (few-shot): records with their answers before what is asked, and none of what is asked.
 
 lm-eval chooses and formats them; `default` draws anew for every item from one seeded stream, so an item's examples
-depend on its place among the items: they are the same for every model, and others when a limit changes. `first_n` shows
-every item the same ones. The seed is lm-eval's own, so that its command line makes the same prompts.
+depend on its place among the items and on how many each is shown. They are the same for all models prompted with plain
+text, and for all chat models; for both where both are shown as many and leave out the same ones. Another limit draws
+others. `first_n` shows every item the same ones. The seed is lm-eval's own, so that its command line makes the same
+prompts.
 
 Trap: data sets repeat records across their splits, and an example that is an item tells its answer. An example that
 asks the same as any item is left out by name, for all items, so that every item has the same number of examples. The
