@@ -256,6 +256,10 @@ def trl_template(name):
     return (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text("utf-8")
 
 
+EACH_CALL = "{%- for m in messages %}{%- for c in m.tool_calls or [] %}"
+TEXT_OF_ARGUMENTS = EACH_CALL + "{{ 'f' + c.function.arguments }}{%- endfor %}{%- endfor %}"
+
+
 def check_notation(folder, tokenizer, template, task=TASK):
     """Check the functions of one record as stage 11 does, for a model whose tokenizer has this template."""
     other = copy.deepcopy(tokenizer)
@@ -284,6 +288,17 @@ def test_a_template_with_another_notation_is_refused_by_showing_it(tmp_path, tok
     with pytest.raises(UserError, match=match) as caught:
         check_notation(tmp_path, tokenizer, trl_template(name))
     assert "\n" not in str(caught.value)
+
+
+def test_a_template_that_trips_over_a_call_is_refused(tmp_path, tokenizer, evaluated, monkeypatch):
+    """It takes the text of arguments only; before a model is asked, and in a history."""
+    text_only = TEXT_OF_ARGUMENTS + CHAT_TEMPLATE
+    with pytest.raises(UserError, match="sft: its chat template refuses a call of 'weather': can only concatenate str"):
+        check_notation(tmp_path, tokenizer, text_only)
+    monkeypatch.setattr(tokenizer, "chat_template", text_only)
+    talk = [{"role": "assistant", "tool_calls": [{"function": ROME}]}, {"role": "tool", "content": "sun"}]
+    with pytest.raises(UserError, match="item r: the chat template refuses it: can only concatenate str"):
+        run_task(evaluated, TASK, [record(messages=talk)], True, None)
 
 
 def test_marks_of_calls_that_decoding_leaves_out_are_refused(tmp_path, tokenizer):

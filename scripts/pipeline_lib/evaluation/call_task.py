@@ -63,8 +63,8 @@ class CallTask(LocalTask):
         messages, tools = for_template(json.loads(doc[MESSAGES])), json.loads(doc[TOOLS])
         try:
             prompt, hidden = chat_template(messages, tools=tools), chat_template(messages)
-        except TemplateError as error:
-            raise self._misfit(doc, f"the chat template refuses it: {error.message}") from None
+        except (TemplateError, TypeError) as error:
+            raise self._misfit(doc, f"the chat template refuses it: {error}") from None
         for name in (tool["function"]["name"] for tool in tools):
             if prompt.count(name) <= hidden.count(name):  # the messages may name it too
                 raise self._misfit(doc, f"the chat template does not show the function {name!r}")

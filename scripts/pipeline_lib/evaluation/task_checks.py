@@ -96,8 +96,8 @@ def _check_written_call(
     try:
         prompts = [render(asked, add_generation_prompt=True), render(asked)]  # a header may open what no call repeats
         whole = render(for_template([*asked, answer]))
-    except TemplateError as error:
-        raise UserError(f"its chat template refuses a call of {call.name!r}: {error.message}") from None
+    except (TemplateError, TypeError) as error:  # some add the arguments to a text, and are given an object
+        raise UserError(f"its chat template refuses a call of {call.name!r}: {error}") from None
     prompt = next((prompt for prompt in prompts if whole.startswith(prompt)), None)
     if prompt is None:
         raise UserError("its chat template renders a prompt alone differently from the same prompt with its answer")
