@@ -160,14 +160,15 @@ def run(stage: "Stage") -> None:
 
 
 def estimate(stage: "Stage") -> Estimate:
-    """Time the first items of every task on one model and scale up."""
+    """Time the first items of every task and scale up."""
     from pipeline_lib.evaluation.probe import estimate_cost
-    from pipeline_lib.evaluation.questionnaire import Questionnaire
-    from pipeline_lib.evaluation.task_checks import check_tasks
+    from pipeline_lib.evaluation.questionnaire import Questionnaire, model_folder
+    from pipeline_lib.evaluation.task_checks import check_shown_functions, check_tasks
 
     prepare_libraries(stage)
     questions = Questionnaire.read(stage)
     check_tasks(questions)
+    check_shown_functions(questions, lambda name: model_folder(stage, name))
     return estimate_cost(stage, questions)
 
 

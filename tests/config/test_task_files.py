@@ -173,12 +173,33 @@ def test_bits_per_byte_is_declared_lower_is_better_and_accuracy_higher():
         (CALLED + "num_fewshot: 1\nfewshot_split: more\n", "function_calls shows conversations; put examples into"),
         (CALLED.replace("calls_match", "exact_match"), "function_calls has no metric exact_match; it has: calls_valid"),
         (GENERATED + "regexes_to_ignore: ['*']\n", r"quiz\.yaml:8: regexes_to_ignore\.0: '\*' is not a valid pattern"),
+        (CALLED + "regexes_to_ignore: [',']\n", "regexes_to_ignore is for generate_until; function_calls ignores it"),
+        (CALLED + "target_delimiter: ''\n", "target_delimiter is for multiple_choice, .*; function_calls ignores it"),
+        (CALLED + "doc_to_choice: choices\n", "doc_to_choice is for .*; function_calls ignores it, so remove it"),
+        (GOOD + "regexes_to_ignore: [',']\n", "regexes_to_ignore is for .*; multiple_choice ignores it"),
+        (GOOD + "generation_kwargs: {max_gen_toks: 8}\n", "generation_kwargs is for generate_until, function_calls; m"),
+        (GOOD + "chat: {generation_kwargs: {max_gen_toks: 8}}\n", r"chat\.generation_kwargs is for generate_until"),
+        (GENERATED + "fewshot_config: {sampler: first_n}\n", "fewshot_config is for examples, and prompts show none"),
+        (GENERATED + "fewshot_delimiter: x\n", "fewshot_delimiter is for examples, and prompts show none; set num_few"),
+        (CALLED + "fewshot_delimiter: x\n", "fewshot_delimiter is for examples, and prompts show none"),
+        (GENERATED + "chat: {fewshot_config: {doc_to_text: a}}\n", r"chat\.fewshot_config is for examples"),
+        (
+            GENERATED + "num_fewshot: 1\nfewshot_split: x\nchat: {num_fewshot: 0, fewshot_config: {doc_to_text: a}}\n",
+            r"chat\.fewshot_config is for examples, and chat prompts show none; remove it",
+        ),
     ],
 )
 def test_a_wrong_task_file_is_one_line_that_names_file_and_cause(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as caught:
         read_task_file(write(tmp_path, text), "quiz")
     assert "quiz.yaml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_key_that_a_base_has_for_other_requests_can_be_put_back_to_its_default(tmp_path):
+    write(tmp_path, GENERATED + "regexes_to_ignore: [',']\n", "sums")
+    changed = "base: sums.yaml\ntask: quiz\noutput_type: loglikelihood\nmetrics: {exact_match: acc}\n"
+    changed += "generation_kwargs: null\nregexes_to_ignore: []\n"
+    assert read_task_file(write(tmp_path, changed), "quiz").regexes_to_ignore == []
 
 
 def test_a_missing_task_names_the_ones_there_are(tmp_path):

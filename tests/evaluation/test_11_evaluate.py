@@ -351,6 +351,48 @@ def test_plan_tells_the_cost_and_does_nothing(run, finished):
     assert not (run / "11_eval" / "work").exists()
 
 
+def test_a_plan_times_each_task_on_models_that_are_asked_it_with_as_many_examples(run, tmp_path):
+    """`lora` comes last, is asked neither functions nor whole documents, and sees other examples than `pretrained`."""
+    from pipeline_lib.packing.chat_template import CHAT_TEMPLATE
+
+    again = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("11_eval"))
+    shutil.copyfile(run.parent / "config.yaml", tmp_path / "config.yaml")
+    (again / "07_sft" / "final" / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    finish_stage(again, "07_sft", {"loss": 3.0})
+    folder = shutil.copytree(PROJECT_ROOT / "configs" / "eval_tasks", tmp_path / "tasks")
+    path = folder / "function_calling.yaml"
+    path.write_text(path.read_text().replace("max_gen_toks: 256", "max_gen_toks: 16"))
+    asked = ["--tasks_folder", str(folder), "--tasks", "[domain, function_calling]", "--comparisons", "[]"]
+    skip = ["--skip", "[pretrained.function_calling, lora.function_calling]", "--models", "[pretrained, sft, lora]"]
+    done = start(again, *asked, *skip, "--plan")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "8 and 48 items of each task on the model lora or sft" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("skip", "chat", "timed"),
+    [
+        ([], {}, {"lora": ["domain", "shots"]}),
+        (["lora.domain"], {}, {"lora": ["shots"], "sft": ["domain"]}),
+        ([], {"num_fewshot": 0}, {"pretrained": ["shots"], "lora": ["domain", "shots"]}),
+        (["lora.shots", "sft.shots"], {"num_fewshot": 0}, {"pretrained": ["shots"], "lora": ["domain"]}),
+        (["pretrained.domain", "sft.domain", "lora.domain"], {}, {"lora": ["shots"]}),
+    ],
+)
+def test_the_models_on_which_tasks_are_timed(skip, chat, timed):
+    from pipeline_lib.config.evaluate import EvaluateSettings
+    from pipeline_lib.config.task_files import TaskFile, read_task_file
+    from pipeline_lib.evaluation.probe import timed_models
+    from pipeline_lib.evaluation.questionnaire import Questionnaire
+
+    domain = read_task_file(PROJECT_ROOT / "configs" / "eval_tasks", "domain")
+    shown = {"task": "shots", "num_fewshot": 2, "fewshot_split": "shown"}
+    shots = TaskFile(**{**domain.model_dump(exclude_unset=True), **shown, "chat": {**chat, "doc_to_text": "q"}})
+    settings = EvaluateSettings(models=["pretrained", "sft", "lora"], skip=skip, comparisons=[])
+    questions = Questionnaire(settings, {"shots": shots, "domain": domain}, {}, {}, {}, Path())
+    assert {model: sorted(tasks) for model, tasks in timed_models(questions).items()} == timed
+
+
 def test_a_plan_whose_batches_do_not_fit_is_a_failure_with_what_to_do(run, monkeypatch):
     from pipeline_lib.config.run import RunConfig
     from pipeline_lib.evaluation.probe import estimate_cost
@@ -462,9 +504,12 @@ def test_function_calls_are_asked_through_the_chat_template_alone(run, tmp_path)
     path = folder / "function_calling.yaml"
     path.write_text(path.read_text().replace("max_gen_toks: 256", "max_gen_toks: 16"))
     asked = ["--tasks_folder", str(folder), "--tasks", "[domain, function_calling]", "--comparisons", "[]", "--models"]
-    done = start(again, *asked, "[sft]")
-    hidden = f"{path}: sft: task function_calling: item row-1: the chat template does not show the function 'clock'"
-    assert done.returncode == 2 and hidden in done.stderr and done.stderr.count("\n") == 1, done.stdout + done.stderr
+    for plan in ([], ["--plan"]):
+        done = start(again, *asked, "[sft]", *plan)
+        hidden = f"{path}: sft: task function_calling: item row-1: the chat template does not show the function 'clock'"
+        assert done.returncode == 2 and hidden in done.stderr and done.stderr.count("\n") == 1, (
+            done.stdout + done.stderr
+        )
     assert not (again / "11_eval" / "work").exists()
     assert (again / "07_sft" / "final" / "chat_template.jinja").exists()
     (again / "07_sft" / "final" / "chat_template.jinja").write_text(CHAT_TEMPLATE)

@@ -17,7 +17,7 @@ from pipeline_lib.config import PROJECT_ROOT
 from pipeline_lib.config.task_files import TaskFile, read_task_file
 from pipeline_lib.evaluation.few_shot import Example, read_examples
 from pipeline_lib.evaluation.harness import build_task, run_task
-from pipeline_lib.evaluation.language_model import EvaluatedModel
+from pipeline_lib.evaluation.language_model import EvaluatedModel, render_chat
 from pipeline_lib.evaluation.shared_prefix import separate_rows, shared_rows
 from pipeline_lib.stage import UserError
 
@@ -195,6 +195,17 @@ def test_a_chat_model_may_be_shown_another_number_of_examples(both):
     assert ours.asked[2][0].count("Question:") == 3
 
 
+def test_plain_and_chat_models_are_shown_the_same_examples_when_they_are_shown_as_many():
+    def shown(chat, **changes):
+        file = task_file(GENERATED, chat=changes)
+        task = build_task(file, ITEMS, chat, None, examples())
+        return [[one["id"] for one in task.sampler.sample(file.shots(chat), eval_doc=doc)] for doc in task.task_docs]
+
+    assert shown(True, doc_to_text="q") == shown(False)
+    fewer = shown(True, num_fewshot=1)
+    assert fewer == shown(True, num_fewshot=1) != [few[:1] for few in shown(False)]
+
+
 def test_every_model_is_shown_the_same_examples(both):
     first, second = Listening(both[0]), Listening(both[0])
     for model in (first, second):
@@ -213,6 +224,16 @@ def test_examples_in_the_task_file_are_those_of_a_source(both):
     assert one.asked == other.asked
 
 
+def test_numbers_as_ids_of_samples_are_texts_like_those_of_records_and_unique():
+    samples = [{**record, "id": n} for n, record in enumerate([ITEMS[2], *POOL[:2]])]
+    file = task_file(GENERATED, fewshot_split=None, fewshot_config={"doc_to_target": "text", "samples": samples})
+    task = build_task(file, ITEMS, False, None, read_examples(file, []))
+    assert task.left_out == ("0",) and [example["id"] for example in task.examples] == ["1", "2"]
+    samples[2]["id"] = "1"
+    with pytest.raises(UserError, match=r"^task quiz: fewshot_config\.samples has the id '1' 2 times; make it"):
+        read_examples(task_file(GENERATED, fewshot_split=None, fewshot_config={"samples": samples}), [])
+
+
 # -- no example is asked -----------------------------------------------------------------------------------------------
 
 
@@ -227,6 +248,40 @@ def test_an_example_that_asks_the_same_as_an_item_is_left_out_by_name(asked, sam
     assert [example["id"] for example in task.examples] == [record["id"] for record in POOL][: len(task.examples)]
     shown = [task.fewshot_context(doc, 2) for doc in task.task_docs]
     assert not any(twin["q"] in prompt for prompt in shown)
+
+
+PREFERENCE = read_task_file(FOLDER, "preference")
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_an_example_with_the_right_answer_of_an_item_is_left_out_whatever_its_other_choices_are(chat):
+    """Preference data has many pairs of one prompt; the chosen answer would stand before the question for it."""
+    pairs = [{"id": f"p{n}", "prompt": f"What is {n}?", "chosen": f"A number, {n}.", "rejected": "x"} for n in range(3)]
+    twin = {**pairs[1], "id": "twin", "rejected": "another", "chosen": "a NUMBER,  1."}
+    other = {**pairs[1], "id": "other", "chosen": "One.", "rejected": "A number, 1."}
+    file = TaskFile(**{**PREFERENCE.model_dump(exclude_unset=True), "num_fewshot": 1, "fewshot_split": "pool"})
+    task = build_task(file, pairs, chat, None, examples([twin, other]))
+    assert task.left_out == ("twin",) and [example["id"] for example in task.examples] == ["other"]
+
+
+def test_the_right_choice_of_an_example_is_the_one_of_its_own_wording():
+    """The items' wording names a choice by number, and the examples spell it."""
+    twin = {**ITEMS[5], "id": "twin", "answer": "The list 5.", "choices": ["The list 5.", "another"]}
+    items = [{**item, "answer": 0} for item in ITEMS]
+    file = task_file(CHOICE, fewshot_config={"doc_to_target": "{{choices[0]}}"})
+    assert build_task(file, items, False, None, examples([twin, *POOL])).left_out == ("twin",)
+    other = {**twin, "choices": ["another", "The list 5."]}
+    assert build_task(file, items, False, None, examples([other, *POOL])).left_out == ()
+
+
+def test_an_example_of_a_whole_answer_is_left_out_by_its_prompt_unless_all_items_have_the_same():
+    again = {**ITEMS[5], "id": "again", "text": "It is another answer."}
+    assert build_task(task_file(SCORED), ITEMS, False, None, examples([again, *POOL])).left_out == ("again",)
+    file = task_file(SCORED, doc_to_text="Write a sum.")
+    twin = {**again, "id": "twin", "text": ITEMS[5]["text"]}
+    pool = [{**record, "text": f"{record['id']} is free."} for record in POOL]
+    task = build_task(file, ITEMS, False, None, examples([again, twin, *pool]))
+    assert task.left_out == ("twin",) and len(task.examples) == 1 + len(pool)
 
 
 def test_an_example_with_its_own_wording_is_compared_by_what_it_asks():
@@ -270,9 +325,9 @@ def test_an_example_without_an_answer_that_can_be_shown_is_named(answer):
 class Answering(LM):
     """Gives the same answers whatever it is asked, and notes the prompts."""
 
-    def __init__(self, answers):
+    def __init__(self, answers, tokenizer):
         super().__init__()
-        self.answers, self.prompts = answers, []
+        self.answers, self.tokenizer, self.prompts = answers, tokenizer, []
 
     def loglikelihood(self, requests):
         raise NotImplementedError
@@ -283,6 +338,13 @@ class Answering(LM):
         self.prompts = [request.args for request in requests]
         return self.answers
 
+    def apply_chat_template(self, *arguments, **named):
+        return render_chat(self.tokenizer, *arguments, **named)
+
+    @property
+    def tokenizer_name(self):
+        return "answering"
+
 
 def gsm8k_like(name, count):
     return [
@@ -291,36 +353,50 @@ def gsm8k_like(name, count):
     ]
 
 
-def gsm8k_agrees(items, pool, answers):
+def gsm8k_agrees(items, pool, answers, tokenizer, chat):
     """Assert that gsm8k_5shot and lm-eval's own gsm8k.yaml ask and score the same; return the scores."""
-    ours, theirs = Answering(answers), Answering(answers)
-    samples = run_task(ours, read_task_file(FOLDER, "gsm8k_5shot"), items, False, None, examples(pool))
+    ours, theirs = Answering(answers, tokenizer), Answering(answers, tokenizer)
+    samples = run_task(ours, read_task_file(FOLDER, "gsm8k_5shot"), items, chat, None, examples(pool))
     config = yaml.safe_load((Path(lm_eval.__file__).parent / "tasks" / "gsm8k" / "gsm8k.yaml").read_text("utf-8"))
     for key in ("dataset_path", "dataset_name", "tag", "training_split", "fewshot_split", "num_fewshot", "test_split"):
         config.pop(key)
     config["filter_list"] = config["filter_list"][:1]  # strict-match
     oracle = plain_task(config, items, pool, num_fewshot=5)
-    made = simple_evaluate(theirs, tasks=[oracle], bootstrap_iters=0, log_samples=True)["samples"]["gsm8k"]
+    made = simple_evaluate(
+        theirs,
+        tasks=[oracle],
+        apply_chat_template=chat,
+        fewshot_as_multiturn=chat,
+        bootstrap_iters=0,
+        log_samples=True,
+    )["samples"]["gsm8k"]
     assert [prompt for prompt, _ in ours.prompts] == [prompt for prompt, _ in theirs.prompts]
     assert {tuple(settings["until"]) for _, settings in ours.prompts + theirs.prompts} == {
         ("Question:", "</s>", "<|im_end|>")
     }
+    assert {settings.get("max_gen_toks", 256) for _, settings in ours.prompts + theirs.prompts} == {256}
     assert ours.prompts[0][0].count("####") == 5
+    assert ours.prompts[0][0].count("<|im_start|>") == (12 if chat else 0)
     scores = [sample.score for sample in samples]
     assert scores == [one["exact_match"] for one in sorted(made, key=lambda one: one["doc_id"])]
     return scores
 
 
-def test_gsm8k_5shot_asks_and_scores_as_lm_evals_own_task():
+CHAT = pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
+
+
+@CHAT
+def test_gsm8k_5shot_asks_and_scores_as_lm_evals_own_task(tokenizer, chat):
     answers = [" #### 0", "#### 1,000.", "#### 2,00", "3000", "x #### $4", "#### 5000\n#### 7"]
-    assert gsm8k_agrees(gsm8k_like("Tom", 6), gsm8k_like("Ann", 11), answers) == [1, 1, 0, 0, 0, 1]
+    assert gsm8k_agrees(gsm8k_like("Tom", 6), gsm8k_like("Ann", 11), answers, tokenizer, chat) == [1, 1, 0, 0, 0, 1]
 
 
-def test_gsm8k_5shot_asks_genuine_records_as_lm_evals_own_task(shared_data):
+@CHAT
+def test_gsm8k_5shot_asks_genuine_records_as_lm_evals_own_task(shared_data, tokenizer, chat):
     lines = (shared_data / "gsm8k" / "train.jsonl").read_text("utf-8").splitlines()[:300]
     taken = [{**json.loads(line), "id": str(n)} for n, line in enumerate(lines)]
     answers = [record["answer"] if n % 3 else "none" for n, record in enumerate(taken[:60])]
-    assert sum(gsm8k_agrees(taken[:60], taken[60:], answers)) == 40
+    assert sum(gsm8k_agrees(taken[:60], taken[60:], answers, tokenizer, chat)) == 40
 
 
 def test_a_long_prompt_is_read_once_for_all_of_its_choices(both):

@@ -1,17 +1,24 @@
 """Function calls in answers: read back as the chat template writes them, and scored on records of BFCL's layout."""
 
+import copy
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataset_formatters.record import MalformedRecord
 from pipeline_lib.config import PROJECT_ROOT
+from pipeline_lib.config.evaluate import EvaluateSettings
 from pipeline_lib.config.task_files import read_task_file
 from pipeline_lib.evaluation.call_task import call_records
-from pipeline_lib.evaluation.function_calls import Call, accepted_calls, offered_tools, read_calls, score
+from pipeline_lib.evaluation.function_calls import Call, accepted_calls, conversation, offered_tools, read_calls, score
 from pipeline_lib.evaluation.harness import build_task, run_task
+from pipeline_lib.evaluation.items import Items
+from pipeline_lib.evaluation.questionnaire import Questionnaire
+from pipeline_lib.evaluation.task_checks import check_shown_functions
 from pipeline_lib.packing.chat_template import CHAT_TEMPLATE
 from pipeline_lib.stage import UserError
 
@@ -238,6 +245,126 @@ def test_models_without_a_chat_template_and_templates_without_functions_are_user
         run_task(evaluated, TASK, [record()], False, None)
     with pytest.raises(UserError, match="item r: the chat template does not show the function 'weather'"):
         run_task(evaluated, TASK, [record()], True, None)
+
+
+# -- how templates write calls -----------------------------------------------------------------------------------------
+
+
+def trl_template(name):
+    import trl
+
+    return (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text("utf-8")
+
+
+EACH_CALL = "{%- for m in messages %}{%- for c in m.tool_calls or [] %}"
+TEXT_OF_ARGUMENTS = EACH_CALL + "{{ 'f' + c.function.arguments }}{%- endfor %}{%- endfor %}"
+
+
+def check_notation(folder, tokenizer, template, task=TASK):
+    """Check the functions of one record as stage 11 does, for a model whose tokenizer has this template."""
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = template
+    other.save_pretrained(folder)
+    settings = EvaluateSettings(models=["sft"], tasks=[task.task], comparisons=[])
+    items = {task.task: Items([record()], 1)}
+    check_shown_functions(Questionnaire(settings, {task.task: task}, items, {}, {}, folder), lambda name: folder)
+
+
+@pytest.mark.parametrize("name", ["ours", "qwen2_5_training", "qwen3_training"])
+def test_a_template_that_writes_calls_as_they_are_read_is_asked(tmp_path, tokenizer, name):
+    check_notation(tmp_path, tokenizer, CHAT_TEMPLATE if name == "ours" else trl_template(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("lfm2_v2_training", r"<\|tool_call_start\|>\[weather\(number=1, text=.*\)\]<\|tool_call_end\|>"),
+        ("qwen3_6_training", "<function=weather>"),
+    ],
+)
+def test_a_template_with_another_notation_is_refused_by_showing_it(tmp_path, tokenizer, name, written):
+    """Every answer would count as wrong, and a wrong call as right where none is due."""
+    match = f"function_calling.yaml: sft: its chat template writes a call as .*{written}.*, and answers are read as"
+    with pytest.raises(UserError, match=match) as caught:
+        check_notation(tmp_path, tokenizer, trl_template(name))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_template_that_trips_over_a_call_is_refused(tmp_path, tokenizer, evaluated, monkeypatch):
+    """It takes the text of arguments only; before a model is asked, and in a history."""
+    text_only = TEXT_OF_ARGUMENTS + CHAT_TEMPLATE
+    with pytest.raises(UserError, match="sft: its chat template refuses a call of 'weather': can only concatenate str"):
+        check_notation(tmp_path, tokenizer, text_only)
+    monkeypatch.setattr(tokenizer, "chat_template", text_only)
+    talk = [{"role": "assistant", "tool_calls": [{"function": ROME}]}, {"role": "tool", "content": "sun"}]
+    with pytest.raises(UserError, match="item r: the chat template refuses it: can only concatenate str"):
+        run_task(evaluated, TASK, [record(messages=talk)], True, None)
+
+
+def test_marks_of_calls_that_decoding_leaves_out_are_refused(tmp_path, tokenizer):
+    """A tokenizer that has them among its special tokens: answers are decoded without those."""
+    other = copy.deepcopy(tokenizer)
+    other.add_special_tokens({"additional_special_tokens": ["<tool_call>", "</tool_call>"]})
+    with pytest.raises(UserError, match=r"as '<tool_call>.*, of which decoding leaves '\{\"name\": \"weather\""):
+        check_notation(tmp_path, other, CHAT_TEMPLATE)
+
+
+def test_a_stop_inside_of_a_call_as_the_template_writes_it_is_refused(tmp_path, tokenizer):
+    """Qwen's template has the call on a line of its own, ours has not."""
+    task = TASK.model_copy(update={"generation_kwargs": TASK.generation_kwargs.model_copy(update={"until": "\n"})})
+    check_notation(tmp_path, tokenizer, CHAT_TEMPLATE, task)
+    for stop in ("</tool_call>", ">", "}</"):
+        cut = task.model_copy(update={"generation_kwargs": task.generation_kwargs.model_copy(update={"until": [stop]})})
+        with pytest.raises(UserError, match=rf"sft: generation_kwargs\.until \['{stop}'\] cuts a call as the chat"):
+            check_notation(tmp_path, tokenizer, CHAT_TEMPLATE, cut)
+    with pytest.raises(UserError, match=r"sft: generation_kwargs.until '\\n' cuts a call as the chat template writes"):
+        check_notation(tmp_path, tokenizer, trl_template("qwen2_5_training"), task)
+
+
+@pytest.mark.parametrize("text", ["[3, 1, 2] sorted?", " [1, 2]", "[note] Rome?", '[{"x": 1}] has what keys?'])
+def test_a_question_may_begin_with_a_bracket(text):
+    assert conversation(text, "here") == [{"role": "user", "content": text}]
+
+
+def test_messages_as_json_are_messages_and_those_of_several_turns_are_refused():
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Rome?"}]
+    assert conversation(json.dumps(turns), "here") == conversation(json.dumps([turns]), "here") == turns
+    with pytest.raises(MalformedRecord, match="2 turns are asked"):
+        conversation(json.dumps([turns, turns]), "here")
+    for cut_off in (json.dumps(turns)[:-1], json.dumps([turns])[:-1]):
+        with pytest.raises(MalformedRecord, match="the messages is not JSON"):
+            conversation(cut_off, "here")
+    with pytest.raises(MalformedRecord, match="a list of at least one"):
+        conversation("[]", "here")
+
+
+IDS = (
+    "{% for m in messages %}{% if m.role == 'tool' and not (m.tool_call_id and m.name) %}"
+    "{{ raise_exception('a result of what?') }}{% endif %}{% for c in m.tool_calls or [] %}"
+    "[{{ c.id }}]{% endfor %}{{ m.tool_call_id }}{{ m.name }}{% endfor %}"
+)
+
+
+def test_a_history_is_written_for_evaluation_as_it_is_for_training(evaluated, tokenizer, monkeypatch):
+    """Some templates ask for ids of calls and for the names of results, which records seldom have."""
+    from pipeline_lib.post_training.chat_tokens import tokenize_conversations
+
+    monkeypatch.setattr(tokenizer, "chat_template", IDS + CHAT_TEMPLATE)
+    calls = [{"function": ROME}, {"function": {"name": "clock", "arguments": {}}}]
+    talk = [
+        {"role": "user", "content": "Rome?"},
+        {"role": "assistant", "content": "I look.", "tool_calls": calls},
+        {"role": "tool", "content": "sun"},
+        {"role": "tool", "content": "noon"},
+    ]
+    model = Answering(evaluated, ["Sun."])
+    run_task(model, TASK, [record(messages=talk)], True, None)
+    prompt = model.asked[0][0]
+    assert prompt.startswith("[000000000][000000001]000000000weather000000001clock")
+    whole = [*conversation(talk, "here"), {"role": "assistant", "content": "Sun."}]
+    tools = json.dumps(offered_tools(record()["tools"], "here"))
+    (trained,) = tokenize_conversations(tokenizer, [whole], [tools])
+    assert tokenizer.decode(trained.ids) == prompt + "Sun.<|im_end|>\n"
 
 
 def first_accepted(value):

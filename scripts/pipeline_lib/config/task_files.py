@@ -48,6 +48,14 @@ METRICS_OF: dict[str, tuple[str, ...]] = {
     "loglikelihood_rolling": ("bits_per_byte",),
     "function_calls": ("calls_valid", "functions_match", "calls_match"),
 }
+READ_BY: dict[str, tuple[str, ...]] = {
+    "doc_to_choice": ("multiple_choice", "generate_until"),
+    "target_delimiter": ("multiple_choice", "loglikelihood", "generate_until"),
+    "description": ("multiple_choice", "loglikelihood", "generate_until"),
+    "generation_kwargs": ("generate_until", "function_calls"),
+    "regexes_to_ignore": ("generate_until",),
+}
+"""The kinds of requests that read a key; it would change nothing for the others, which its writer could not see."""
 MEANING = {
     "acc": "share of items whose right choice has the highest log-likelihood",
     "acc_norm": "share of items whose right choice has the highest log-likelihood per character",
@@ -260,6 +268,20 @@ class TaskFile(Section):
             raise ValueError("fewshot_config.doc_to_target: the number of a choice needs multiple_choice")
         return self
 
+    @model_validator(mode="after")
+    def _every_key_is_read(self) -> "TaskFile":
+        plain, chat = self.shots(chat=False), self.shots(chat=True)
+        for key, shots in {"fewshot_config": plain or chat, "fewshot_delimiter": plain}.items():
+            if not shots and _is_set(self, key):
+                raise ValueError(f"{key} is for examples, and prompts show none; set num_fewshot, or remove {key}")
+        if self.chat.fewshot_config is not None and not chat:
+            raise ValueError("chat.fewshot_config is for examples, and chat prompts show none; remove it")
+        for key, kinds in READ_BY.items():
+            for name, section in ((key, self), (f"chat.{key}", self.chat)):
+                if self.output_type not in kinds and _is_set(section, key):
+                    raise ValueError(f"{name} is for {', '.join(kinds)}; {self.output_type} ignores it, so remove it")
+        return self
+
     def shots(self, chat: bool) -> int:
         """Return the number of examples in a prompt; chat: one that goes through a chat template."""
         return self.chat.num_fewshot if chat and self.chat.num_fewshot is not None else self.num_fewshot
@@ -268,6 +290,12 @@ class TaskFile(Section):
         """Return how examples read; chat: in a prompt that goes through a chat template."""
         changed = self.chat.fewshot_config.model_dump(exclude_unset=True) if chat and self.chat.fewshot_config else {}
         return self.fewshot_config.model_copy(update=changed)
+
+
+def _is_set(section: Section, key: str) -> bool:
+    """Whether a key that the section may have is there with another value than its default."""
+    field = type(section).model_fields.get(key)
+    return field is not None and getattr(section, key) != field.default
 
 
 def task_path(settings: EvaluateSettings, name: str) -> Path:

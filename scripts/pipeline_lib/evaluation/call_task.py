@@ -14,6 +14,7 @@ from jinja2 import TemplateError
 from dataset_formatters.record import MalformedRecord
 from dataset_formatters.tool_calls import parsed
 from pipeline_lib.config.task_files import TaskFile
+from pipeline_lib.post_training.chat_tokens import for_template
 from pipeline_lib.stage import UserError
 
 from .function_calls import accepted_calls, conversation, offered_tools, score
@@ -59,11 +60,11 @@ class CallTask(LocalTask):
         self, doc: dict[str, Any], num_fewshot: int, chat_template: Callable[..., str] | None = None, **_: Any
     ) -> str:
         """Return the prompt. Raises UserError when the chat template refuses the conversation or hides a function."""
-        messages, tools = json.loads(doc[MESSAGES]), json.loads(doc[TOOLS])
+        messages, tools = for_template(json.loads(doc[MESSAGES])), json.loads(doc[TOOLS])
         try:
             prompt, hidden = chat_template(messages, tools=tools), chat_template(messages)
-        except TemplateError as error:
-            raise self._misfit(doc, f"the chat template refuses it: {error.message}") from None
+        except (TemplateError, TypeError) as error:
+            raise self._misfit(doc, f"the chat template refuses it: {error}") from None
         for name in (tool["function"]["name"] for tool in tools):
             if prompt.count(name) <= hidden.count(name):  # the messages may name it too
                 raise self._misfit(doc, f"the chat template does not show the function {name!r}")

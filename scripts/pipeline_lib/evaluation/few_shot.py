@@ -1,14 +1,18 @@
 """Examples in a prompt (few-shot): records with their answers before what is asked, and none of what is asked.
 
 lm-eval chooses and formats them; `default` draws anew for every item from one seeded stream, so an item's examples
-depend on its place among the items: they are the same for every model, and others when a limit changes. `first_n` shows
-every item the same ones. The seed is lm-eval's own, so that its command line makes the same prompts.
+depend on its place among the items and on how many each is shown. They are the same for all models prompted with plain
+text, and for all chat models; for both where both are shown as many and leave out the same ones. Another limit draws
+others. `first_n` shows every item the same ones. The seed is lm-eval's own, so that its command line makes the same
+prompts.
 
 Trap: data sets repeat records across their splits, and an example that is an item tells its answer. An example that
-asks the same as any item (the same prompt and choices, whatever the white space and the case) is left out by name, for
-all items, so that every item has the same number of examples.
+asks the same as any item is left out by name, for all items, so that every item has the same number of examples. The
+same is, whatever the white space and the case: the same prompt; of choices, the same prompt with the same choices or
+with the same right one; of whole answers to one and the same prompt, the same answer.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,9 +35,20 @@ class Example(dict[str, Any]):
 
 
 def read_examples(task_file: TaskFile, paths: Sequence[Path]) -> list[Example]:
-    """Return the records of the files, or those that stand in the task file. Raises UserError (file:line)."""
+    """Return the records of the files, or those that stand in the task file, each with a unique text under "id".
+
+    Raises UserError (file:line, or the task) for an id given twice.
+    """
     if (samples := task_file.fewshot_config.samples) is not None:
-        return [Example({ID: f"sample-{number}", **sample}) for number, sample in enumerate(samples, 1)]
+        examples = [
+            Example({**sample, ID: str(sample.get(ID, f"sample-{number}"))}) for number, sample in enumerate(samples, 1)
+        ]
+        for name, times in Counter(example[ID] for example in examples).items():
+            if times > 1:
+                raise UserError(
+                    f"task {task_file.task}: fewshot_config.samples has the id {name!r} {times} times; make it unique"
+                )
+        return examples
     return [Example(record) for record in read_items(paths)] if paths else []
 
 
@@ -59,19 +74,21 @@ def show_examples(task: "LocalTask", config: dict[str, Any], items: Iterable[dic
         return
     as_shown = {**config, **{key: own[key] for key in ("doc_to_text", "doc_to_target", "doc_to_choice") if key in own}}
     wordings = [as_shown] if as_shown == config else [as_shown, config]
-    asked = {_question(task, item, config) for item in items}
+    asked: set[tuple[str, ...]] = set().union(*(_questions(task, item, [config]) for item in items))
+    if task.OUTPUT_TYPE == "loglikelihood" and len({prompt for prompt, *_ in asked}) == 1:  # which tells nothing apart
+        asked = {question for question in asked if len(question) > 1}
     kept: list[Example] = []
     left_out: list[str] = []
     for example in own["samples"]:
         if len(kept) == shots and own["sampler"] == "first_n":
             break
         check_records(as_shown, [example], "example")
-        questions = {
-            _question(task, example, wording)
+        fitting = [
+            wording
             for wording in wordings
             if wording is as_shown or keys_named(wording, _asked_fields(task)) <= example.keys()
-        }
-        if questions & asked:
+        ]
+        if _questions(task, example, fitting) & asked:
             left_out.append(example[ID])
         else:
             kept.append(example)
@@ -87,15 +104,29 @@ def show_examples(task: "LocalTask", config: dict[str, Any], items: Iterable[dic
 
 
 def _asked_fields(task: "LocalTask") -> list[str]:
-    """Return the fields that make up a question: of whole answers also the answer, since prompts may be all alike."""
+    """Return the fields that make up a question; of choices the right one is known from the wording that is shown."""
     further = {"multiple_choice": ["doc_to_choice"], "loglikelihood": ["doc_to_target"]}
     return ["doc_to_text", *further.get(task.OUTPUT_TYPE, [])]
 
 
-def _question(task: "LocalTask", doc: dict[str, Any], wording: dict[str, Any]) -> tuple[str, ...]:
-    parts = [task.doc_to_text(doc, wording["doc_to_text"])]
-    if task.OUTPUT_TYPE == "multiple_choice":
-        parts += sorted(task.doc_to_choice(doc, wording["doc_to_choice"]))
-    elif task.OUTPUT_TYPE == "loglikelihood":
-        parts.append(task.doc_to_target(doc, wording["doc_to_target"]))
+def _questions(task: "LocalTask", doc: dict[str, Any], wordings: Sequence[dict[str, Any]]) -> set[tuple[str, ...]]:
+    """Return what makes a record the same as another one, in each wording; the first is its own.
+
+    Of choices the right one is spelled as its own wording has it: another may not fit the record.
+    """
+    questions: set[tuple[str, ...]] = set()
+    for wording in wordings:
+        prompt = task.doc_to_text(doc, wording["doc_to_text"])
+        if task.OUTPUT_TYPE == "multiple_choice":
+            right = task.right_choice(doc, task.doc_to_target(doc, wordings[0]["doc_to_target"]))
+            choices = sorted(task.doc_to_choice(doc, wording["doc_to_choice"]))
+            questions |= {_plain(prompt, "right", right), _plain(prompt, "of", *choices)}
+        elif task.OUTPUT_TYPE == "loglikelihood":
+            questions |= {_plain(prompt), _plain(prompt, task.doc_to_target(doc, wording["doc_to_target"]))}
+        else:
+            questions.add(_plain(prompt))
+    return questions
+
+
+def _plain(*parts: str) -> tuple[str, ...]:
     return tuple(" ".join(part.split()).casefold() for part in parts)

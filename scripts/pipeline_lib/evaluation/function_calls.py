@@ -25,6 +25,7 @@ from dataset_formatters.tool_calls import calls_of, parsed, tool_schemas
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _BLANK = re.compile(r"\s*")
+_BEGINNING = re.compile(r"""\s*\[\s*(\[\s*)?\{\s*["']role["']""")
 _STANDARD_TYPES = {"dict": "object", "float": "number", "tuple": "array", "String": "string"}
 
 
@@ -195,12 +196,14 @@ def _with_standard_types(value: Any) -> Any:
 
 
 def conversation(value: Any, where: str) -> list[dict[str, Any]]:
-    """Return the messages of a record, whose last one is to be answered. Raises MalformedRecord.
+    """Return the messages of a record, whose last one is to be answered, in OpenAI's layout. Raises MalformedRecord.
 
-    value: a list of messages (BFCL: a list of one such list), its JSON, or the text of a question.
+    value: a list of messages (BFCL: a list of one such list), its JSON, or the text of a question. A question may begin
+    with a bracket too ("[3, 1] sorted?"): a text is messages when it reads as a list of objects.
     """
     if isinstance(value, str):
-        value = parsed(value, "the messages", where) if value.lstrip().startswith("[") else [_asked(value)]
+        messages = _messages_of(value, where)
+        value = [_asked(value)] if messages is None else messages
     if isinstance(value, list) and value and all(isinstance(turn, list) for turn in value):
         if len(value) > 1:
             raise MalformedRecord("several_turns", where, f"{len(value)} turns are asked, and one answer is scored")
@@ -211,6 +214,23 @@ def conversation(value: Any, where: str) -> list[dict[str, Any]]:
     if messages[-1]["role"] not in ("user", "tool"):
         raise MalformedRecord("no_question", where, f"the last message is of the {messages[-1]['role']}")
     return messages
+
+
+def _messages_of(text: str, where: str) -> list[Any] | None:
+    """Return the list of objects, or of lists of objects, that a text spells; None for any other text.
+
+    Raises MalformedRecord for one that begins as messages do and does not read: cut off, it is no question either.
+    """
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        value = parsed(text, "the messages", where)
+    except MalformedRecord:
+        if _BEGINNING.match(text):
+            raise
+        return None
+    turns = [turn for entry in value for turn in (entry if isinstance(entry, list) else [entry])]
+    return value if all(isinstance(turn, dict) for turn in turns) else None
 
 
 def _asked(text: str) -> dict[str, Any]:
@@ -226,8 +246,5 @@ def _message(entry: Any, where: str) -> dict[str, Any]:
         raise MalformedRecord("empty_turn", where, f"a message of the {entry['role']} has no text")
     made = {"role": entry["role"], "content": content}
     if calls:
-        made["tool_calls"] = [
-            {"type": "function", "function": {"name": name, "arguments": json.loads(arguments)}}
-            for name, arguments in ((call["function"]["name"], call["function"]["arguments"]) for call in calls)
-        ]
+        made["tool_calls"] = calls
     return made

@@ -127,7 +127,7 @@ def tokenize_conversations(
     for offered, numbers in together.items():
         batch = _rendered(
             tokenizer,
-            [_for_template(conversations[number]) for number in numbers],
+            [for_template(conversations[number]) for number in numbers],
             tools=json.loads(offered) if offered else None,
             return_assistant_tokens_mask=True,
         )
@@ -153,7 +153,7 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, conversations: list[Messages],
         ) from None
 
 
-def _for_template(messages: Messages) -> Messages:
+def for_template(messages: Messages) -> Messages:
     """Return the messages as templates expect them: arguments of calls as objects, no key without a value.
 
     Calls and results also have what some templates ask for and data sets seldom keep: ids (nine digits, as Mistral's
