@@ -146,7 +146,7 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, conversations: list[Messages],
 
     try:
         return tokenizer.apply_chat_template(conversations, tokenize=True, return_dict=True, **options)
-    except TemplateError as error:
+    except (TemplateError, TypeError) as error:  # a template that adds a number to a text raises the latter
         what = " ".join(str(error).split()) or type(error).__name__
         raise TemplateRefusal(
             f"the tokenizer's chat template refuses a conversation ({what}); use another one"
