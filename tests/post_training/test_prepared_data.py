@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 
 import pyarrow.parquet as parquet
 import pytest
@@ -172,3 +173,10 @@ def test_functions_and_calls_reach_the_tokens_of_training(run_copy, helpers, tok
     examples = read_examples([path], conversation_rows, tokenizer, 1000, Ledger(), "sft")
     learnt = [token for token in examples.table["labels"][0].as_py() if token >= 0]
     assert tokenizer.decode(learnt).startswith('<tool_call>{"name": "add", "arguments": {"a": 1, "b": ')
+
+
+def test_a_stage_that_fails_leaves_no_sampling_thread_behind(run_copy, helpers):
+    """A program that runs many stages, such as these tests, would slow down with each one that was refused."""
+    helpers.write_sources(run_copy, [("chat", "sft", "alpaca", [{"instruction": "q"}])])
+    assert helpers.run_script("06_prepare_sft_data.py", run_copy) == 1
+    assert "peak-memory" not in [thread.name for thread in threading.enumerate()]

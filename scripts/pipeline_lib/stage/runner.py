@@ -301,6 +301,20 @@ def _run_and_publish(
     workspace.open(fresh=force, keep_superseded=spec.keeps_superseded, say=stage.say)
     stage.begin(workspace)
     peak = PeakMemory()
+    try:
+        return _run_measured(stage, workspace, run, fingerprint, asked_for, peak)
+    finally:
+        peak.stop()  # a program that runs stages would keep a sampling thread for each that failed
+
+
+def _run_measured(
+    stage: Stage,
+    workspace: Workspace,
+    run: Callable[[Stage], None],
+    fingerprint: dict[str, Any],
+    asked_for: dict[str, Any],
+    peak: PeakMemory,
+) -> int:
     started = time.time()
     try:
         with stage.signals.watching():
@@ -311,13 +325,12 @@ def _run_and_publish(
             for name in stage.needs:
                 ledger.check_chain(stage.input(name).ledger, name)
     except StageInterrupted as interruption:
-        peak.stop()
         return _leave_interrupted(stage, workspace, interruption.signal_number)
     except WorkersLost:
         if not stage.interrupted:
             workspace.discard_if_empty()
             raise
-        peak.stop()  # the signal went to the whole process group and ended the workers
+        # the signal went to the whole process group and ended the workers
         return _leave_interrupted(stage, workspace, stage.signals.received)
     except OSError:
         stage.log(traceback.format_exc().rstrip())
@@ -352,7 +365,7 @@ def _run_and_publish(
         | describe_request(fingerprint, asked_for),
     )
     workspace.publish(manifest)
-    print_card(stage, spec)
+    print_card(stage, stage.spec)
     return stage.exit_code
 
 
