@@ -24,6 +24,12 @@ from pipeline_lib.stage import UserError
 FOLDER = PROJECT_ROOT / "configs" / "eval_tasks"
 
 
+@pytest.fixture(autouse=True)
+def _no_look_at_the_machine(monkeypatch):
+    """lm-eval asks pip for all packages each time, five seconds that have nothing to do with prompts and scores."""
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+
+
 def records(kind, count, start=0):
     return [
         {
