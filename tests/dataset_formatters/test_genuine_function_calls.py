@@ -1,27 +1,12 @@
 """Formatters of function calls on genuine records: how many are kept, why the others are not, and what they become."""
 
 import json
-from collections import Counter
 
 import pytest
 
-from dataset_formatters import FORMAT_HANDLERS, MalformedRecord
+from dataset_formatters import FORMAT_HANDLERS
 from function_turns import GLAIVE_SYSTEM, hermes
-
-
-def read(path):
-    text = path.read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def format_all(name, records):
-    kept, refused = [], Counter()
-    for number, record in enumerate(records, start=1):
-        try:
-            kept.append((record, FORMAT_HANDLERS[name](record, f"{name}:{number}")))
-        except MalformedRecord as refusal:
-            refused[refusal.reason] += 1
-    return kept, dict(refused)
+from genuine_records import format_all, read
 
 
 def calls_in(conversation):

@@ -1,30 +1,9 @@
 """Every formatter on genuine records of its data set: how many are kept, and why the others are not."""
 
-import gzip
-import json
-from collections import Counter
-
 import pytest
 
 from dataset_formatters import FORMAT_HANDLERS, MalformedRecord
-
-
-def read(path):
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        if ".jsonl" in path.name:
-            return [json.loads(line) for line in file]
-        return json.load(file)
-
-
-def format_all(name, records):
-    made, refused = [], Counter()
-    for number, record in enumerate(records, start=1):
-        try:
-            made.append(FORMAT_HANDLERS[name](record, f"{name}:{number}"))
-        except MalformedRecord as refusal:
-            refused[refusal.reason] += 1
-    return made, refused
+from genuine_records import format_all, read
 
 
 @pytest.mark.parametrize(
@@ -52,12 +31,13 @@ def test_genuine_records_are_kept_or_refused_for_a_known_reason(shared_data, nam
 def test_genuine_gsm8k_answers_keep_their_text_and_value(shared_data):
     records = read(shared_data / "gsm8k" / "train.jsonl")
     made, _ = format_all("gsm8k", records)
-    for record, conversation in zip(records, made, strict=True):
+    assert [record for record, _ in made] == records
+    for record, conversation in made:
         answer = conversation["messages"][-1]["content"]
         steps, _, final = answer.rpartition("\n#### ")
         original = record["answer"].rpartition("#### ")[2].replace(",", "")
         assert float(final) == float(original) and "<<" not in steps
-    first = made[0]["messages"][-1]["content"]
+    first = made[0][1]["messages"][-1]["content"]
     assert first == (
         "Natalia sold 48/2 = 24 clips in May.\nNatalia sold 48+24 = 72 clips altogether in April and May.\n#### 72"
     )

@@ -1,9 +1,6 @@
 """The formatters of mathematical solutions: what each layout becomes, what is refused, and genuine records."""
 
-import gzip
-import json
 import re
-from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -11,6 +8,7 @@ from hypothesis import strategies as st
 
 from dataset_formatters import FORMAT_HANDLERS, MalformedRecord
 from dataset_formatters.math import _steps_and_final, boxed_answer, normalised_number
+from genuine_records import messages_of_all, read
 
 WHERE = "reasoning/set.jsonl:3"
 AQUA = {
@@ -225,22 +223,6 @@ def test_any_value_of_any_field_is_formatted_or_refused(name, data):
     assert all(turn["content"] == turn["content"].strip() != "" for turn in made["messages"])
 
 
-def read(path):
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
-
-
-def format_all(name, records):
-    made, reasons = [], Counter()
-    for number, record in enumerate(records, start=1):
-        try:
-            made.append((record, FORMAT_HANDLERS[name](record, f"{name}:{number}")["messages"]))
-        except MalformedRecord as refusal:
-            reasons[refusal.reason] += 1
-    return made, reasons
-
-
 @pytest.mark.parametrize(
     ("name", "file", "kept", "refused"),
     [
@@ -254,12 +236,12 @@ def format_all(name, records):
     ],
 )
 def test_genuine_records_are_kept_or_refused_for_a_known_reason(shared_data, name, file, kept, refused):
-    made, reasons = format_all(name, read(shared_data / file))
+    made, reasons = messages_of_all(name, read(shared_data / file))
     assert (len(made), dict(reasons)) == (kept, refused)
 
 
 def test_genuine_metamath_solutions_end_with_the_answer_and_ask_the_query(shared_data):
-    made, _ = format_all("metamath", read(shared_data / "hf_rows_quoted" / "metamathqa_rows.jsonl"))
+    made, _ = messages_of_all("metamath", read(shared_data / "hf_rows_quoted" / "metamathqa_rows.jsonl"))
     for record, (question, solution) in made:
         assert question["content"] == record["query"]
         final = solution["content"].rpartition("\nThe answer is: ")[2]
@@ -267,7 +249,7 @@ def test_genuine_metamath_solutions_end_with_the_answer_and_ask_the_query(shared
 
 
 def test_genuine_competition_problems_are_solved_in_a_box(shared_data):
-    made, _ = format_all("math", read(shared_data / "math" / "MATH_test.part1.jsonl.gz"))
+    made, _ = messages_of_all("math", read(shared_data / "math" / "MATH_test.part1.jsonl.gz"))
     for record, (question, solution) in made:
         assert (question["content"], solution["content"]) == (record["problem"].strip(), record["solution"].strip())
         after = solution["content"].rpartition(r"\boxed{")[2].lstrip()
@@ -275,7 +257,7 @@ def test_genuine_competition_problems_are_solved_in_a_box(shared_data):
 
 
 def test_genuine_aqua_options_and_letters_can_be_read_back(shared_data):
-    made, _ = format_all("aqua", read(shared_data / "math" / "AQuA_dev.json"))
+    made, _ = messages_of_all("aqua", read(shared_data / "math" / "AQuA_dev.json"))
     for record, (question, solution) in made:
         lines = question["content"].splitlines()[-5:]
         assert [line.replace(". ", ")", 1) for line in lines] == record["options"]

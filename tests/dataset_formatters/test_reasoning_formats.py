@@ -1,15 +1,12 @@
 """The formatters of reasoning in words and of questions with choices, and genuine records of their data sets."""
 
-import gzip
-import json
-from collections import Counter
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset_formatters import FORMAT_HANDLERS, MalformedRecord
 from dataset_formatters.choices import choices_of, lettered, question_with, right_choice
+from genuine_records import messages_of_all, read
 
 WHERE = "reasoning/set.jsonl:3"
 HUB = {
@@ -232,24 +229,6 @@ def test_any_value_of_any_field_is_formatted_or_refused(name, data):
     assert all(turn["content"] == turn["content"].strip() != "" for turn in messages)
 
 
-def read(path):
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        if path.name.endswith((".jsonl", ".json")):
-            return [json.loads(line) for line in file]
-        return file.read()
-
-
-def format_all(name, records):
-    kept, reasons = [], Counter()
-    for number, record in enumerate(records, start=1):
-        try:
-            kept.append((record, FORMAT_HANDLERS[name](record, f"{name}:{number}")["messages"]))
-        except MalformedRecord as refusal:
-            reasons[refusal.reason] += 1
-    return kept, reasons
-
-
 @pytest.mark.parametrize(
     ("name", "file", "count", "refused"),
     [
@@ -263,13 +242,13 @@ def format_all(name, records):
     ],
 )
 def test_genuine_records_are_kept_or_refused_for_a_known_reason(shared_data, name, file, count, refused):
-    kept, reasons = format_all(name, read(shared_data / file))
+    kept, reasons = messages_of_all(name, read(shared_data / file))
     assert (len(kept), dict(reasons)) == (count, refused)
 
 
 def test_genuine_arc_answers_are_the_texts_that_the_key_names(shared_data):
     for file in ("arc/ARC-Easy-Dev.sample.jsonl", "cot/CommonsenseQA_dev_rand_split.jsonl"):
-        records, _ = format_all("arc", read(shared_data / file))
+        records, _ = messages_of_all("arc", read(shared_data / file))
         for record, (question, answer) in records:
             texts = {choice["label"]: choice["text"].strip() for choice in record["question"]["choices"]}
             assert answer["content"] == f"{record['answerKey']}. {texts[record['answerKey']]}"
@@ -277,7 +256,7 @@ def test_genuine_arc_answers_are_the_texts_that_the_key_names(shared_data):
 
 
 def test_genuine_logiqa2_answers_are_the_options_that_the_index_names(shared_data):
-    kept, _ = format_all("logiqa", read(shared_data / "logiqa2" / "dev.jsonl"))
+    kept, _ = messages_of_all("logiqa", read(shared_data / "logiqa2" / "dev.jsonl"))
     for record, (question, answer) in kept:
         assert answer["content"] == f"{'ABCD'[record['answer']]}. {record['options'][record['answer']].strip()}"
         asked = f"{record['text'].strip()}\n\n{record['question'].strip()}\n\n"
@@ -290,7 +269,7 @@ def test_genuine_logiqa_blocks_of_lines_become_questions(shared_data):
     lines = read(shared_data / "logiqa" / "Eval.txt").split("\n")
     blocks = [lines[start + 1 : start + 8] for start in range(0, len(lines) - 7, 8)]
     records = [{"label": b[0], "context": b[1], "question": b[2], "options": b[3:]} for b in blocks]
-    kept, reasons = format_all("logiqa", records)
+    kept, reasons = messages_of_all("logiqa", records)
     assert (len(kept), dict(reasons)) == (634, {"ambiguous_answer": 3, "mixed_labels": 14})
     for record, (_, answer) in kept:
         right = record["options"]["abcd".index(record["label"].strip())]
@@ -304,7 +283,7 @@ def test_genuine_reasons_and_answers_can_be_told_apart_again(shared_data, file):
     """The lines hold a question, its answer and the reason, the fields of CoT-Collection in another layout."""
     rows = [line.split("\t") for line in read(shared_data / file).rstrip("\n").split("\n")]
     records = [{"source": row[0], "target": row[1], "rationale": row[2]} for row in rows]
-    kept, reasons = format_all("cot-collection", records)
+    kept, reasons = messages_of_all("cot-collection", records)
     assert len(kept) == len(records) > 2000 and not reasons
     for record, (_, answer) in kept:
         rationale, _, target = answer["content"].rpartition("\n#### ")

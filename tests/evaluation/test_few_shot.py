@@ -129,19 +129,25 @@ def both(long_llama, tokenizer):
     return EvaluatedModel(long_llama, tokenizer, batch_tokens=2048), theirs
 
 
-def ask_both(both, file, oracle, pool, chat=False):
-    """Return (our samples, the requests they came from), (lm-eval's samples, its requests)."""
-    ours, theirs = (Listening(model) for model in both)
-    samples = run_task(ours, file, ITEMS, chat, None, examples(pool))
+def plain_samples(model, oracle, chat):
+    """Return what plain lm-eval says of each item, in the order of the items."""
     made = simple_evaluate(
-        theirs,
+        model,
         tasks=[oracle],
         apply_chat_template=chat,
         fewshot_as_multiturn=chat,
         bootstrap_iters=0,
         log_samples=True,
     )
-    return (samples, ours.asked), (sorted(made["samples"]["quiz"], key=lambda one: one["doc_id"]), theirs.asked)
+    return sorted(made["samples"][oracle.config.task], key=lambda one: one["doc_id"])
+
+
+def ask_both(both, file, oracle, pool, chat=False):
+    """Return (our samples, the requests they came from), (lm-eval's samples, its requests)."""
+    ours, theirs = (Listening(model) for model in both)
+    samples = run_task(ours, file, ITEMS, chat, None, examples(pool))
+    expected = plain_samples(theirs, oracle, chat)
+    return (samples, ours.asked), (expected, theirs.asked)
 
 
 @KINDS
@@ -368,14 +374,7 @@ def gsm8k_agrees(items, pool, answers, tokenizer, chat):
         config.pop(key)
     config["filter_list"] = config["filter_list"][:1]  # strict-match
     oracle = plain_task(config, items, pool, num_fewshot=5)
-    made = simple_evaluate(
-        theirs,
-        tasks=[oracle],
-        apply_chat_template=chat,
-        fewshot_as_multiturn=chat,
-        bootstrap_iters=0,
-        log_samples=True,
-    )["samples"]["gsm8k"]
+    made = plain_samples(theirs, oracle, chat)
     assert [prompt for prompt, _ in ours.prompts] == [prompt for prompt, _ in theirs.prompts]
     assert {tuple(settings["until"]) for _, settings in ours.prompts + theirs.prompts} == {
         ("Question:", "</s>", "<|im_end|>")
@@ -384,7 +383,7 @@ def gsm8k_agrees(items, pool, answers, tokenizer, chat):
     assert ours.prompts[0][0].count("####") == 5
     assert ours.prompts[0][0].count("<|im_start|>") == (12 if chat else 0)
     scores = [sample.score for sample in samples]
-    assert scores == [one["exact_match"] for one in sorted(made, key=lambda one: one["doc_id"])]
+    assert scores == [one["exact_match"] for one in made]
     return scores
 
 
